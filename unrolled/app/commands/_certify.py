@@ -343,7 +343,7 @@ class ProvedCodes(NamedTuple):
 
     signals: int
     rows: tuple[int, ...]  # the codes that have other signs, or no proof
-    optima: int  # signals whose only optimum is proved, after repairs of the signs
+    optima: int  # signals with a proof of the only optimum, after repairs of the signs
     distance: float  # the largest norm(x - x*) / norm(x*) over these signals
 
     def text(self) -> str:

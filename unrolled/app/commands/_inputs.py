@@ -144,7 +144,7 @@ def as_pairs(array: np.ndarray) -> np.ndarray:
 
 
 def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
-    """The signals (signals, m) of an array file, in float32, for a dictionary or a chain.
+    """The signals of an array file, of shape (signals, m), in float32, for D or a chain.
 
     Raises:
         ValueError: signals do not fit D, or float32 would lose a signal.
@@ -190,7 +190,7 @@ def code_names(n: int, chained: bool) -> list[str]:
 
 
 def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Operator, ...]) -> Any:
-    """The codes (signals, d) of the signals Y in a `.npz` file; None if the file has no codes.
+    """The codes of the signals Y in a `.npz` file, of shape (signals, d); None without codes.
 
     For a chain the result is a tuple with the codes of every layer.
 
@@ -373,7 +373,7 @@ def restore_model(
 
 @partial(jax.jit, static_argnums=0)
 def apply_in_chunks(apply: Callable, params: Any, D: Any, Y: jax.Array) -> Any:
-    """The codes (signals, d) of many signals (signals, m); for a network a tuple of codes."""
+    """The codes of many signals, the rows of Y; for a network a tuple of codes."""
     return jax.lax.map(lambda y: apply(params, D, y), Y, batch_size=CHUNK)
 
 

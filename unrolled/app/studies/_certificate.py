@@ -267,7 +267,7 @@ def dictionary_report(
         bound: B, the largest magnitude of an entry of a code.
         noise: the largest l1 norm of the noise in a signal.
         tolerance: l1 error to reach.
-        activation: if given, also certify this activation instead of ReLU.
+        activation: if given, the report also has guarantees with this activation in place of ReLU.
         entries: whether to compute also the weights with the smallest entries (Li, Feng, Zhou 2024,
             Definition 8), which takes many times longer.
         say: receives the number of linear programs solved so far.

@@ -377,7 +377,7 @@ def _noise(D: Any, Y: Array, X: Array) -> tuple[Array, Array]:
 
 
 def nonzeros(D: Any, X: Any) -> float:
-    """The mean number of nonzeros of codes (signals, d), or of nonzero parts."""
+    """The mean number of nonzeros, or of nonzero parts, of codes of shape (signals, d)."""
     parts = np.asarray(X).reshape(len(X), -1, block_of(D))
     return float((parts != 0).any(2).sum(1).mean())
 
