@@ -98,7 +98,7 @@ def lasso_weights(D: Dictionary, ridge: float) -> Operator:
     W = _lasso_weights(D, None if checks.is_concrete(ridge) and ridge == 0 else ridge)
     if checks.is_concrete(W) and any(np.isnan(np.asarray(A)).any() for A in jax.tree.leaves(W)):
         scaled = _scaled(D)[0]
-        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # raises, with names
+        frobenius_weights(scaled, ridge * spectral_norm(scaled) ** 2)  # names the fault
     return W
 
 
@@ -177,11 +177,12 @@ class alista(Coupled, FromClosedForm, Selecting):
     Params: shared W, which has no gradient and which `fit` does not change; steps (gamma, theta).
     In your own optax loop, mask W by `training.trainable`; otherwise weight decay changes W. `init`
     sets weights in closed form with a `ridge`, gamma = 1 / rho(W'D) and theta = gamma lam. With the
-    default ridge, the LASSO objective of these params is at most the objective of ISTA at the same
-    depth, or within 2 % of the objective of ISTA if ISTA has converged. We measured these
-    objectives on smooth, correlated, ill-conditioned and noisy problems and on learned dictionaries
-    (benchmarks/README.md). Ridge 0 gives the paper's weights, with which the LASSO objective before
-    training can be far above the objective of ISTA; `fit` warns of such params. For planted codes
+    default ridge, the LASSO objective of the codes before training is at most the objective of the
+    codes of ISTA at the same depth, or exceeds that objective by at most 2 % if ISTA has converged.
+    We measured these objectives on smooth, correlated, ill-conditioned and noisy problems and on
+    learned dictionaries (benchmarks/README.md). Ridge 0 gives the paper's weights. With the paper's
+    weights, the LASSO objective of the codes before training can be far above the objective of the
+    codes of ISTA; `fit` then warns if it trains with `training.lasso_loss`. For planted codes
     without noise, training reaches lower errors with the paper's weights, from `analytic.alista` or
     ridge 0. We claim neither result with `support`, because selected entries pass unshrunk.
 
@@ -332,8 +333,8 @@ class alista_at(Selecting):
     `onsager`. The share a has no gradient. For noisy signals try a `ridge` of 0.2 to 1.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
-    the same depth.
+    not scale with y. Before training, the LASSO objective of the codes of this layer can be above
+    the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Kim, Park (2020) for adaptive thresholds; Chen, Liu, Wang, Yin (2018) for support
     selection; Ma, Ping (2017) for the correction. Not claimed: a bound on the error, or
@@ -353,7 +354,9 @@ class alista_at(Selecting):
         choices=("code", "residual"),
         help='thresholds follow the mean magnitude of W\'r ("code") or of r ("residual")',
     )
-    onsager: bool = option(default=False, help="use the correction of message passing, no momentum")
+    onsager: bool = option(
+        default=False, help="use the correction of message passing instead of momentum"
+    )
     theta: float = option(
         default=1.5, least=0, help="threshold per mean magnitude at the start, times gamma"
     )
@@ -458,8 +461,8 @@ class na_alista(Selecting):
     `threshold` times gamma.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
-    the same depth.
+    not scale with y. Before training, the LASSO objective of the codes of this layer can be above
+    the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper, tau is the threshold itself,
     and the inputs are standardised with the first batch. Here tau is in units of the residual and

@@ -43,11 +43,12 @@ class alista_rt(Layer):
         A \leftarrow A \cup \{i : |g_i| > c \max |g| + (1 + c) \nu\}, \qquad
         x_i \leftarrow x_i + g_i \text{ for } i \in A, \quad 0 \text{ elsewhere}.
 
-    Entry i joins A if its product abs(g_i) exceeds the share c of the largest product. One number,
-    c, sets all thresholds. If c(S) <= c for a support S, no step adds an entry outside of S,
-    whatever the signs and magnitudes of the code on S. If also c < 1 and kappa(S) < 1, the codes
-    converge. `theory.certify_supports` computes c(S) and kappa(S). The option `noise` is nu, a
-    bound on the noise in a product; the layer adds a bound on rounding errors to nu.
+    Entry i joins A if its product abs(g_i) exceeds the share c of the largest product by more than
+    (1 + c) nu. One number, c, sets all thresholds. If c(S) <= c for a support S, no step adds
+    an entry outside of S, whatever the signs and magnitudes of the code on S. If also c < 1 and
+    kappa(S) < 1, the codes converge. `theory.certify_supports` computes c(S) and kappa(S). The
+    option `noise` is nu, a bound on the noise in a product; the layer adds a bound on rounding
+    errors to nu.
 
     Params: shared (analytic, ratio = c); no params per step. `init` sets W in closed form. The sign
     of c has no effect. c has no gradient; use `training.search` to set c.
@@ -55,8 +56,8 @@ class alista_rt(Layer):
     For codes in parts, abs(g_i) is the size of a part, and A consists of whole parts.
 
     The layer has no lam: if `noise` is 0, the code of s y is s times the code of y for every number
-    s. LASSO codes with a fixed lam do not scale with y, and the LASSO objective before training can
-    be above the objective of ISTA.
+    s. LASSO codes with a fixed lam do not scale with y. Before training, the LASSO objective of the
+    codes of this layer can be above the LASSO objective of the codes of ISTA at the same depth.
 
     Not claimed: a bound if c(S) > c; no test of the signal detects this case. A residual of 0 shows
     that the code is right if the atoms of S are independent.
@@ -73,7 +74,7 @@ class alista_rt(Layer):
         default=0.95, least=0, help="initial c, the share of the largest product to exceed"
     )
     noise: float = option(
-        default=0.0, least=0, help="nu, the largest part of the noise in a product w_i . y"
+        default=0.0, least=0, help="nu, a bound on the part of each product w_i . y that is noise"
     )
 
     forms = (Unrolled(Ratio, None),)
@@ -104,7 +105,7 @@ class alista_rt(Layer):
         size, c = lax.stop_gradient((penalty.sizes(g), magnitude(shared.ratio)))
         entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # bounds |W|'|D|
         rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(penalty.sizes(x))
-        if penalty.block > 1:  # the norm of a part of such entries, with rounding
+        if penalty.block > 1:  # a part has `block` such entries, and its norm rounds
             rounding = (penalty.block + 1) * rounding
         nu = lax.stop_gradient(self.noise + rounding)
         taken = size > c * jnp.max(size, initial=0) + (1 + c) * nu

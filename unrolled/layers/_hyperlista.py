@@ -26,14 +26,15 @@ _MULTIPLES = {
     "momentum": (0.0, 0.5, 1.0, 1.5, 2.0),
     "selection": (0.1, 0.25, 0.5, 0.75, 1.0, 1.4, 2.0),
 }
-# For the dictionary above rho(W'D) is 2.1; thresholds and selection then keep the steps stable.
+# For a Gaussian 250 x 500 dictionary rho(W'D) is 2.1, and thresholds and selection keep the steps
+# stable.
 _TAMED = 2.5
 
 
 class Analytic(NamedTuple):
     """The params from theory: c W, mu_W and d_i . (D D')^+ d_i / c, with W in closed form.
 
-    If rho(W'D) is above 2.5, c is 2 / rho(W'D), because no step size can shorten these steps.
+    If rho(W'D) is above 2.5, c is 2 / rho(W'D), because the steps have no step size to reduce.
     Otherwise c is 1. Hence D^+ r = leverage (c W)'r. For a `Conv`, whose weights are filters, the
     equation holds only approximately. The approximation suffices, because norm(D^+ r, 1) only sets
     the scale of the thresholds.
@@ -84,8 +85,8 @@ class hyperlista(Shrinking):
         \theta_k = c_1 \mu_W \rho_k, \qquad \beta_k = c_2 \mu_W \|x_k\|_0, \qquad
         p_k = c_3 \ln(\rho_0 / \rho_k) / d,
 
-    where eta shrinks all entries except the p_k d largest ones (`select_support`), and p_k is
-    clipped to [0, 1].
+    where eta shrinks all entries except the entries above theta_k that are among the p_k d entries
+    of largest magnitude (`select_support`), and p_k is clipped to [0, 1].
 
     Params: shared (analytic, threshold = c_1, momentum = c_2, selection = c_3); no params per step.
     `init` and `analytic.hyperlista` set weights in closed form and three numbers that suit
@@ -95,8 +96,8 @@ class hyperlista(Shrinking):
     unless `trainable` freezes c_3.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
-    the same depth.
+    not scale with y. Before training, the LASSO objective of the codes of this layer can be above
+    the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Chen, Liu, Wang, Yin (2021), with unit step size and with estimates by D^+ instead of
     the true code. Not claimed: a bound on the error.

@@ -94,8 +94,9 @@ class step_lista(FromISTA, Shrinking):
     r"""K steps x <- shrink(x + gamma_k D'(y - D x), gamma_k lam): ISTA with learned step sizes.
 
     Params: steps gamma; the sign of gamma has no effect. `init` sets gamma = 1 / L; the steps are
-    then the steps of `pursuit.ista`. For all step sizes, a fixed point solves the LASSO with the
-    weight `lam`, an option that is not trained. Train with `training.lasso_loss(lam)`.
+    then the steps of `pursuit.ista`. For all nonzero step sizes, a fixed point of a step solves the
+    LASSO with the weight `lam`, an option that is not trained. Train with
+    `training.lasso_loss(lam)`.
 
     Reference: Ablin, Moreau, Massias, Gramfort (2019).
 

@@ -27,7 +27,7 @@ __all__ = ["Acting", "FAMILIES", "Law", "Layer", "Looped", "Recipe", "unroll"]
 _PER_STEP, _MOST = 0.12, 1.3
 # The square or the inverse of a variance outside these bounds overflows or underflows in float32.
 _RANGE = 1e-18, 1e18
-# The probability that a recipe passes for codes without zeros, because options must be below 1.
+# The probability that a recipe passes for codes without zeros; the option must be below 1.
 _ALMOST_ALL = 0.999
 
 
@@ -126,7 +126,7 @@ class Recipe(NamedTuple):
         searched: for each field of the shared params, multiples of its initial value. A grid search
             chooses one of these multiples.
         calibrated: whether `analytic.calibrate` sets thresholds and step sizes before training.
-        weighted: whether the params before training have weights in closed form, by
+        weighted: whether the params before training have weights in closed form, from
             `Layer.from_weights`. If there is noise, `prepare` chooses the ridge with the least
             error on the validation signals.
         damped: for steps with weights W, factors by which W times `stable_step` is multiplied. If
@@ -271,8 +271,8 @@ class Looped(Interned):
     precision: str = option(
         default="highest",
         choices=PRECISIONS,
-        help='precision of the matrix products; below "highest" the thresholds of the theory '
-        "may fail",
+        help='precision of the matrix products; below "highest" the guarantees of thresholds '
+        "from theory may fail",
     )
     unroll: int = option(default=1, least=1, help="number of steps in one turn of the scan")
     remat: bool = option(
@@ -300,8 +300,8 @@ class Layer(Looped):
     With a `guard`, the code after step k is the code among x_0 = 0, ..., x_k that has the least
     LASSO objective with the guard as weight. Hence no code has a larger objective than the zero
     code, whatever the params and the signal. The guard adds one product with D per step and does
-    not change the steps. The certificates and predictions of `theory` and the networks of `realize`
-    refuse guarded layers, because the theorems bound the code of the last step.
+    not change the steps. The certificates and predictions of `theory` and the functions of
+    `realize` refuse guarded layers, because the theorems bound the code of the last step.
 
     Attributes:
         forms: the possible classes of `shared` and of one step in the params, as a tuple of
@@ -467,7 +467,7 @@ def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
 
 
 class _Guarded(NamedTuple):
-    """The state of a layer, and the code with the least objective so far."""
+    """The state of a layer, and the code with the least LASSO objective so far."""
 
     state: Any
     x: Array  # (d,)

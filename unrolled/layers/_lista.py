@@ -159,8 +159,8 @@ class lista(FromISTA, Selecting):
 class lista_ss(lista):
     """LISTA with support selection; see `lista`.
 
-    Selected entries pass unshrunk, so the LASSO objective before training can be above the
-    objective of ISTA.
+    Selected entries pass unshrunk. Before training, the LASSO objective of the codes of this layer
+    can therefore be above the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -218,8 +218,8 @@ class lista_cp(Coupled, FromISTA, Selecting):
 class lista_cpss(lista_cp):
     """LISTA-CP with support selection; see `lista_cp`.
 
-    Selected entries pass unshrunk, so the LASSO objective before training can be above the
-    objective of ISTA.
+    Selected entries pass unshrunk. Before training, the LASSO objective of the codes of this layer
+    can therefore be above the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Chen, Liu, Wang, Yin (2018).
 
@@ -359,7 +359,9 @@ class lfista_cp(FromISTA, Shrinking):
         True
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO that judges the codes")
+    lam: float = option(
+        default=0.1, least=0, help="weight of the LASSO objective that chooses the code"
+    )
 
     forms = (Unrolled(None, WeightsAndMomentum),)
     recipe = Recipe(5e-4, options=_judging, calibrated=True, weighted=True)
@@ -415,7 +417,7 @@ def _along(D: Dictionary, gamma: Array, theta: Array) -> Unrolled:
 
 Gate = Annotated[Array, Shape("", "d")]
 
-# From the published code; keeps the overshoot finite if an entry does not change.
+# From the authors' program; keeps the overshoot finite if an entry does not change.
 _SOFTENING = 0.1
 
 
@@ -430,7 +432,7 @@ class Gated(NamedTuple):
 
 
 class Gates(NamedTuple):
-    """The state: the code, and the threshold that shrank each entry in the last step."""
+    """The state: the code, and the threshold by which the last step shrank each entry, or 0."""
 
     x: Array  # (d,)
     shrunk_by: Array  # (d,)
@@ -543,8 +545,8 @@ class liht(Layer):
     L, S = I - D'D / L.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
-    the same depth.
+    not scale with y. Before training, the LASSO objective of the codes of this layer can be above
+    the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Xin, Wang, Gao, Wipf, Wang (2016); Blumensath, Davies (2008) for fixed matrices.
 

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-# Multiples of stable weights to try if message passing diverges, for example for a coherent D.
+# Multiples of stable weights to try if message passing diverges, as for a coherent D.
 DAMPED = (1.0, 2.0, 2.6)
 
 
@@ -110,8 +110,8 @@ class lamp(Shrinking):
     units of D. The count norm(x, 0) has no gradient.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
-    the same depth.
+    not scale with y. Before training, the LASSO objective of the codes of this layer can be above
+    the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence if D is not
     Gaussian. If D is coherent, the steps with the params from `init` can diverge.
@@ -250,8 +250,9 @@ class lamp_bg(Estimating):
     passing: W = D and alpha = 1 for unit atoms; for other atoms W and alpha are in the units of D.
     The noise level is estimated from the residual.
 
-    The layer has no lam; its options describe the law of the codes. The LASSO objective before
-    training can be above the objective of ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. Before training, the LASSO
+    objective of the codes of this layer can be above the LASSO objective of the codes of ISTA at
+    the same depth.
 
     Reference: Borgerding, Schniter, Rangan (2017) for the shrinkage eta_bg, whose prior they also
     learn; Donoho, Maleki, Montanari (2009) for the initial params. Not claimed: sparse codes,
@@ -325,8 +326,9 @@ class tista(Estimating):
     for which the errors of r are unbiased. Without `onsager`, `init` sets gamma to at most 2,
     because longer steps can diverge.
 
-    The layer has no lam; its options describe the law of the codes. The LASSO objective before
-    training can be above the objective of ISTA at the same depth.
+    The layer has no lam; its options describe the law of the codes. Before training, the LASSO
+    objective of the codes of this layer can be above the LASSO objective of the codes of ISTA at
+    the same depth.
 
     Reference: Ito, Takabe, Wadayama (2019); Ma, Ping (2017) for the correction.
     `theory.state_evolution` predicts the error. Not claimed: sparse codes, because entries are
@@ -365,7 +367,7 @@ class tista(Estimating):
         noise, n = math.frexp(self.noise)
         excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
         v, g = jnp.maximum(excess, least), widened(gamma)
-        tau2 = v / d * (d + (g**2 - 2 * g) * min(m, d))  # min(m, d) is the rank of D
+        tau2 = v / d * (d + (g**2 - 2 * g) * min(m, d))  # the rank of D, if it is full
         tau2 = tau2 + g**2 / d * ldexp(noise * w, n + 2 * k)
         tau2 = jnp.maximum(tau2, least)
         r = z + gamma * (residual @ W)
@@ -469,10 +471,10 @@ class vamp_bg(Layer):
     signal has its own estimates. If m > d, the first estimate of the noise is the part of y outside
     of the range of D. The code scales with the signal, unless `variance` is given.
 
-    If the norm of the residual exceeds the least norm so far by more than a tenth, the layer keeps
-    the previous code and damps later messages. The field `grew` of the last state,
-    `layer.run(params, D, y)[0]`, counts these events. If `grew` is not 0, the code of the signal
-    may be far from the best code.
+    If the norm of the residual exceeds norm(y), or exceeds the least norm so far by more than a
+    tenth, the layer keeps the previous code and damps later messages. The field `grew` of the last
+    state, `layer.run(params, D, y)[0]`, counts these events. If `grew` is not 0, the code of the
+    signal may be far from the best code.
 
     Params: shared U, S and V, which are fixed and computed from the D of `init`; steps (log_odds,
     log_variance, log_noise, damping), which `init` sets to the options. `apply` uses U, S and V,
@@ -480,14 +482,14 @@ class vamp_bg(Layer):
     and, if m <= d, log_noise.
 
     The layer has no lam: the code of c y is c times the code of y. LASSO codes with a fixed lam do
-    not scale with y, and the LASSO objective before training can be above the objective of ISTA at
-    the same depth.
+    not scale with y. Before training, the LASSO objective of the codes of this layer can be above
+    the LASSO objective of the codes of ISTA at the same depth.
 
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, because entries are small but not zero; convergence if the law of D is not
     rotation invariant, as with correlated columns or parts of transforms; accuracy of `em` for
-    noisy signals with m near d. The first code of such signals fits the noise, so set `noise_ratio`
-    instead.
+    noisy signals with m near d. If m <= d, set `noise_ratio` for such signals, because their first
+    code otherwise fits the noise.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
@@ -509,7 +511,7 @@ class vamp_bg(Layer):
     noise_ratio: float = option(
         default=_NOISELESS,
         above=0,
-        help="assumed energy of the noise over energy of the signal: 1e-4 at 40 dB",
+        help="assumed energy of the noise, divided by the energy of the signal: 1e-4 at 40 dB",
     )
     damping: float = option(
         default=0.0, least=0, below=1, help="share of the old message that a step keeps"

@@ -117,7 +117,7 @@ programs.exportable(Unrolled)
 
 
 class Fixed(NamedTuple, Generic[T]):
-    """Shared weights that `fit` does not change; `Fixed[Record]` holds a record in place of W.
+    """Shared weights that `fit` does not change; `Fixed[Record]` holds a record, not a matrix.
 
     In your own optax loop, mask fixed weights by `training.trainable`; otherwise weight decay
     changes the weights.

@@ -103,8 +103,8 @@ class Shrinking(Layer):
     Steps that select a support end in `self.shrink(D, u, theta, fraction)`. With `nonnegative`, the
     steps are steps for the LASSO over x >= 0. With a `bend`, large entries pass unshrunk, as in the
     proximal map of the minimax concave penalty. No theorem in this library covers `nonnegative` or
-    `bend`: the bounds of certificates do not hold for layers with a bend, and the networks of
-    `realize` and the predictions of `theory` refuse both options.
+    `bend`: certificates do not hold for layers with a `bend`, and `realize` and the predictions of
+    `theory` refuse both options.
 
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
@@ -123,14 +123,15 @@ class Shrinking(Layer):
     )
 
     nonnegative: bool = option(
-        default=False, help="shrink by rho(u - theta), with ReLU the proximal map over x >= 0"
+        default=False,
+        help="shrink by rho(u - theta); with ReLU this is the proximal map over x >= 0",
     )
 
     bend: float = option(
         default=math.inf,
         above=1,
         most=math.inf,
-        help="thresholds at which an entry passes unshrunk (firm shrinkage); inf shrinks all",
+        help="entries above bend * theta pass unshrunk (firm shrinkage); inf shrinks all entries",
     )
 
     def penalty(self, D: Dictionary) -> Penalty:
@@ -215,7 +216,7 @@ def _at_ista(layer: FromISTA, D: Dictionary) -> tuple[Unrolled, Array]:
 
 
 class Coupled(Shrinking):
-    """A family of the step x <- shrink(x + gamma W'(y - D x), theta), the form of the theorems.
+    """A family whose step is x <- shrink(x + gamma W'(y - D x), theta), as in the theorems.
 
     A subclass defines `weights`, which returns W and gamma, and its params have a `theta`.
     `realize` turns layers of these families into CNNs and transformers.
@@ -228,12 +229,16 @@ class Coupled(Shrinking):
         [0.9 0. ]
     """
 
-    if TYPE_CHECKING:  # the family has these
+    if TYPE_CHECKING:  # each family defines `weights`
         weights: ClassVar[Callable[..., Acting]]
 
     @property
     def is_coupled(self) -> bool:
-        """Whether steps have this form, codes have both signs, and the layer has no guard."""
+        """Whether a step of this layer has the form of the theorems.
+
+        The form excludes a guard, `nonnegative`, a `bend`, and a step or a shrinkage that a
+        subclass defines.
+        """
         return self._steps_alike and not (self.uncovered or self.nonnegative)
 
     @property

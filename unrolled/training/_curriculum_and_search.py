@@ -178,9 +178,9 @@ def curriculum(
 
     and the updates of trained shared params (a tied W) by c. The first stage trains shared params
     only at k = 1. Every stage starts from the best params of the previous stage and initialises the
-    optimiser again. The best params have the least loss of the code after step k on the validation
-    batch. All stages use one compiled training step, with k and the rates as arguments. Early
-    stages therefore cost as much as late stages.
+    optimiser again. The best params of a stage have the least loss of the code after step k on the
+    validation batch. All stages use one compiled training step, with k and the rates as arguments.
+    Early stages therefore cost as much as late stages.
 
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss gets the code after step k as
@@ -302,7 +302,7 @@ class Search(Result):
     values: dict[str, float]  # the best values
     axes: dict[str, np.ndarray]  # the tried values, in the order of the axes of the tables
     nmse: np.ndarray | None  # in dB, as a ratio of sums; None without codes
-    mean_nmse: np.ndarray | None  # the mean over signals of dB; None without codes
+    mean_nmse: np.ndarray | None  # the mean over signals of the NMSE in dB; None without codes
     loss: np.ndarray | None = None  # the loss; None if no loss was given
     zero: float = 0.0  # the measure of zero codes
     ista: float = np.nan  # the measure of ISTA at this depth, with the lam of loss or layer

@@ -84,7 +84,7 @@ def write(
 def read(path: Path, kind: str, take: Callable) -> tuple[dict, dict[str, np.ndarray]]:
     """The manifest and the arrays of a file that `write` wrote, after checking every hash.
 
-    The arrays lie in the mapped file: copy an array to keep it after the file is closed.
+    The arrays lie in the mapped file: copy an array that must not depend on the file.
 
     Raises:
         CheckpointError: the file has a newer format.
@@ -115,7 +115,7 @@ def to_npz(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             plain = array if array.dtype.kind in "biuf" else array.view(f"u{array.dtype.itemsize}")
             entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.file_size = plain.nbytes  # zipfile needs this size for 64-bit sizes
+            entry.file_size = plain.nbytes  # tells zipfile whether the entry needs 64-bit sizes
             with archive.open(entry, "w") as stream:
                 np.lib.format.write_array(stream, plain, allow_pickle=False)
 
@@ -318,8 +318,8 @@ class Checkpoint(Record):
         default=None,
         least=1,
         kw_only=False,
-        help="training steps between two saves, the most that a kill can lose; None saves at "
-        "every evaluation",
+        help="training steps between two saves, the most steps that a killed run can lose; None "
+        "saves at every evaluation",
     )
     keep: int = option(
         default=3,
@@ -469,8 +469,8 @@ def newest(
     `accept(manifest)` raises if the step belongs to another run.
 
     Raises:
-        CheckpointError: `strict` is True and the newest step is damaged, a newer version saved the
-            step, or no step is whole.
+        CheckpointError: the newest step is damaged and `strict` is True; a newer version saved the
+            step; or all steps are damaged.
     """
     damaged = []
     for step in reversed(steps.all()):

@@ -177,7 +177,7 @@ def fit(
     reduction: str = "tree",
     mask: ArrayLike | None = None,
 ) -> Fit:
-    """Train params, and D if you ask for it, by any optax optimiser.
+    """Train params, and D if `learn_dictionary` is True, by any optax optimiser.
 
     One compiled step draws the batch of training step k as `sample(fold_in(key, k))`, so the result
     depends only on the arguments. Thresholds (fields with the role "threshold") are trained as
@@ -236,11 +236,11 @@ def fit(
             `jax.distributed.initialize` joins the devices of several processes: all processes make
             this call with the same arguments and read the checkpoints, and only the first process
             writes checkpoints, log and progress bar. A SIGINT or SIGTERM to one process stops all
-            processes at the next evaluation. A second axis "atoms", whose devices belong to one
-            process, splits a dense D, the params with an entry or a column for each atom, and the
-            moments of the optimiser for D and these params. The result stays split and equals the
-            result of one device up to rounding. Devices exchange only parts of D x. For LISTA and
-            LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA, devices also
+            processes at the next evaluation. A second axis "atoms", within each process,
+            splits a dense D, the params with an entry or a column for each atom, and the moments of
+            the optimiser for D and these params. The result stays split and equals the result of
+            one device up to rounding. Devices exchange only parts of D x. For LISTA and LFISTA,
+            devices also exchange codes, which S multiplies; for robust ALISTA, devices also
             exchange W.
         reduction: how the devices add their losses and gradients. "tree" takes log2(devices)
             exchanges, in an order that does not depend on the number of devices. "psum", for a mesh

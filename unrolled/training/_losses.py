@@ -183,7 +183,9 @@ def deep(loss: Loss, weights: ArrayLike | Sequence[float] | None = None) -> Loss
     """Deep supervision: the weighted sum of a loss over all steps of a layer, or blocks of a chain.
 
     Args:
-        loss: the loss, which gets the codes up to one step as if this step were the last.
+        loss: the loss of one step or block. For a layer, the loss gets the code of the step,
+            (1, batch, d). For a network, the loss gets the codes, X and D of all blocks up to the
+            block.
         weights: (K,), or (J,) for a network; None gives all steps or blocks equal weights that sum
             to 1.
 
@@ -278,8 +280,8 @@ def sparse_feature_penalty(
     .. math:: \sum_j w_j \frac{1}{N \dim x_j} \sum_{n=1}^{N} \|x_j^{(n)}\|_1,
 
     where dim x_j is the number of elements of x_j in one sample. The gradient is
-    :math:`w_j\,\mathrm{sign}(x_j) / (N \dim x_j)`, and 0 where a feature is 0. Add gamma times this
-    penalty to your loss.
+    :math:`w_j\,\mathrm{sign}(x_j) / (N \dim x_j)`, and 0 where a feature is 0. Add this penalty,
+    times a weight, to your loss.
 
     Args:
         features: one array (N, ...) per layer, with the activations after the nonlinearity.
@@ -293,8 +295,8 @@ def sparse_feature_penalty(
         TypeError: features or weights have a wrong type, or activations are not real floating-point
             numbers.
         ValueError: there are no features, an array has no batch axis or no elements, the batches
-            differ in size, weights do not match the features, or a weight is negative, NaN or
-            infinite and not traced.
+            differ in size, weights do not match the features, or a weight that is not traced is
+            negative, NaN or infinite.
 
     The paper (Section 4) prints the sum of norm(x_j, 1) / dim(x_j) for one sample. We assume that
     x_j is taken after the nonlinearity, and that the penalty is averaged over a batch.

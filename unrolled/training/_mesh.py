@@ -101,7 +101,7 @@ class Sharing(NamedTuple):
 
 
 def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
-    """The `Sharing` of these arguments; the compiler partitions the axes of its mesh.
+    """The `Sharing` of these arguments, with a mesh whose axes all have the type Auto.
 
     Raises:
         TypeError: `mesh` is not a mesh, or `accumulate` is not an integer.

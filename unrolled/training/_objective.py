@@ -85,7 +85,7 @@ class Fit(Result):
     """The result of a run."""
 
     params: Any  # the params after the last step
-    best: Any  # the params with the least validation loss, which may be the start
+    best: Any  # the params with the least validation loss, possibly the initial params
     D: Any  # the given dictionary, or the dictionary learned with `best`
     history: History  # losses and evaluations
     model: Model  # the trained model
@@ -156,7 +156,7 @@ class Trained(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Everything that changes during a run; a run resumes from it bit for bit.
+    """Everything that changes during a run, from which a run resumes bit for bit.
 
     The compiled step consumes `trained` and `optimizer`: copy both fields if you need them later.
     """
@@ -376,7 +376,7 @@ def merge(trained: Trained, fixed: Trained) -> Trained:
 
 @checked
 def with_unit_atoms(D: Dictionaries) -> Dictionaries:
-    """D with atoms scaled to norm 1; `fit` does this after every update.
+    """D with atoms scaled to norm 1, as `fit` scales a learned D after every update.
 
     Args:
         D: (m, d); a tuple for a network.
@@ -528,7 +528,7 @@ class Variables(NamedTuple):
     """The variables of a model, as nested dicts."""
 
     weights: Any  # nnx.Params
-    others: Any  # statistics of batches, and states of random numbers
+    others: Any  # statistics of batches, and states of random-number generators
 
 
 class Outputs(Objective):

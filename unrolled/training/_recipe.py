@@ -41,8 +41,8 @@ __all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
 # The ridges to try for weights in closed form if signals are noisy, in units of norm(D, 2)^2.
 _RIDGES = (0.0, 0.03, 0.1, 0.3, 1.0, 3.5)
-_ROUNDING = 1e-4  # y - D x is rounding if its norm is below this share of norm(y)
-# Numbers of signals: drawn from a sampler, used to calibrate, used in a grid search.
+_ROUNDING = 1e-4  # residuals are rounding errors if their norm is below this share of norm(Y)
+# Numbers of signals to draw from a sampler, to calibrate on and to search on, respectively.
 _DRAWN, _CALIBRATED_ON, _SEARCHED_ON = 2048, 256, 512
 _DEEP = 0.1  # weight of the mean over all steps in the loss
 _CLIP = 1.0  # largest norm of a gradient after clipping
@@ -382,7 +382,7 @@ def _start(layer: Layer, signals: _Signals, key: Any, ridges: tuple[float | None
 
 
 def _damped(start: Start, multiple: float, signals: _Signals) -> Start:
-    """A calibrated start whose weights are `multiple` times weights with non-expanding steps."""
+    """The start with weights multiplied by `stable_step` and `multiple`, calibrated again."""
     steps: Any = start.params.steps
     W = multiple * stable_step(steps.W[0], signals.D) * steps.W
     params = start.params._replace(steps=steps._replace(W=W))

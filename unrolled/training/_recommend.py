@@ -38,9 +38,9 @@ class _Rules(NamedTuple):
     code has m K / 128 nonzeros. If codes are known, the bounds come from benchmarks/lista.jsonl.
     """
 
-    few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 steps
-    many_nonzeros: float = 1 / 5  # share of m above which LARS takes twice as long as 16 steps
-    many_atoms: int = 1000  # below this number, no network was faster at a gap below 0.01
+    few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 network steps
+    many_nonzeros: float = 1 / 5  # share of m above which LARS takes twice the time of 16 steps
+    many_atoms: int = 1000  # d below which no network with a gap of 0.01 beat an exact solver
     many_signals: int = 100_000  # number of signals for which training pays
     # Multiple of the coherence of a random dictionary of the same size. Above this multiple, as in
     # learned dictionaries, trained networks keep a gap above 0.01.
@@ -50,7 +50,7 @@ class _Rules(NamedTuple):
     # If codes are known: the ratio of the energies of noise and signals below which `tista` has a
     # smaller error than `vamp_bg`.
     little_noise: float = 1e-5
-    fewest_pairs: int = 1000  # signals with known codes that a recipe needs
+    fewest_pairs: int = 1000  # least number of signals with known codes to train on
 
 
 RULES = _Rules()
@@ -123,12 +123,13 @@ def recommend(
 ) -> Recommendation:
     """Recommend a method for signals in a dictionary: an exact solver, or a network to train.
 
-    `recommend` computes the exact codes of 256 signals, counts their nonzeros, and compares
-    measured costs. It chooses an exact solver if codes have few nonzeros, if there are few signals
-    to code, or if a trained network would keep a gap (F - F*) / F* above 0.01, as on learned
-    dictionaries. It chooses a network if a large random-like dictionary and many nonzeros make
-    exact codes expensive. It also chooses a network if codes are known: training can then aim at
-    the known codes, but an exact solver returns LASSO codes.
+    If the codes of 1,000 signals or more are known, `recommend` chooses a network: training can aim
+    at the known codes, but an exact solver returns LASSO codes. Otherwise `recommend` computes the
+    exact codes of at most 256 signals, counts their nonzeros, and compares measured costs. It then
+    chooses an exact solver if codes have few nonzeros, if there are few signals to code, or if a
+    trained network would keep a gap (F - F*) / F* above 0.01, as on learned dictionaries. It
+    chooses a network if a large random-like dictionary and many nonzeros make exact codes
+    expensive.
 
     The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
     `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
@@ -142,12 +143,12 @@ def recommend(
         X: the codes, (signals, d), if they are known. The codes have the form of Y: complex, or of
             shape (signals, d, g).
         lam: the weight of the LASSO. If lam is None and `noise` is positive, lam is the product of
-            `noise`, sqrt(2 ln d) and the mean norm of an atom. For codes in parts of g real
-            numbers, lam is the product of three numbers: sqrt(g) + sqrt(2 ln(d / g)), the standard
+            `noise`, sqrt(2 ln d) and the mean norm of an atom. For codes in p parts of g real
+            numbers, lam is the product of three numbers: sqrt(g) + sqrt(2 ln p), the standard
             deviation of the noise in a real number, and the mean norm of an atom. If lam is None
             and `noise` is 0 or None, lam is a tenth of the value at which nine codes in ten are 0.
-            Both values are rounded to three digits. If the codes of 1,000 signals or more are
-            known, lam is not used.
+            A lam that `recommend` computes is rounded to three digits. If the codes of 1,000
+            signals or more are known, lam is not used.
         noise: standard deviation of the noise in an entry of Y (of a complex entry, not of its real
             part). If the codes of 1,000 signals or more are known, None estimates the noise from
             these codes.
@@ -291,7 +292,7 @@ def _share(nonzeros: float, m: int) -> str:
 
 
 def _why_exact(D: Operator, nonzeros: float, n: int) -> str | None:
-    """Why exact codes are the better choice; None if a network for the LASSO pays."""
+    """The reason to prefer exact codes; None if training a network for the LASSO pays."""
     m, d = D.shape
     if block_of(D) > 1:
         return (

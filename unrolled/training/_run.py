@@ -71,9 +71,9 @@ class Options(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One stage of a run, with the argument of its loss and its start."""
+    """One stage of a run: the step whose code is evaluated, the start, and the length."""
 
-    at: int = -1  # the argument `at` of the loss
+    at: int = -1  # the index of the step whose code the loss gets
     enter: Callable[[Loop, Progress], Progress] = lambda loop, state: state
     steps: int | None = None  # the largest number of steps; None takes `steps` of the run
 
@@ -279,7 +279,7 @@ def _worse(loop: Loop, validation: float, at: str) -> str:
 
 _HISTORY = ("losses", "records")  # leaves that grow with the run
 _ONLY_SPEED = ("unroll", "remat")  # options of a model that a resumed run may change
-_REPLAYED = 2  # steps to repeat at a resume; the second step shows a changed rate
+_REPLAYED = 2  # steps to repeat at a resume; the second step shows a changed learning rate
 
 
 @contextmanager

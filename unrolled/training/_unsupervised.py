@@ -84,10 +84,11 @@ def unsupervised(
 
     The recipe first trains the 2 K numbers of a guarded `fista` for 300 steps at each of four
     rates, and for 1,500 steps at the best rate. It then trains `lfista_cp` for 300 steps from the
-    best `fista` (`from_fista`) and for 300 steps from `init`, and continues from the better of the
-    two results until the last step. All choices use the validation loss on held-back signals. Rates
-    are in units of the mean norms of signals and atoms: if you scale D, or scale the signals and
-    `lam` by the same factor, the params scale accordingly.
+    best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains `lfista_cp` for
+    `steps` steps from the start whose 300 steps gave the smaller loss; this run begins again at the
+    start. All choices use the validation loss on held-back signals. Rates are in units of the mean
+    norms of signals and atoms: if you scale D, or scale the signals and `lam` by the same factor,
+    the params scale accordingly.
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -96,8 +97,8 @@ def unsupervised(
         lam: the weight of the LASSO, one number.
         depth: K.
         key: the key of the batches; an int is a seed.
-        weights: False trains only the 2 K numbers of `fista`, in all steps. These numbers are
-            enough if D is random and large, and their training takes a tenth of the memory.
+        weights: False trains only the 2 K numbers of `fista`, also in the last run. These numbers
+            are enough if D is random and large, and their training takes a tenth of the memory.
         steps: number of training steps of the last run; no earlier run takes more steps.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
             training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
