@@ -462,7 +462,9 @@ def _scaled(x, act, k):
 
 @checked
 def scale(act: Activation, k: float) -> Activation:
-    """rho(k x) / k, whose tail and distance from ReLU are smaller by the factor k.
+    """rho(k x) / k, which divides the tail of rho and the distance of rho from ReLU by k.
+
+    The Lipschitz constant of the tail stays the same.
 
     Args:
         act: rho.
@@ -554,7 +556,7 @@ def compose(act: Activation, times: int) -> Activation:
 
 
 def _iterated_sup(act: Activation, m: int) -> float:
-    """sup abs(h^m): beta_{k+1} = abs(h(-beta_k)) for monotone tails, else min(1, L) beta_k."""
+    """A bound on sup abs(h^m): iterate abs(h(-beta)) if h is ELU or CELU, else min(1, L) beta."""
     sup = act.tail_sup
     for _ in range(m - 1):
         if act.function is _elu:

@@ -74,7 +74,7 @@ _RISING = {
 
 @checked
 def is_known(activation: Activation) -> bool:
-    """Whether this package made an activation, and the constants were not changed since.
+    """Whether this package made an activation, and its constants have not been changed since.
 
     Example:
         >>> rho = ur.activations.elu(0.5)

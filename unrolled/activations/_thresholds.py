@@ -126,7 +126,7 @@ def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
 
 @checked
 def firm_threshold(v: ArrayLike, theta: ArrayLike, upper: ArrayLike) -> Array:
-    """0 up to theta, v from `upper` on, linear in between; soft thresholding if upper = inf.
+    """0 if abs(v) <= theta, v if abs(v) >= upper, else linear; the soft threshold if upper = inf.
 
     Raises:
         ValueError: known thresholds violate 0 <= theta < upper.

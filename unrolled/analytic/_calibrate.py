@@ -82,7 +82,7 @@ def greedy(
 
 
 def _search(layer, loss, shared, p, D, Y, X, state, constants):
-    """The params of a step with the best threshold and step size, and the states after it."""
+    """The step params with the best threshold and step size, and the states after the step."""
     sizes = names_with_role(p, "step size")
 
     def after(theta, gamma):
@@ -167,7 +167,7 @@ def with_factor(layer, params, D, Y, X, loss=squared):
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
-    """A list with the params of c W, if steps without step sizes expand; otherwise []."""
+    """The params with c W in a list if steps have no step size and one step expands; else []."""
     unguarded = dataclasses.replace(layer, guard=None)  # a guard does not change the step
     if not unguarded.is_coupled or names_with_role(params.steps, "step size"):
         return []
@@ -246,9 +246,10 @@ def calibrate(
     where t = 1 keeps the thresholds of the first pass. Both passes use three quarters of the sample
     and hold back the last quarter. If the given params have the smaller error on this quarter,
     `calibrate` returns the given params with a warning. (With fewer than four signals, all signals
-    serve both purposes.) Here the error is the squared error of the codes or, if codes are not
-    known, a loss such as the objective of the LASSO. If you pass a loss, `calibrate` also runs the
-    second pass on the given params, and returns the params with the smaller loss on the sample.
+    serve both purposes.) Here the error is the squared error of the codes, or the loss that you
+    pass, such as the objective of the LASSO if the codes are not known. If you pass a loss,
+    `calibrate` also runs the second pass on the given params, and returns the params with the
+    smallest loss on the sample.
 
     `calibrate` sets the fields whose role is "threshold", "relative threshold" or "step size"
     (theta, the alpha of LAMP, gamma); a field with several entries gets one value. Steps x <-
@@ -276,8 +277,8 @@ def calibrate(
         Params in the form of `params`.
 
     Warns:
-        UserWarning: the given params are kept, all codes are zero, or the codes are worse than zero
-            codes on the held-back signals.
+        UserWarning: the given params are kept, the codes are worse than zero codes on the held-back
+            signals, or X is None and all codes are zero.
 
     Raises:
         TypeError: signals without codes are integers, the steps of the family have no threshold,
@@ -328,7 +329,7 @@ def _calibrate_layer(
     seen = len(Y) - _n_held_back(Y) or len(Y)
     begun = (start, *scaled_weights(layer, start, D))
     candidates = [_after_passes(layer, p, D, Y, X, aim, seen) for p in begun]
-    if aim is not squared:  # small objectives after early steps may end in a large last one
+    if aim is not squared:  # steps with small losses may lead to a large loss at the end
         candidates.append(_after_passes(layer, start, D, Y, X, aim, seen, looks_ahead_only=True))
     judged = [_judged(aim, layer, p, D, Y, X) for p in candidates]
     best = min(range(len(judged)), key=lambda i: judged[i].loss)
@@ -453,7 +454,7 @@ def _is_worse(start: _Judged, best: _Judged, aim: Loss) -> bool:
 
 
 def _warn_of_end(end: _Judged, aim: Loss, model, D, Y, X) -> None:
-    """Warn if all codes are zero, or if held-back codes are worse than zero codes."""
+    """Warn if X is None and all codes are zero, or if held-back codes are worse than zero."""
     if end.silent and X is None:
         checks.warn(
             "calibrate: all codes are zero, as no thresholds give a smaller loss. Try a smaller lam"

@@ -254,8 +254,9 @@ def lamp(
         depth: K.
         probability, variance: probability that an entry is nonzero, and variance of the nonzeros.
         noise: sigma^2, the variance of the noise per entry of y.
-        margin: the thresholds suit `margin` times as many nonzeros, because the signals with the
-            most nonzeros dominate an error that is a ratio of sums.
+        margin: the thresholds suit codes with `margin` times as many nonzeros as `probability`
+            says, because the signals with the most nonzeros dominate an error that is a ratio of
+            sums.
 
     Returns:
         params with steps (W, alpha).
@@ -292,8 +293,8 @@ def alista_at(
     """Params of `layers.alista_at(onsager=True)` for Bernoulli-Gaussian codes, without a sample.
 
     W has the closed form, and gamma is 1. Each theta minimises the error after its step, as
-    predicted by `theory.state_evolution`. With margin 1, the error of the typical signal is
-    smaller, and the error as a ratio of sums is larger.
+    predicted by `theory.state_evolution`. With margin 1 instead of the default, the error of the
+    typical signal is smaller, and the error as a ratio of sums is larger.
 
     Args:
         D, depth, probability, variance, noise, margin: as in `lamp`.
@@ -324,7 +325,7 @@ def alista_at(
 
 
 def _thresholds(layer, D: Dictionary, margin: float, where: str, options: dict):
-    """The best thresholds for `margin` times as many nonzeros, in the dtype of D."""
+    """The best thresholds for `margin` times the probability of nonzeros, in the dtype of D."""
     if not margin >= 1:
         raise ValueError(f"{where}: margin must be at least 1, got {margin}")
     p = options["probability"]

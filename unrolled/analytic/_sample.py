@@ -39,8 +39,8 @@ def from_sample(
     `theory.certify_signals` defines E_k and A, which bound errors entry by entry, and checks for
     which fresh codes these thresholds suffice. For a Gaussian D, (250, 500), and codes with 12
     nonzeros, 39 steps with thresholds from a sample of 30,000 codes provably find 99.9 % of fresh
-    codes. The worst-case theorems cover codes with 2 nonzeros. The products |W'D| form a d x d
-    matrix, as in `certify_signals`.
+    codes. The worst-case theorems cover codes with at most 2 nonzeros. The products |W'D| form a
+    d x d matrix, as in `certify_signals`.
 
     Args:
         layer: a layer whose depth is the length of the schedule. Its family must have steps x <-

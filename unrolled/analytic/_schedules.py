@@ -74,8 +74,8 @@ class Certified(Result):
 def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
     """The weights W for D, with the coherence, norms and rounding guard of W.
 
-    If codes of D come in parts, `theory.block_coherence` gives the coherence, and C_W is the gain
-    of the parts.
+    If codes of D come in parts, mu_W, C_W and eta are the `mu`, `gain` and `eta` of
+    `theory.block_coherence`, and omega is the `gain`, too.
 
     Args:
         D: (m, d), unit atoms.
@@ -142,7 +142,7 @@ def plan(
     Ws: Sequence[Dictionary | None] | None = None,
     tol: float,
 ) -> theory.Plan:
-    """The depths of a chain with the fewest steps that certify an error of at most `tol`.
+    """The depths that certify the last code of a chain to `tol` with the fewest steps in total.
 
     Args:
         Ds, sparsities, bounds, noises, Ws: as in `dsc`.
@@ -273,9 +273,9 @@ def _l2_gain(c: Certified) -> float:
 def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
     """`error_gain` with rounding if the block before has `before` nonzeros; C_W if `before` = 0.
 
-    `block` is the number of entries of each part of this block. If the l2 norms of the parts of an
-    error add up to E, the error has an l1 norm of at most sqrt(block) E and an l2 norm of at most
-    E.
+    `block` is the number of entries in a part of the codes of the block before. If the l2 norms of
+    the parts of an error add up to E, the error has an l1 norm of at most sqrt(block) E and an l2
+    norm of at most E.
     """
     if block_of(D) > 1:
         return c.C_W * UP + c.noise_guard
@@ -448,9 +448,9 @@ class WeightsTable(Result):
         return text.grid({label: cells for label, *cells in rows})._repr_html_()
 
     def reasons(self) -> list[str]:
-        """The hypothesis that fails, with its numbers, for all weights that miss the tolerance.
+        """A text for each kind of weights that misses the tolerance: the reason, with its numbers.
 
-        In these texts, a is the contraction, which is at least (2 s - 1) mu_W.
+        In the texts, a is the contraction, which is at least (2 s - 1) mu_W.
         """
         reasons = []
         for name, row in self.rows.items():
@@ -471,7 +471,7 @@ class WeightsTable(Result):
         return reasons
 
     def table(self, form: str = "markdown") -> Any:
-        """A row for every kind of weights, in the forms of `compare.Comparison.table`."""
+        """A table with a row for every kind of weights, in the forms of `Comparison.table`."""
         return table_of(form, [{"weights": n, **row.asdict()} for n, row in self.rows.items()])
 
     def to_dict(self) -> dict[str, Any]:
@@ -542,7 +542,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
     most = theory.max_sparsity(certified.mu_W, D.shape[1])
     largest = next(s for s in range(most, -1, -1) if s == 0 or holds(s))  # `most` ignores eta
     s = largest if sparsity is None else sparsity
-    with checks.quiet(HypothesisWarning):  # the table has a field `holds` instead
+    with checks.quiet(HypothesisWarning):  # instead, the table has the field `holds`
         _, schedule = block_schedule(D, W, depth=1, sparsity=s, bound=bound, noise=noise)
     return WeightsRow(
         certified.mu_W,

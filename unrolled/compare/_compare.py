@@ -128,7 +128,7 @@ def compare(
 
     The methods are either layers, or networks with the same dictionaries. The result marks a method
     whose last error is not finite or exceeds the error of the zero code, and one
-    `DivergenceWarning` names all such methods. Another warning counts the signals whose LASSO
+    `DivergenceWarning` names all such methods. A warning also counts the signals whose LASSO
     optimum is not certified.
 
     If the true codes are known, `compare` also checks the first codes, at most 100, one by one, and
@@ -173,8 +173,8 @@ def compare(
             `theory.state_evolution` for Bernoulli-Gaussian codes like the codes of the sample. Also
             predict the rate of convergence, without noise, of layers that have found the support,
             by `theory.local_rate` (for plain steps, by `theory.support_rate` of the last weights).
-            `predictions_table` and a row of the figure show the predictions next to the median, and
-            say where the predictions do not hold.
+            `predictions_table` and a row of the figure show the predictions next to the measured
+            medians. The table also says why state evolution makes no prediction.
         mask: bools, in the shape of Y or of one signal, True where an entry is known; unknown
             entries of Y may be NaN. Every method runs with `dictionaries.Masked(D, mask)` for each
             signal, and residuals and objectives include only known entries. No guarantee or proof
@@ -321,7 +321,7 @@ class _Method(NamedTuple):
         return tuple(tree) if self.chained else (tree,)
 
     def on(self, name: str, sample: Sample, known: Any = None) -> "_Method":
-        """The method with a dictionary that fits the sample, and codes in the sample's dtype.
+        """The method with a dictionary that fits the sample, and given codes as floats.
 
         Args:
             name: the name of the method.
@@ -362,7 +362,7 @@ class _Block(NamedTuple):
     curve: Curve
     diverged: Divergence | None
     silent: bool
-    params: Unrolled | None = None  # params to cost are None for given codes
+    params: Unrolled | None = None  # for given codes, this and all later fields are None
     weights: Weights | None = None
     guarantee: Guarantee | None = None
     proved: Proved | None = None  # also None if codes are not known

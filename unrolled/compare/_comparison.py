@@ -179,7 +179,7 @@ class DivergenceWarning(UserWarning):
 class Divergence(Result):
     """The step from which the codes of a method are worse than the zero code, and the reason."""
 
-    step: int  # the first of the steps with worse codes, counted from 1
+    step: int  # counted from 1; the codes are worse from this step to the last step
     reason: str  # the reason in words
 
 
@@ -226,9 +226,9 @@ class Solver(Result):
 
 
 class Sampled(Result):
-    """A bound on the errors of all but a small share of the codes of a class, from a sample."""
+    """A bound on the errors of all but a small share of the codes, from an independent sample."""
 
-    decibels: float  # bound on the NMSE of a signal; inf if the sample is too small
+    decibels: float  # bound on the NMSE of a signal; inf if there is no bound
     signals: int  # number of signals in the sample
     needed: int  # number of signals that a bound requires
     share: float  # share of the codes of the class that the bound leaves out
@@ -240,7 +240,7 @@ class Sampled(Result):
 
         Example:
             >>> ur.compare.Sampled(-20.0, 20_000, 13_809, 1e-3, 1 - 1e-6, True).text()
-            '99.9 % of the class: at most -20.0 dB (20,000 draws, confidence 1 - 1e-6)'
+            'error of 99.9 % of the class: at most -20.0 dB (20,000 draws, confidence 1 - 1e-6)'
         """
         level = f"at most {self.decibels:.1f} dB" if self.decibels < math.inf else "no bound"
         if self.signals < self.needed:
@@ -248,7 +248,7 @@ class Sampled(Result):
         risk = f"{1 - self.confidence:.0e}".replace("e-0", "e-")
         what = "draws" if self.drawn else "held-out signals"
         how = f"{self.signals:,} {what}, confidence 1 - {risk}"
-        return f"{100 * (1 - self.share):.1f} % of the class: {level} ({how})"
+        return f"error of {100 * (1 - self.share):.1f} % of the class: {level} ({how})"
 
 
 class Predicted(Result):
@@ -256,7 +256,7 @@ class Predicted(Result):
 
     nmse: np.ndarray | None  # (K,) dB, for a typical signal after every step, by state evolution
     rate: float | None  # dB per step, without noise
-    remark: str  # why a prediction is missing, or empty
+    remark: str  # why state evolution makes no prediction, or empty
 
 
 class Comparison(Result):
@@ -332,16 +332,16 @@ class Comparison(Result):
     def parameters_table(self) -> str:
         """A Markdown table of the weights, and of how far training moved each leaf.
 
-        For mu_W and the rms, weights are scaled to w_i . d_i = 1.
+        For mu_W and the rms of the off-diagonal products, weights are scaled to w_i . d_i = 1.
         """
         return markdown(*self._parameters())
 
     def guarantees_table(self) -> str:
         """A Markdown table of the certificates of the params of each method.
 
-        The table shows a bound on the l1 error after the last step that holds for every code of the
-        class. The entry is "none" if the certificate does not hold. The class (s, B, delta) comes
-        from the sample, unless you pass these numbers to `compare`. Next to this worst-case bound,
+        The table shows a bound on the l1 error after the last step. This bound holds for every code
+        of the class. The cell is "none" if the certificate does not hold. The class (s, B, delta)
+        comes from the sample, unless you pass s, B and delta to `compare`. Next to this worst case,
         the table shows how many codes of the sample are proved (see `Proved`), and the bound by
         `sampled` on the errors of 99.9 % of the codes of the class.
         """
@@ -351,9 +351,9 @@ class Comparison(Result):
         """A Markdown table of the median errors, measured and predicted.
 
         The table has the NMSE in dB after a quarter, half and all of the steps, as "median /
-        predicted by state evolution", and the dB that a step gains once the support is right. If
-        theory makes no prediction, the cell is empty, and the last column gives the reason. Without
-        `predict` the table is empty.
+        predicted by state evolution", and the predicted change in dB per step once the support is
+        right. If state evolution makes no prediction, a cell has only the median, and the last
+        column gives the reason. Without `predict` the table is empty.
         """
         return markdown(*self._predictions()) if self.predicted is not None else ""
 
@@ -380,10 +380,10 @@ class Comparison(Result):
         """One sentence: the number N of signals above which a network costs less than an exact
         solver.
 
-        N is the time of the training, divided by the time per signal of the exact solver minus the
-        time per signal of the network. The network is the method with the smallest gap, among
-        results of `fit` if there are any. The sentence is empty if codes are known or times are
-        unknown.
+        N = T / (a - b), where T is the time of the training, a the time per signal of the exact
+        solver, and b the time per signal of the network. The network is the method with the
+        smallest gap, among results of `fit` if there are any. The sentence is empty if codes are
+        known or times are unknown.
         """
         clocks = {n: of.seconds for n, of in self.exact.items() if of.seconds is not None}
         networks = {
@@ -418,8 +418,8 @@ class Comparison(Result):
         The error is the NMSE (ratio of sums) if codes are known, otherwise the gap to the LASSO.
         """
         field = "nmse" if self.known else "gap"
-        # The sentence says how near a network comes to the optimum: codes of another solver do not
-        # count.
+        # The sentence says how near a network comes to the optimum, so that codes of another solver
+        # do not count.
         judged = [n for n in self.curves if self.known or n not in self.given] or self.curves
         numbers = {name: _number(getattr(self.curves[name], field)) for name in judged}
         ends = {name: end for name, end in numbers.items() if end is not None}

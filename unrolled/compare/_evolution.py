@@ -78,8 +78,8 @@ class Evolution:
     def series(self, field: str) -> np.ndarray:
         """The values of a field, (evaluations,), or (evaluations, K) if it has values per step.
 
-        "theta" and the fields of a `Coupling` have one value per step, or K = 1 if all steps share
-        the weights.
+        "theta" and the fields of a `Coupling` have one value per step. If all steps share the
+        weights, K = 1 for the fields of a `Coupling`.
 
         Raises:
             ValueError: the field is unknown, the family lacks it, or there is no evaluation yet.
@@ -147,7 +147,7 @@ class Evolution:
         return records
 
     def steps_table(self) -> str:
-        """A Markdown table with one row per step: start -> result, and the threshold of theory."""
+        """A Markdown table with "start -> result" for every step, and the threshold of theory."""
         first, last = self._seen()[0], self.evaluations[-1]
         columns: dict[str, Any] = {}
         if first.theta is not None:
@@ -261,7 +261,7 @@ _COLUMNS: tuple[tuple[str, ...], ...] = (
     ("rms off-diagonal", "", ".4f", "off_diagonal"),
     ("coupling mismatch", "", ".2e", "mismatch"),
 )
-# The fields of a `Coupling` in the records, and the function that summarises the steps.
+# The fields of a `Coupling` in the records, and the function that reduces all steps to one number.
 _OVER_STEPS: dict[str, Any] = {
     **{"diagonal_low": np.min, "diagonal_mean": np.mean, "diagonal_high": np.max},
     **{"mu_W": np.max, "off_diagonal": np.max, "mismatch": np.max},

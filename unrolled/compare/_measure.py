@@ -71,7 +71,7 @@ def guarantees(
     Ds: tuple[Dictionary, ...],
     class_of: ClassOf,
 ) -> list[Guarantee | None]:
-    """The guarantee of every layer, up to the last layer that theory certifies.
+    """The guarantee of every layer; None from the first layer without a certificate on.
 
     Args:
         model: a layer, or a network of J layers.
@@ -211,7 +211,7 @@ def _class_of(D: Dictionary, Y: Array, X: Array, asked: Class) -> tuple[int, flo
 QUANTILES = (0.1, 0.5, 0.9)
 # The allowance for rounding in the error of the zero code: in dB, and as a share of F*.
 _ROUNDING = 1e-3
-# The range of exponents of lam: below it lam is 0, above it lam exceeds every signal.
+# The range of exponents of lam: a smaller lam acts like 0, a larger lam exceeds every signal.
 _RANGE = 250
 _EXTREME = 300.0  # dB
 _ROUNDED = 4  # rounding of an inner product, in eps times the magnitudes of its terms
@@ -260,7 +260,7 @@ _TIMED = 1000  # the fewest signals in a timed call of an exact solver
 
 
 class Measured(NamedTuple):
-    """The codes of one layer, step by step."""
+    """The measurements of the codes of one layer, step by step."""
 
     errors: dict[str, Array]  # the fields of a `Curve`
     gap: Array | None
@@ -290,7 +290,7 @@ def seconds(f: Callable[[], Any]) -> float:
 
 
 def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
-    """The time of an exact solver for all signals, as a share of the time for many signals."""
+    """The time of an exact solver for all signals; few signals are repeated for the measurement."""
     times = -(-_TIMED // max(len(Y), 1))
     many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
     if times > 1 and shared_part(D) is not D:
@@ -340,7 +340,7 @@ def _numbers(D: Operator, Y: Array, X: Array, x: Array) -> dict[str, Array]:
 
 
 def _rebuilt(D: Any, Y: Array, x: Array) -> dict[str, Array]:
-    """The errors of the rebuilt signals, and the numbers of nonzeros."""
+    """The errors of the rebuilt signals, and the mean number of nonzeros of a code."""
     signals, size = problems.synthesize(shared_part(D), x).astype(Y.dtype), norm(Y)
     peak: Any = jnp.max(Y) - jnp.min(Y)
     if shared_part(D) is not D:  # each signal has its own known entries
@@ -453,7 +453,7 @@ def exact(sample: Sample, timed: bool) -> list[dict[str, Solver]]:
 
 
 def optima_of(D: Dictionary, Y: Array, lam: Any) -> Optima:
-    """F* of every signal.
+    """The optimum F* of the LASSO for every signal.
 
     Raises:
         ValueError: lam is not one number, is negative or is not finite.
@@ -596,7 +596,7 @@ def drawn(D: Dictionary, Y: Array, X: Array, n: int) -> tuple[Array, Array]:
 
 
 def held_out(D: Dictionary, Y: Array, X: Array, sampled: Any) -> tuple[Array, Array]:
-    """The given signals and codes, or drawn ones if `sampled` is their number."""
+    """The given signals and codes, or new draws if `sampled` is the number of draws."""
     where = "compare"
     if isinstance(sampled, tuple | list):
         if len(sampled) != 2:

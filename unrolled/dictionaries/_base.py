@@ -449,7 +449,7 @@ def _promoted(D: Structured, v: Array) -> tuple[Structured, Array]:
 
 
 def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray:
-    """A real array; a numpy array stays unchanged, because compiled products accept it.
+    """A real array; a numpy array of floats stays in numpy, as compiled products accept it.
 
     Raises:
         TypeError: the value is not an array of reals.

@@ -59,9 +59,9 @@ def windows(
     """All windows of a signal: (n_channels, *signal) -> (prod(positions), n_channels prod(kernel)).
 
     Rows and columns are in row-major order. The signal is cut into blocks as long as the stride,
-    and a window consists of a few neighbouring blocks. The cut uses only slices and concatenations,
-    whose transposes are as cheap; the transpose of a gather would be a scatter. A dilated window
-    takes one slice for each entry.
+    and a window consists of a few neighbouring blocks. The function uses only slices and
+    concatenations, whose transposes cost no more than the operations themselves; the transpose of a
+    gather would be a scatter. A dilated window takes one slice for each entry.
     """
     dilation = dilation or (1,) * len(kernel)
     for i, (n, t, p, delta) in enumerate(zip(kernel, stride, positions, dilation)):
@@ -402,7 +402,10 @@ class Conv(Structured):
         return self.boundary == "circular" and self.is_shift_invariant()
 
     def stripe_reach(self) -> tuple[tuple[int, ...], bool]:
-        """The largest distance of overlapping atoms, in positions, and if they are on a circle."""
+        """The reach of stripes in every dimension, and whether positions lie on a circle.
+
+        The reach is the largest distance between overlapping atoms, in positions.
+        """
         circular = self.boundary == "circular"
         sizes = zip(self.extent, self.stride, self.positions, self.signal_shape)
         # On a circle, the distance from the last position to the first is N - (p-1) t, which is

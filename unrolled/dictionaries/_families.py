@@ -106,7 +106,7 @@ def dct(m: int | tuple[int, ...], d: int | tuple[int, ...]) -> Array:
             raise ValueError(f"dct: expected d >= m in every dimension, got m={m}, d={d}")
         V = np.cos(np.pi * np.outer(np.arange(rows) + 0.5, np.arange(columns)) / columns)
         V[:, 1:] -= V[:, 1:].mean(0)
-        # With one row, an atom minus its mean is only rounding: keep the constant atom.
+        # With one row, an atom minus its mean is only a rounding error: keep the constant atom.
         V = np.where(np.abs(V).max(0) > 1e-12, V, 1.0)
         D = np.kron(D, V / np.linalg.norm(V, axis=0))
     return jnp.asarray(D, float)
@@ -221,7 +221,7 @@ def _transversal(key: Key, c: int, q: int, d: int) -> Array:
 
 @checked
 def ill_conditioned(key: Key, m: int, d: int, kappa: float) -> Array:
-    """A Gaussian matrix with log-spaced singular values 1, ..., 1/kappa, then normalised.
+    """Unit atoms from a Gaussian matrix with log-spaced singular values 1, ..., 1/kappa.
 
     Normalising the atoms changes the condition number: kappa = 5 gives about the condition number
     of a plain Gaussian dictionary.

@@ -35,7 +35,8 @@ __all__ = [
 # The theory accepts atoms whose norms differ from 1 by at most this number, which is well above the
 # rounding of float32.
 _UNIT_TOLERANCE = 1e-4
-# An atom with more than this share of its norm outside of a span counts as cut by the span.
+# A pseudo-inverse cuts an atom if more than this share of the norm of the atom lies outside of the
+# span that the pseudo-inverse keeps.
 _OUTSIDE = 0.1
 
 
@@ -500,7 +501,8 @@ def entries(D: Dictionary) -> Array:
 def magnitudes(D: Dictionary) -> Operator:
     """|D|, entry by entry; for a product of factors, the product of their magnitudes.
 
-    For a `Composed`, a `Sparse` or a wrapped `Conv`, entries may be larger than the entries of |D|.
+    For a `Composed`, a `Sparse` or a wrapped `Conv`, the entries are at least the entries of |D|,
+    and may be larger.
 
     Example:
         >>> ur.dictionaries.magnitudes(jnp.array([[1.0, -2.0]])).tolist()
@@ -513,8 +515,8 @@ def magnitudes(D: Dictionary) -> Operator:
 def inner_terms(D: Dictionary) -> int:
     """How many terms the sums of D x and D'r have in excess of the d and m terms of a matrix.
 
-    A product with n terms per sum has a rounding error of at most n eps times the same product of
-    `magnitudes`.
+    The rounding error of a sum of n terms is at most n eps times the product of `magnitudes` with
+    |x| or |r|.
 
     Example:
         >>> D = ur.dictionaries.Composed(jnp.ones((2, 3)), jnp.ones((3, 4)))

@@ -184,7 +184,7 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
 
 @complex_too(to_pairs)
 def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
-    """The mean of `signal_nmse` over the signals, each at least -300 dB, as in Open-L2O.
+    """The mean over the signals of max(`signal_nmse`, -300 dB), as in Open-L2O.
 
     Args:
         estimates, X: (batch, d); the mean omits zero codes.
@@ -306,7 +306,7 @@ def kkt_violation(D: Dictionary, y: ArrayLike, x: ArrayLike, lam: ArrayLike) -> 
         The violation, an array of shape (); 0 at a solution.
 
     Raises:
-        ValueError: y or x has the wrong shape, lam is not one number, or lam is known not to be
+        ValueError: y or x has the wrong shape, lam is not one number, or a known lam is not
             positive.
 
     Example:

@@ -347,7 +347,7 @@ def mark_outside(
 
 
 def _widened(panel: "Axes") -> tuple[float, float]:
-    """Widen the vertical limits to 1 % of their size, so that rounding is not visible."""
+    """Keep the vertical limits 1 % of their size apart or more, so that rounding is not visible."""
     low, high = panel.get_ylim()
     lacking = _LEAST_SPAN * max(abs(low), abs(high)) - (high - low)
     if lacking > 0:

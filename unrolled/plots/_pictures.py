@@ -89,7 +89,7 @@ def losses(records: Sequence[Any]) -> "Figure":
 
 @checked
 def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figure":
-    """The objective of dictionary learning against time; circles mark replaced atoms.
+    """The objective of dictionary learning against time; circles mark steps that replaced atoms.
 
     Compare the objectives of several methods only if they are the same function of the same
     signals. For example, the objective of `online` has a penalty and uses only the batch, and the
@@ -251,7 +251,7 @@ _CELLS = (128, 256)
 
 @checked
 def gram(dictionaries: Sequence[Mapping[str, Any]]) -> "Figure":
-    """|W'D| for several weights of several dictionaries, and the distribution off the diagonal.
+    """|W'D| for several weights of several dictionaries, and histograms of off-diagonal entries.
 
     Weights are compared after w_i . d_i is scaled to 1. Each dictionary has a row. The colours of a
     row share a scale that ends at the largest off-diagonal entry of the first matrix of the row;
@@ -321,8 +321,8 @@ def images(pictures: dict[str, np.ndarray], *, signed: bool = False) -> "Figure"
     """Grey pictures side by side, each below its title.
 
     Args:
-        pictures: arrays (height, width) of one shape, by title. Values outside [0, 1] are clipped,
-            and the title gives their share.
+        pictures: arrays (height, width) of one shape, by title. Unless `signed`, values outside
+            [0, 1] are clipped, and the title gives the share of these values.
         signed: if True, zero is the middle grey and all pictures share one scale.
 
     Raises:
@@ -363,9 +363,9 @@ def atoms(
     columns: int | None = None,
     codes: ArrayLike | None = None,
 ) -> "Figure":
-    """The atoms of a dictionary as small pictures, row by row; zero is grey in one common scale.
+    """The atoms of a dictionary as small pictures; zero is grey, and all atoms share one scale.
 
-    If an atom has several channels, they are drawn next to each other.
+    The channels of an atom are drawn next to each other.
 
     Args:
         D: (m, d), or a `Conv`, whose filters are drawn.

@@ -44,7 +44,8 @@ def test_a_drawn_sample_bounds_the_errors_of_every_layer():
     worst = found.sampled["ISTA"]
     assert (worst.signals, worst.drawn) == (15_000, True)
     assert worst.decibels >= found.curves["ISTA"].quantiles[-1, -1]
-    said = r"\| 99.9 % of the class: at most -?\d+\.\d dB \(15,000 draws, confidence 1 - 1e-6\) \|"
+    said = r"\| error of 99.9 % of the class: at most -?\d+\.\d dB "
+    said += r"\(15,000 draws, confidence 1 - 1e-6\) \|"
     assert re.search(said, found.guarantees_table())
     # Fresh draws of the class keep it: 1e-3 of 4,000, and four standard deviations.
     fresh_Y, fresh_X = ur.problems.sampler(D, 4000, probability=0.1)(5)
