@@ -38,11 +38,11 @@ _REFACTOR = 64
 # A step below the share _STALLED of the largest coefficient counts as no progress; more than
 # _MOST_STALLS such steps in a row count as cycling.
 _STALLED, _MOST_STALLS = 1e-14, 5
-# The simplex method may take 20 + 3 r pivots. Programs with nearly duplicate atoms need more than r
-# / 3 pivots.
+# The simplex method may take 20 + 3 r pivots, where Q has r rows. Programs with nearly duplicate
+# atoms need more than r / 3 pivots.
 _PIVOTS, _PIVOTS_PER_ROW = 20, 3
-# If the error of A v = y at the optimum is above this value, because of exchanges through bad
-# bases, the basis is factorised afresh.
+# If the error of A v = y at the optimum is above this value, because of exchanges through
+# ill-conditioned bases, the basis is factorised afresh.
 _RESIDUAL = 1e-13
 # Slopes below this value are rounding errors of zero.
 _SLOPE = 1e-12
@@ -66,7 +66,7 @@ class Whitened(NamedTuple):
 
     Q: np.ndarray  # (r, d)
     into: np.ndarray  # (r, m): y -> c
-    lift: np.ndarray  # (m, r): z of the whitened program -> z of the original
+    lift: np.ndarray  # (m, r): z of the whitened program -> z of the original program
 
 
 @checked
@@ -304,7 +304,18 @@ class _Basis:
 def _simplex(
     atoms: np.ndarray, c: np.ndarray, S: np.ndarray, banned: int | None, tol: float
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, int]:
-    """min norm(v, 1) : Q v = c from the basis S: ((v, z), pivots), or (None, pivots) on failure."""
+    """Minimise norm(v, 1) subject to Q v = c by the simplex method, which starts at the basis S.
+
+    Args:
+        atoms: (d, r), the columns of Q in rows.
+        c: (r,).
+        S: (r,), the indices of the first basis; the method changes S in place.
+        banned: the index of the entry of v that must be 0; None for no such entry.
+        tol: the largest excess of a dual constraint |q_j . z| <= 1 at the optimum.
+
+    Returns:
+        The solution (v, z), and the number of pivots. The solution is None if the method gives up.
+    """
     basis, pivots, stalls = _Basis(atoms[S]), 0, 0
     limit = _PIVOTS + _PIVOTS_PER_ROW * len(S)
     if basis.is_singular():
@@ -350,8 +361,7 @@ def _simplex(
 def _leaving(
     v: np.ndarray, s: np.ndarray, g: np.ndarray, price: float
 ) -> tuple[int, float, np.ndarray] | None:
-    """The entry of v that leaves as t grows in v - t g, its t, and the entries that change sign
-    earlier.
+    """The entry that leaves as v - t g moves, its t, and the entries that change sign before it.
 
     The steps are long: the entering entry passes breakpoints of the piecewise linear objective as
     long as the objective falls. The result is None if the objective falls without bound.

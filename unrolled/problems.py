@@ -198,8 +198,8 @@ def synthesize(D: Dictionary | tuple[Dictionary, ...] | Any, x: ArrayLike) -> Ar
             code was computed from a signal with missing or blurred entries, pass the dictionary of
             whole signals, not the dictionary with which the code was computed.
         x: (d,), or (batch, d). For a `Conv`, x may have the shape `D.code_grid`, in which pursuits
-            return the codes of grids. For a `Complex` D, x may be complex; for a `Joint` D, x may
-            be (d, g) or a batch of such codes.
+            return the codes of signal grids. For a `Complex` D, x may be complex; for a `Joint` D,
+            x may be (d, g) or a batch of such codes.
 
     Returns:
         (m,), or (batch, m). For codes in a grid, the signals have the shape `D.signal_grid`; for

@@ -135,7 +135,7 @@ class Descent(NamedTuple):
 
 
 def descend(fit: Fit, u: Array, Au: Array, L: Array, steps: int) -> Descent:
-    r"""Take steps of FISTA from u; drop a step, and the momentum, if it would raise the objective.
+    r"""Take steps of FISTA from u; a step that would raise the objective only ends the momentum.
 
     .. math:: u_+ = prox_{h / (L M)} \big( z + (L M)^{-1} A' V (y - A z) \big).
 

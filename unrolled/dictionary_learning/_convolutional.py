@@ -247,8 +247,9 @@ def convolutional(
         resume: a result to continue from. If the other arguments are the same, the result is
             bit-identical to the result of an uninterrupted call; in half precision, the two results
             are equal up to rounding.
-        checkpoint: a file (.npz) in which the function saves its state, at most once in 5 seconds
-            and at the end. If the file exists, the same call continues from it.
+        checkpoint: a file (.npz) in which the function saves its state after the last sweep, and
+            after earlier sweeps at most once in 5 seconds. If the file exists, the same call
+            continues from it.
 
     Returns:
         Learned, in the dtype of the images. D is a `Conv`, X has the shape (n, *D.code_grid), and
@@ -265,7 +266,7 @@ def convolutional(
         UserWarning: lam is so large that all codes are zero, and D does not change.
 
     Not claimed: a global minimum. A filter is determined only up to its sign and a shift. Entries
-        that a shift moves out of the kernel are lost; moves to the centre repair most of this loss.
+    that a shift moves out of the kernel are lost; moves to the centre repair most of this loss.
 
     Reference: Zeiler, Krishnan, Taylor, Fergus (2010); Garcia-Cardona, Wohlberg (2018), a survey;
     Beck, Teboulle (2009) for the steps; Pock, Sabach (2016) for momentum in blocks.

@@ -210,8 +210,9 @@ def ksvd(
         progress: called as `progress(step)` after every sweep, with a `Step`.
         resume: a result to continue from. If the other arguments are the same, the result is
             bit-identical to the result of an uninterrupted call.
-        checkpoint: a file (.npz) in which the function saves its state, at most once in 5 seconds
-            and at the end. If the file exists, the same call continues from it.
+        checkpoint: a file (.npz) in which the function saves its state after the last sweep, and
+            after earlier sweeps at most once in 5 seconds. If the file exists, the same call
+            continues from it.
 
     Returns:
         Learned, in the dtype of Y. `objective` is the mean above, computed with the weights.
@@ -224,7 +225,7 @@ def ksvd(
         CheckpointError: the file is damaged, or comes from another call.
 
     Not claimed: a global minimum. If signals are constant or equal, unused atoms remain, and these
-        atoms are noise.
+    atoms are noise.
 
     Reference: Aharon, Elad, Bruckstein (2006); Rubinstein, Zibulevsky, Elad (2008) for alternating
     steps; Smith, Elad (2013) for keeping codes.
@@ -304,7 +305,7 @@ def _unit(z: np.ndarray, h: np.ndarray | None) -> np.ndarray:
 
 @np.errstate(over="ignore", invalid="ignore")  # an atom that leaves the range lowers no error
 def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> int:
-    """Update an atom and its codes, by alternating least squares for the signals with this atom.
+    """Update an atom and its codes by alternating least squares on the signals that use the atom.
 
     For fixed codes x and E = R + x d', the best atom is z = E'x / x'x. The admissible atom
     `nearest` to z is taken only if it lowers the error.
@@ -409,8 +410,8 @@ def sparse_ksvd(
         \|x_k\|_0 \le s, \; \|a_j\|_0 \le p, \; \|\Phi a_j\| = 1.
 
     `sparse_ksvd` is `ksvd` with one change: orthogonal matching pursuit approximates the best atom
-    for given codes by p columns of the base, and the approximation is taken only if it lowers the
-    objective. With the base I and p = m, the result equals the result of `ksvd`. With an
+    for given codes by at most p columns of the base, and the approximation is taken only if it
+    lowers the objective. With the base I and p = m, the result equals the result of `ksvd`. With an
     orthonormal base, D is the base times the dictionary learned from Y Phi with the base I.
 
     Args:

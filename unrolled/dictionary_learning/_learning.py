@@ -123,7 +123,7 @@ class Keeper:
         return range(len(self.history) + 1, last + 1)
 
     def add(self, objective: float, replaced: int, arrays: Arrays, last: bool = False) -> None:
-        """Record a step, save it, and report it to `progress`."""
+        """Record a step, save the state, and report the step to `progress`."""
         seconds = time.monotonic() - self.began
         self.history.append(Step(len(self.history) + 1, objective, seconds, replaced))
         self.save(arrays, last)

@@ -97,14 +97,14 @@ def double_sparse(
         TypeError, ValueError, CheckpointError: as in `ksvd`, and if the base is not orthonormal.
 
     Reference: Nguyen, Wong, Hegde (2019). The paper assumes that the nonzeros of the codes are
-        bounded away from 0, that the atoms are incoherent, that s is at most of the order of
-        sqrt(m), and that n exceeds d p up to logarithms. Under these hypotheses, the start of the
-        paper has a column near every atom, and the descent converges linearly, up to an error of
-        the order of sqrt(s / m). In contrast to this function, the method of the paper thresholds
-        A'z at half the least nonzero, and fixes the rows of an atom at the start.
+    bounded away from 0, that the atoms are incoherent, that s is at most of the order of sqrt(m),
+    and that n exceeds d p up to logarithms. Under these hypotheses, the start of the paper has a
+    column near every atom, and the descent converges linearly, up to an error of the order of
+    sqrt(s / m). In contrast to this function, the method of the paper thresholds A'z at half the
+    least nonzero, and fixes the rows of an atom at the start.
 
     Not claimed: the guarantee of the paper outside these hypotheses, which the function does not
-        check. Correlated codes violate the hypotheses.
+    check. Correlated codes violate the hypotheses.
 
     Example:
         >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
@@ -237,7 +237,7 @@ def _leading(Z: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
 def _agreed(
     candidates: np.ndarray, Z: np.ndarray, d: int, p: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """The means of d groups of candidates, the largest first; signals if there are fewer groups."""
+    """The means of the d largest groups of candidates; signals replace missing groups."""
     alike = np.abs(candidates @ candidates.T) > _SAME
     left, chosen = np.ones(len(candidates), bool), list[np.ndarray]()
     while len(chosen) < d and left.any():
@@ -315,10 +315,11 @@ def multilayer(
     every other x_j has at most s_j nonzeros, and every sweep is feasible. A sweep computes x_J by
     orthogonal matching pursuit in the product. It then updates D_J and its codes as in
     `sparse_ksvd`, over the base D_1 ... D_{J-1}. The updates of D_{J-1}, ..., D_2 are passes of
-    gradient steps, column by column, each followed by a hard threshold. With the step size 1 / L,
-    no such step raises the objective. D_1 is found by least squares, as in `mod`, and the atoms of
-    every layer are scaled to norm 1. If a new code is worse, the code of the previous sweep stays,
-    so that only replacements of atoms raise the objective.
+    gradient steps, column by column, each followed by a hard threshold. The step size is 1 / L, for
+    the Lipschitz constant L of the gradient, so no such step raises the objective. D_1 is found by
+    least squares, as in `mod`, and the atoms of every layer are scaled to norm 1. If a new code is
+    worse, the code of the previous sweep stays, so that only replacements of atoms raise the
+    objective.
 
     Args:
         Y: (n, m), signals in rows, with n at least d_J.
@@ -338,10 +339,10 @@ def multilayer(
             previous sparsity.
 
     Reference: Sulam, Papyan, Romano, Elad (2018), section V. In the paper, signals come in batches,
-        codes come from FISTA, and D_1 comes from a gradient step.
+    codes come from FISTA, and D_1 comes from a gradient step.
 
     Not claimed: that D_1 and D_2 equal the factors of a planted product; if D_2 is not sparse
-        enough, D_1 and D_2 may be mixtures of the planted factors.
+    enough, D_1 and D_2 may be mixtures of the planted factors.
 
     Example:
         >>> D_1, D_2 = ur.dictionaries.dct(8, 8), ur.dictionaries.transversal(0, 2, 5, 12)[:8]

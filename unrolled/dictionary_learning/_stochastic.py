@@ -81,8 +81,8 @@ def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array) -> ja
 class Sums(NamedTuple):
     """The sums over past signals that `online` keeps, weighted by age, in float64.
 
-    For any D and the past codes x, the mean of the objective over the past signals is (terms + tr(D
-    A D') / 2 - tr(D' B)) / weight.
+    For any D and the past codes x, the mean of the objective over the past signals is
+    (terms + tr(D A D') / 2 - tr(D' B)) / weight.
     """
 
     D: np.ndarray  # (m, d)
@@ -177,10 +177,11 @@ def online(
         A \leftarrow \beta A + \textstyle\sum x x', \quad B \leftarrow \beta B + \sum y x', \quad
         d_j \leftarrow \Pi \big( d_j + (b_j - D a_j) / A_{jj} \big).
 
-    The projection :math:`\Pi` maps onto the unit ball. The factor in batch t is :math:`\beta = (1 -
-    1/t)^\rho`, so that batch s has the weight (s / t)^rho after batch t. Atoms with norms below 1
-    are then scaled to norm 1, together with A and B. Atoms that no code uses, and atoms that are
-    nearly parallel to another atom, are replaced by the worst represented signals of the batch.
+    Here :math:`\Pi` is the projection on the unit ball. The factor in batch t is
+    :math:`\beta = (1 - 1/t)^\rho`, so that batch s has the weight (s / t)^rho after batch t. Atoms
+    with norms below 1 are then scaled to norm 1, together with A and B. Atoms that no code uses,
+    and atoms that are nearly parallel to another atom, are replaced by the worst represented
+    signals of the batch.
 
     Args:
         batches: an iterable of signals (n, m), or of pairs of signals and weights of their squared
@@ -198,10 +199,10 @@ def online(
         resume: a result to continue from. If `batches` holds the batches that follow, and the other
             arguments are the same, the result is bit-identical to the result of an uninterrupted
             stream.
-        checkpoint: a file (.npz) in which the function saves its state, at most once in 5 seconds
-            and at the end. If the file exists, the same call, with the stream from its beginning,
-            skips the batches that the file covers and continues. If one of these batches has
-            changed, the call raises CheckpointError.
+        checkpoint: a file (.npz) in which the function saves its state after the last batch, and
+            after earlier batches at most once in 5 seconds. If the file exists, the same call, with
+            the stream from its beginning, skips the batches that the file covers and continues. If
+            one of these batches has changed, the call raises CheckpointError.
 
     Returns:
         Learned, with X None. `objective` is the mean of the LASSO objective over the past signals,
@@ -444,7 +445,7 @@ def unrolled(
         NonFiniteError, CheckpointError: as in `training.fit`.
 
     Not claimed: that all atoms are used; unused atoms are not replaced. If the layer has many
-        steps, the gradient in D is biased until the codes converge.
+    steps, the gradient in D is biased until the codes converge.
 
     Reference: Malezieux, Moreau, Kowalski (2022).
 

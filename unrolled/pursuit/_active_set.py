@@ -34,12 +34,12 @@ _compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "a
 FEWEST = 10
 # Without a start, the penalty falls from lam_max to lam, by this factor per round.
 _FALL = 0.4
-_DEPENDENT = 1e-10  # squared sine of the angle between a dependent atom and the span
+_DEPENDENT = 1e-10  # largest squared sine of the angle of a dependent atom to the span
 _POLISH = 3  # maximum number of successive moves that only correct rounding
 _PAD = 8  # extra columns of a square workspace, as rows of 2^k entries would share cache lines
 _VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
 _UNBOUNDED = 2**62
-_FINEST = 1e-3  # the slack is not reduced below this share if the gap stays above tol
+_FINEST = 1e-3  # while the gap is above tol, the slack falls to about this share of its first value
 
 
 class Problem(NamedTuple):
@@ -151,7 +151,8 @@ def match(
         most: maximum number of atoms in a code.
         least: the correlation of a normalised atom with the residual counts as zero if it is below
             this share of the norm of the signal. An atom counts as dependent if its squared
-            distance from the span of the chosen atoms is below this share of its squared norm.
+            distance from the span of the chosen atoms is below the larger of this share and
+            `_DEPENDENT`, times its squared norm.
         by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
             `favour`.
     """

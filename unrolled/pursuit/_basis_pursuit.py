@@ -44,7 +44,7 @@ from unrolled.pursuit._problem import (
 __all__ = ["basis_pursuit", "bpdn"]
 
 
-# An entry below this share of the largest entry, or of the l1 norm, is a rounding error.
+# An entry below this share of the largest entry, or of the l1 norm, counts as a rounding error.
 _NEGLIGIBLE = 1e-9
 # A number below this share of norm(y) is the rounding error of one product in float64.
 _ROUNDING = 1e-13
@@ -62,7 +62,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     than `basis_pursuit`.
 
     Args:
-        D: (m, d). Structured dictionaries are made dense.
+        D: (m, d). Structured dictionaries are converted to matrices.
         y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
         tol: relative duality gap to stop at.
 
@@ -79,10 +79,10 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
         TypeError: an operand is not real.
         ValueError: shapes do not fit, or tol is not positive.
 
-    Not claimed: the least norm of all codes that reproduce y to rounding. If D has full rank only
-        because of rounding, as a float32 product of thin factors has, the rounding error of y is
-        divided by tiny singular values, and x may have a much larger norm. Multiply such factors in
-        float64.
+    Not claimed: the least norm of all codes that reproduce y to rounding. A float32 product of thin
+    factors, for example, has full rank only because of rounding. For such a D, the rounding error
+    of y is divided by tiny singular values, and x may have a much larger norm. Multiply thin
+    factors in float64.
 
     Reference: Chen, Donoho, Saunders (1998).
 
@@ -179,7 +179,7 @@ def _one_dictionary(D, Y, tol):
     nonzero = np.isfinite(Y).all(0) & Y.any(0)
     gap[~Y.any(0)] = 0
     if nonzero.any() and np.isfinite(D).all() and D.any():
-        # Run every program to a vertex, even if it is within tol, because a vertex has exact zeros.
+        # Run every program to a vertex, even if its gap is within tol: a vertex has exact zeros.
         solution = lp.basis_pursuit(lp.whiten(D), Y[:, nonzero], tol=tol, choose=_next)
         V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, nonzero].T, solution.V.T)], 1)
         X[nonzero], steps[nonzero], size = V.T, solution.steps, np.abs(V).sum(0)
@@ -188,7 +188,7 @@ def _one_dictionary(D, Y, tol):
 
 
 def _polished(D, y, v):
-    """Solve without entries of v that are rounding errors, if the others reproduce y as well."""
+    """Solve again without the rounding errors in v, if the other entries reproduce y as well."""
     large = np.abs(v) > _NEGLIGIBLE * np.abs(v).max()
     if large.all():
         return v
@@ -298,8 +298,8 @@ class Denoising:
 def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     """The lam whose LASSO has the code x, the solution with norm(y - D x) = level.
 
-    For a fixed support, norm(y - D x) is a function of D, y and lam; this function determines the
-    derivative of lam.
+    For a fixed support, norm(y - D x) depends only on D, y and lam. The derivative of lam follows
+    from this dependence.
     """
     return jnp.max(jnp.abs((y - D @ x) @ D))
 

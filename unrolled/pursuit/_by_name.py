@@ -53,7 +53,7 @@ class Named(NamedTuple):
     solve: Callable[..., Any]
     takes: str  # "one" for (D, y), "chain" for (Ds, y), "batch" for (D, Y)
     options: tuple[str, ...]
-    needs: tuple[tuple[str, ...], ...]  # groups of options; each group needs one of its options
+    needs: tuple[tuple[str, ...], ...]  # groups of options; callers give one option per group
     aims: bool  # whether `converged` judges the code; False for thresholding
     many: str  # the batch pursuit that solves the same problem, or ""
 
@@ -147,7 +147,7 @@ class Coded(NamedTuple):
 
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless the pursuit `name` has these options and requires no others."""
+    """Raise ValueError unless the pursuit `name` has these options and requires no other option."""
     if name not in PURSUITS:
         names = ", ".join(PURSUITS)
         raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
@@ -203,7 +203,7 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
 
 
 def zero_beside_largest(Y: Any) -> np.ndarray:
-    """Mark nonzero signals whose norm is below the rounding error of the largest signal.
+    """Mark nonzero signals whose norm is below `ROUNDINGS` rounding errors of the largest norm.
 
     Example:
         >>> from unrolled.pursuit._by_name import zero_beside_largest
@@ -221,8 +221,7 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
     If a batch solver has the same options, `pursue` calls the batch solver, because under `vmap`
     the loop of a pursuit runs for all signals until the slowest signal has converged. `pursue` does
     not work under `jit`, because it checks the values of the options. If no option has the units of
-    the signals, a signal whose norm is below the rounding error of the largest signal gets the code
-    0.
+    the signals, the signals that `zero_beside_largest` marks get the code 0.
 
     Example:
         >>> from unrolled.pursuit._by_name import pursue

@@ -148,7 +148,7 @@ def dual_gap(
     gs: Sequence[Array],
     penalty: Penalty = L1,
 ) -> Array:
-    r"""The duality gap from which all pursuits compute their gaps, for numbers near 1.
+    r"""The duality gap of the LASSO and of penalised chains, for numbers near 1.
 
     .. math:: (1 - s)^2 squares / 2 + \sum_j \sum_i (lam_j |x_j| - s x_j g_j)_i,
         \qquad s = \min(1, \min_i lam_J / |g_J|_i).
@@ -196,7 +196,7 @@ def relative_gap(
     l2: Array | None = None,
     penalty: Penalty = L1,
 ) -> Array:
-    """The gap of a code for the LASSO or the elastic net, relative to norm(y)^2 / 2."""
+    """The gap of the LASSO or the elastic net over norm(y)^2 / 2, for numbers near 1."""
     return _gap(D, y, lam, x, l2, penalty) / half_energy(y)
 
 
@@ -234,8 +234,8 @@ def chain_gap(problem: Problem, xs: Codes, multipliers: Callable[[int, Array], A
         |D_j' z_{j-1} - z_j| \le lam_j, \quad z_J = 0.
 
     With z_0 = y - D_1 x_1 and |U_j| <= lam_j, the choice z_j = D_j' z_{j-1} - U_j meets all
-    constraints except the last one. Let U_J = D_J' z_{J-1}. After multiplication by a factor s <=
-    1, the choice also meets the last constraint, and
+    constraints except the last one. Let U_J = D_J' z_{J-1}. After multiplication by a factor
+    s <= 1, the choice also meets the last constraint, and
 
     .. math:: gap = (1 - s)^2 \|z_0\|^2 / 2 + \sum_j \sum_i (lam_j |x_j| - s U_j x_j)_i.
 

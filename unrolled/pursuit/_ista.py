@@ -101,7 +101,7 @@ def ista_step(
     activation: Callable[[Array], Array] = relu,
     penalty: Penalty = L1,
 ) -> Array:
-    """x <- shrink(x + gamma D'(y - D x), theta): one gradient step, one shrinkage.
+    """One ISTA step, x <- shrink(x + gamma D'(y - D x), theta): a gradient step and a shrinkage.
 
     The solver `ista` and the layers that unroll ISTA share this function.
 
@@ -399,7 +399,7 @@ def ml_ista(
             tol <= 0, or step is outside (0, 1].
 
     Not claimed: a rate of convergence. The first version of the paper states a rate, which the
-        final version withdraws.
+    final version withdraws.
 
     Reference: Sulam, Aberdam, Beck, Elad (2020).
 

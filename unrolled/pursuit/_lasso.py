@@ -404,7 +404,7 @@ def _branch(slope, limit, penalty, primals, tangents):
 
 
 def units_of_small_atoms(D: Operator) -> Array:
-    """The k >= 0, (d,), with which 2^k d_i has at least 1/32 of the largest norm of an atom."""
+    """The k >= 0, (d,), so that the norm of 2^k d_i is at least 1/32 of the largest atom norm."""
     sizes = exponent(column_norms(D)[None], 0)[0]
     return jnp.maximum(jnp.max(sizes) - sizes - 4, 0)
 
@@ -489,7 +489,7 @@ def _curvature(problem: Penalized, signs: Array, v: Array) -> Array:
 
 
 def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
-    """v with A v = b, for a symmetric positive semidefinite A, in at most `limit` steps from 0.
+    """Solve A v = b for a symmetric positive semidefinite A, in at most `limit` steps from v = 0.
 
     A is scaled near 1. If A is singular, rounding leaves a part of b outside the range of A, and
     the steps end at a direction whose curvature is a rounding error.
@@ -517,7 +517,7 @@ def conjugate_gradients(A: Callable[[Array], Array], b: Array, limit: ArrayLike)
 
 
 def conjugate_residuals(A: Callable[[Array], Array], b: Array, limit: ArrayLike) -> Array:
-    """v with the least norm(A v - b). A may be singular: the atoms of a support may be dependent.
+    """Minimise norm(A v - b) over v. A may be singular: atoms of a support may be dependent.
 
     Conjugate gradients need b in the range of A. In the method of conjugate residuals, the part of
     b outside the range stays in the residual r, and the steps end when A r is within the rounding

@@ -112,9 +112,9 @@ def lasso_batch(
         Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
         belongs to the code before the code is rounded to the dtype of Y. A signal that is not
         finite has the code 0 and the gap inf. A signal also has this result if two ratios of some
-        atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the size of
-        the atom over the largest entry of D. The second ratio is the penalty of the atom over the
-        product of the largest entries of D and of the signal.
+        atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the largest
+        entry of the atom over the largest entry of D. The second ratio is the penalty of the atom
+        over the product of the largest entries of D and of the signal.
 
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
@@ -283,7 +283,7 @@ def _scaled(
     near, Y = times_power(matrix, -a), times_power(Y, -b)
     # An atom that is below the range in these units may belong to the code if its penalty is also
     # below the range. The function then marks the signal with NaN, so that it gets no code.
-    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # the Gram matrix squares
+    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # D'D has squares
     lost = out_of_range(matrix, a, least)[None] & (weight < least)
     Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
     return (near, Y, weight, ridge, X, *masks), (a, b)

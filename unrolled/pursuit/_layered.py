@@ -194,8 +194,8 @@ def layered_thresholding(
             tol <= 0.
 
     Not claimed: that the codes are the true codes of the model. `theory.layered_thresholds` returns
-        thresholds that give no false positives, and the error of the codes at these thresholds,
-        which is positive even without noise.
+    thresholds that give no false positives, and the error of the codes at these thresholds, which
+    is positive even without noise.
 
     Reference: Papyan, Romano, Elad (2017).
 

@@ -266,8 +266,8 @@ def omp(
     tie, `omp` chooses the first of them; it never chooses a zero atom. In half precision, `omp`
     computes in float32 and rounds the result. The function is traceable if sparsity is static. If
     the codes of D come in parts, each step adds all atoms of the part whose D_i' r has the largest
-    norm. For several measurements, this is simultaneous OMP; for complex signals, it is complex
-    OMP.
+    norm. So `omp` is simultaneous OMP for several measurements, and complex OMP for complex
+    signals.
 
     Args:
         D: (m, d). The choice does not divide by the norms of the atoms, so it favours atoms with

@@ -197,7 +197,7 @@ def scaled(
 
 
 def least_of(dtype: np.dtype) -> float:
-    """The size below which numbers of the dtype, or products with numbers near 1, lose digits."""
+    """The size below which numbers of a dtype, or products with numbers near 1, may lose digits."""
     return float(jnp.finfo(dtype).tiny / jnp.finfo(dtype).eps)
 
 
@@ -219,7 +219,7 @@ def out_of_range(D: Operator, k: Array, least: float | None = None) -> Array:
 
 
 def bounded(lam: Array) -> Array:
-    """The penalty, limited to the largest number of the dtype, which gives the code of inf."""
+    """The penalty, limited to the largest number of the dtype, which gives the same code as inf."""
     return jnp.minimum(lam, float(jnp.finfo(lam.dtype).max))
 
 

@@ -177,7 +177,7 @@ class CSCLayer(nnx.Conv):
         return norm_bound(kernel, (1,) * (kernel.ndim - 2) if circular else self._apart())
 
     def _apart(self) -> tuple[int, ...]:
-        """Strides in units of the dilation, without the factors that both have in common."""
+        """The strides without the factors that they have in common with the dilations."""
         n = self.kernel.ndim - 2
         pairs = zip(*(np.broadcast_to(v or 1, n) for v in (self.strides, self.kernel_dilation)))
         return tuple(int(s // math.gcd(s, dilation)) for s, dilation in pairs)

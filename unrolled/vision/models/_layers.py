@@ -155,7 +155,7 @@ _EPSILON, _MOMENTUM = 1e-5, 0.9  # the defaults of PyTorch, which defines moment
 
 
 class BatchNorm(nnx.Module):
-    r"""rho(scale (x - mean) / sqrt(var + 1e-5) + bias) per channel, with 2 n params.
+    r"""Batch norm, rho(scale (x - mean) / sqrt(var + 1e-5) + bias) per channel, with 2 n params.
 
     During training, mean and var come from the batch, and the running values move a tenth of the
     way towards mean and var. After `model.eval()`, mean and var are the running values. The running

@@ -72,7 +72,7 @@ def ml_fista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
 
 
 def ml_lista(steps: Steps, y: Array, T: int, rho: Rho) -> Codes:
-    r"""x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j), with the sweeps of ML-ISTA."""
+    r"""The sweeps of ML-ISTA with x_j <- rho(x_j - D_j' D_j x_j + B_j' x_{j-1} - theta_j)."""
 
     def update(j, before, x, Dx):
         D, _, theta, B = steps[j]

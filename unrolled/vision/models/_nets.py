@@ -141,8 +141,8 @@ class VGG11(nnx.Module):
             (N, 32, 32, channels).
 
     Reference: Simonyan, Zisserman, "Very deep convolutional networks" (2015), configuration A; Li,
-    Feng, Zhou (2024), section 4. One dense layer replaces the three dense layers of configuration
-    A.
+    Feng, Zhou (2024), section 4. Here one dense layer replaces the three dense layers of the
+    original network.
 
     Example:
         >>> from flax import nnx
