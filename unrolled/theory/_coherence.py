@@ -46,7 +46,7 @@ _SIDE = 512
 
 @program("diagonal")
 def row_maxima(W: Array, D: Array, diagonal: bool = False) -> Array:
-    """max abs(w_i . d_j) over j != i, with `diagonal` also over j = i; (d,)."""
+    """The largest abs(w_i . d_j) for every i, (d,), over j != i, or over all j if `diagonal`."""
 
     def reduce(best, sizes, own):
         sizes = sizes if diagonal else jnp.where(own, 0, sizes)

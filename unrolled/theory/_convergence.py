@@ -81,7 +81,7 @@ def _atom_coherence(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
 
 
 def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Array:
-    """max abs(w_i . d_j) over j != i, with `diagonal` also over j = i; (d,)."""
+    """The largest abs(w_i . d_j) for every i, (d,), over j != i, or over all j if `diagonal`."""
     if exceeds(D):
         return row_maxima(dense(W), dense(D), diagonal=diagonal)
     products, own = dictionaries.inner_products(W, D)
@@ -105,7 +105,7 @@ def _largest_entries(W: Dictionary) -> Array:
 
 @program()
 def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Array]:
-    """w_i . d_i, max abs(w_i . d_j) over j != i, max_j abs(W_ji) and max_j (|W|'|D|)_ij; (d,)."""
+    """w_i . d_i, max_{j != i} abs(w_i . d_j), max_j abs(W_ji) and max_j (|W|'|D|)_ij, (d,) each."""
     own = _of_atoms(D, diagonal(W, D), lambda v: v[:, -1])
     sizes = _largest_of_rows(magnitudes(W), magnitudes(D), diagonal=True)
     return own, _largest_of_rows(W, D), _largest_entries(W), sizes

@@ -361,7 +361,7 @@ def _decibels(mse: np.ndarray, prior: Prior) -> np.ndarray:
 
 
 def _disagreement(predicted: np.ndarray, measured: np.ndarray) -> str:
-    """The step with the measured median farthest from the prediction; "" if all are near."""
+    """Name the step whose median is farthest from the prediction; "" if all medians are near."""
     low, high = np.maximum(measured, _ROUNDING)
     expected = np.maximum(predicted, _ROUNDING)
     apart = np.maximum(np.abs(low - expected), np.abs(high - expected))
