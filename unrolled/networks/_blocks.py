@@ -277,7 +277,8 @@ class Deconvolution(Result):
 
     params: Params  # params of the network
     Ds: tuple[Conv, ...]  # the learned dictionaries
-    objective: np.ndarray  # (J, sweeps), mean objective of the images once codes are found
+    # (J, sweeps), the mean objective over the images for the codes that each sweep finds
+    objective: np.ndarray
 
 
 @checked

@@ -102,7 +102,7 @@ class Network(Interned):
         raise NotImplementedError
 
     def run(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> tuple[Codes, Codes]:
-        """The last code of every block, (d_j,), and its codes after every step, (K_j, d_j)."""
+        """The last code, (d_j,), and the codes after every step, (K_j, d_j), of every block."""
         raise NotImplementedError
 
     def apply(self, params: Params, Ds: Dictionaries, y: ArrayLike) -> Codes:
@@ -248,7 +248,7 @@ class Unfolded(Network, layers.Looped):
         return _run(self, params, Ds, y)
 
     def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
-        """gamma = 1 / L, theta = lam / L with L = norm(D, 2)^2, and K steps with these values."""
+        """Return gamma = 1 / L, theta = lam / L and K such steps, where L = norm(D, 2)^2."""
         start, usable = _steps_of(D, lam, self.depth)
         if not checks.may_hold(usable):
             lipschitz(D, where(self))  # which raises with the reason
@@ -340,8 +340,8 @@ class ml_lista(Sweeping):
         x_j &\leftarrow \mathrm{shrink}(x_j - \gamma_j D_j' D_j x_j + B_j' x_{j-1}, \; \theta_j),
         \quad j = 1, \dots, J, \quad x_0 = y,
 
-    where the first line goes down from the deepest code, and the second line goes up with the codes
-    just found.
+    where the first line goes down from the deepest code, and the second line goes up and uses the
+    codes that it has just found.
 
     Params: each block has a shared, learned B and steps (gamma, theta). `init` gives the steps of
     `pursuit.ml_ista`: B_j = D_j / L_j, gamma_j = 1 / L_j and theta_j = lam / (L_1 ... L_j), with
@@ -456,7 +456,7 @@ def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> 
 
 
 def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:
-    """Check the loss of codes; if X is known, None stands for the error of the codes.
+    """The checked loss of codes; None stands for the error of the codes, which needs X.
 
     Raises:
         TypeError: the loss is not a function.

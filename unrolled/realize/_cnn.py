@@ -389,8 +389,8 @@ def cnn(
         stride: stride t of every layer, from 2 to kernel_size; None means kernel_size. With stride
             1, at least (m - 1) / (s - 1) layers are needed before one entry depends on the whole
             signal, so the depth cannot be logarithmic in m.
-        activation: the activation of the layer, or None. The activation follows every layer of the
-            network except the layers that emit a code.
+        activation: None, or the activation of the layer; another activation is an error. The
+            activation follows every layer of the network except the layers that emit a code.
 
     Returns:
         Realization, in the common dtype of params and D.

@@ -306,7 +306,7 @@ def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
 
 
 def _taps(D: Conv) -> np.ndarray:
-    """The offsets tau of the heads, (heads, p), modulo the length of the circle on a circle."""
+    """The offsets tau of the heads, (heads, p); on a circle, modulo the length of the signal."""
     taps = grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
     return taps % np.array(D.signal_shape) if D.boundary == "circular" else taps
 

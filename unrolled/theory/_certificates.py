@@ -110,7 +110,7 @@ def certify(
     r"""Certify any params of a layer whose step is x <- shrink(x + gamma W'(y - D x), theta).
 
     For every code with at most s nonzeros of magnitude at most B, observed with noise of l1 norm at
-    most delta, the l1 error stays below
+    most delta, the l1 error after k steps is at most e_k, where
 
     .. math::
         e_0 = s B, \qquad e_{k+1} = o_k e_k + top_{s-1}(\mu_k) e_k + top_s(\theta_k + n_k), \qquad
@@ -118,7 +118,7 @@ def certify(
 
     and no step has a false positive, as long as theta_ki >= mu_ki e_k + n_ki for every atom i. Here
     w_i are the columns of gamma_k W_k, o_k = max_i abs(1 - w_i . d_i), mu_ki = max abs(w_i . d_j)
-    over j != i, C_ki = max_j abs(W_ji), top_s is the sum of the s largest entries, and g_k is the
+    over j != i, C_ki = max_j abs(w_ji), top_s is the sum of the s largest entries, and g_k is the
     rounding.
 
     In a step with smaller thresholds, the error may also have entries off the support S. Then
@@ -128,13 +128,13 @@ def certify(
             + \sum_{i \notin S} (\mu_{k,i} e_k + n_{k,i} - \theta_{k,i})_+ \Bigr)
             + o_k e_k + top_{s-1}(\mu_k) e_k.
 
-    In later steps, until the thresholds suffice again, top_s replaces top_{s-1}, and
-    max(abs(1 - w_i . d_i), mu_ki) replaces mu_ki in the condition. With support selection, a false
-    positive may pass unshrunk. Each such entry adds its threshold to the error, for at most as many
-    entries as the step selects.
+    In a step that follows such a step, top_s replaces top_{s-1}, and max(abs(1 - w_i . d_i), mu_ki)
+    replaces mu_ki in the condition. With support selection, a false positive may pass unshrunk.
+    Each false positive that passes adds its threshold to the error, for at most as many entries as
+    the step selects.
 
     If codes come in parts x_i (`D.block`), s counts parts, B and e refer to the sizes abs(x_i) of
-    parts, delta bounds the l2 norm of the noise, and
+    parts, delta bounds the l2 norm of the noise, W_i are the columns of gamma_k W_k for part i, and
 
     .. math::
         o_k = \max_i \|I - W_i'D_i\|_2, \qquad \mu_{k,i} = \max_{j \ne i} \|W_i'D_j\|_2, \qquad
@@ -151,8 +151,9 @@ def certify(
         params: the params of the layer, tied or not, from theory or from training.
         D: (m, d), atoms of any norm; for a chain a tuple.
         sparsity, bound, noise: s, B and delta; for a chain, one value per layer. For a chain,
-            `noise` may also be one number, the bound for the signal. The error of one layer is
-            noise for the next layer, weighted as in `error_gain` if false positives are excluded.
+            `noise` may also be one number, the bound on the noise of the signal. The error of one
+            layer is noise for the next layer, weighted as in `error_gain` if false positives are
+            excluded.
 
     Returns:
         Certificate, computed in float64 from the stored arrays; for a chain a tuple of
@@ -296,7 +297,8 @@ def _noises(measured: Coupled, delta: float, before: _Error | None) -> list[np.n
             l2 = math.sqrt(before.l1) * math.sqrt(before.linf)
             noise = noise + step.products.C * min(before.l1, l2)
         elif before is not None and before.l1:
-            # An error with few nonzeros, each at most l_inf, adds less than C_W times its l1 norm.
+            # An error with few nonzeros, each at most l_inf, may add less than C_W times its l1
+            # norm.
             gain = gain if step.tied else sum_of_largest(step.W, before.size * before.block)
             noise = noise + np.minimum(
                 step.products.C * before.l1 * math.sqrt(before.block),
@@ -372,7 +374,8 @@ def _errors(
             drift = o * e + _top(mu, s - 1 if inside else s) * e
             clean = not (theta < reach).any()
             if clean or s == d:
-                # The error of an entry is at most its own drift plus what the other entries add.
+                # The error of an entry is at most its own drift, plus the effect of the errors of
+                # the other entries, plus its threshold and noise.
                 on, moved = (linf, min((s - 1) * linf, e)) if inside else (e, e)
                 after = o * on + float(mu.max()) * moved + float((theta + n).max())
                 e = drift + _top(theta + n, s)
@@ -433,14 +436,14 @@ class Tolerance(Result):
 
 
 def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
-    r"""The least number of signals in a sample that gives a bound by `tolerance_bound`.
+    r"""The least number of signals in a sample for which `tolerance_bound` can give a bound.
 
     .. math:: n = \min \{ n : M (1 - \epsilon)^n \le 1 - c \}.
 
     The bound for a sample of this size is the largest error in the sample.
 
     Args:
-        share: epsilon, the share of the class that may exceed the bound, in (0, 1).
+        share: epsilon, the share of the class whose errors may exceed the bound, in (0, 1).
         confidence: c, in (0, 1).
         at_once: M, the number of bounds that hold simultaneously.
 
@@ -481,7 +484,7 @@ def tolerance_bound(
 
     Args:
         errors: (n,), the errors of n independent signals. NaN counts as inf.
-        share: epsilon, the share of the class that may exceed the bound, in (0, 1).
+        share: epsilon, the share of the class whose errors may exceed the bound, in (0, 1).
         confidence: c, the probability over the sample that the statement is true.
         at_once: M, the number of such statements that are true together, for example the number of
             methods times the number of steps.

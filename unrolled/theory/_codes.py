@@ -78,9 +78,9 @@ class CodeCertificate(Result):
         """Whether `holds` is True and D x equals y up to the rounding of y, m^(1/2) eps norm(y).
 
         For float32 signals use `certified` instead of `unique`. In half precision only the entries
-        of y are rounded, by eps / 2, because sums are computed in float32. Any other code that fits
-        equally well and has no larger l1 norm is within `error_gain` times the sum of both
-        residuals.
+        of y are rounded, by eps / 2, because sums are computed in float32. Any other code z
+        that fits equally well and has no larger l1 norm is within `error_gain` times
+        norm(y - D x) + norm(y - D z) of x.
         """
         Y = checks.host_floats(y, "y", "certified")
         if Y.shape != self.dual.shape:
@@ -130,11 +130,11 @@ def certify_code(
     `error_gain` times u of x, and u <= norm(y - D x) + norm(y - D z).
 
     First the function finishes the code: it computes least squares on the support, takes steps of
-    subspace pursuit until the code fits y, and drops entries that are rounding. Then FISTA finds
-    nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). The function
-    evaluates these numbers in float64 for the returned nu and x, with a bound on the rounding. For
-    a product of factors, this is a bound on the rounding of |D_1| |D_2| ..., which exceeds the
-    rounding of D if the factors cancel.
+    subspace pursuit until the code fits y, and drops entries that are rounding errors. Then FISTA
+    finds nu: it lowers the correlations off the support subject to D_T'nu = sign(x_T). The function
+    evaluates sigma, zeta, tau and all bounds in float64 for the returned nu and x, and includes a
+    bound on the rounding errors. For a product of factors, the function bounds the rounding errors
+    of |D_1| |D_2| ..., which exceed the rounding errors of D if the factors cancel.
 
     Args:
         D: (m, d), atoms of any norm; a structured D enters only through its products.
@@ -150,9 +150,8 @@ def certify_code(
         CodeCertificate, with numpy arrays in float64. If the certificate does not hold, for example
         because atoms depend on each other (sigma = 0), the gains are infinite. `unique` requires
         that the certificate holds and that the residual is at most the rounding of y - D x in
-        float64. Codes fit float32 signals only to about 1e-7 norm(y), and `error_gain` times this
-        residual bounds the distance of other codes. The certificate of a signal that is not finite
-        does not hold.
+        float64. Codes fit float32 signals only to about 1e-7 norm(y), so use the method `certified`
+        for these signals. The certificate of a signal that is not finite does not hold.
 
     Raises:
         TypeError: an argument is traced or complex.
@@ -216,7 +215,7 @@ def _operands(
 def _scaled(Y: np.ndarray, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Signals and codes divided by 2^k, and k.
 
-    Division makes the largest entry of the signal near 1, or of the code if the signal is 0.
+    The largest entry of the scaled signal, or of the scaled code if the signal is 0, is near 1.
     """
     sizes = [np.abs(np.where(np.isfinite(A), A, 0)).max(1, initial=0) for A in (Y, X)]
     k = np.frexp(np.where(sizes[0] > 0, *sizes))[1]
@@ -355,7 +354,7 @@ def _finished(
         return residual <= jnp.maximum(summed * rounding, eps / 2 * norm(Y, 1))
 
     def chosen(V):
-        """A mask of the largest magnitudes of every row."""
+        """A mask of the `searched` largest magnitudes of every row."""
         size = jnp.abs(V)
         least = jax.vmap(lambda row: kth_largest(row, searched))(size)
         return (size >= least[:, None]) & (size > 0)
@@ -375,7 +374,8 @@ def _finished(
         (own, fits(own), jnp.zeros((), int)),
     )
     X = jnp.where(fit[:, None], refitted, own)
-    # Drop entries that the fit does not need: on a support that is too large they are rounding.
+    # Drop entries that the fit does not need: on a support that is too large these entries are
+    # rounding errors.
     on = jnp.abs(X) > jnp.sqrt(eps) * jnp.max(jnp.abs(X), 1, keepdims=True)
     fewer = _least_squares(D, Y, on, _FINE)
     return (jnp.where(fits(fewer)[:, None], fewer, X),)
@@ -416,15 +416,15 @@ def _least_squares(D: Dictionary, Y: Array, on: Array, level: tuple[float, int])
 
 @program("k")
 def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array, ...]:
-    """nu, tau, zeta and sigma of every code; the largest norm of an atom; and the misfit.
+    """Find nu, and measure tau, zeta, sigma, the largest norm of an atom, D x and the misfit.
 
     FISTA minimises 1/2 sum (|d_j . nu| - low)_+^2 over j off the support, subject to D_T'nu =
     sign(x_T). FISTA also updates the correlations g = D'nu, so a step takes four products.
 
     The gradient is D e, where e is the excess off the support. Let D_T c be the projection of D e
     on the span of the atoms of the support, and r the remainder. Then e'g = c'sign(x_T) + r'nu for
-    every nu with D_T'nu = sign(x_T). If this number exceeds norm(e, 1) for all such nu up to some
-    length, no such nu has |d_j . nu| <= 1 for all j off the support.
+    every nu with D_T'nu = sign(x_T). If e'g exceeds norm(e, 1) for all such nu of at most some
+    length, then none of these nu has |d_j . nu| <= 1 for all j off the support.
     """
     system, signs, off = _system(D), jnp.sign(X), X == 0
     support, gamma = _largest(system, X, k), 1 / dictionaries.spectral_norm(D) ** 2

@@ -46,7 +46,7 @@ _SIDE = 512
 
 @program("diagonal")
 def row_maxima(W: Array, D: Array, diagonal: bool = False) -> Array:
-    """max abs(w_i . d_j) over j != i, with `diagonal` also over j = i; (d,)."""
+    """The largest abs(w_i . d_j) for every i, (d,), over j != i, or over all j if `diagonal`."""
 
     def reduce(best, sizes, own):
         sizes = sizes if diagonal else jnp.where(own, 0, sizes)
@@ -66,7 +66,7 @@ def row_excess(D: Array, level: Array) -> Array:
 
 
 def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array) -> Array:
-    """Fold reduce(total, abs(W'D), i = j) over the tiles of each row, from 0; (d,)."""
+    """The folds of reduce(total, abs(W'D), i = j) over the tiles of each row from 0, (d,)."""
     (m, d), n = D.shape, -(-D.shape[1] // _SIDE)
     # One side has atoms in rows, the other in columns, so every tile is a plain product.
     left, right = (jnp.pad(A, ((0, 0), (0, n * _SIDE - d))) for A in (W, D))
@@ -94,7 +94,7 @@ _PRODUCT_EPS = {
     "float32": 2.0**-23,
     "highest": 0.0,
 }
-# Products of atoms in more entries than this (64 MiB in float32) are formed in tiles.
+# A matrix of inner products with more entries than this (64 MiB in float32) is formed in tiles.
 BLOCK = 2**24
 _SORTED = 2**20  # a matrix with more entries is not sorted as a whole
 # What to try if codes come in parts.
@@ -116,8 +116,8 @@ def mutual_coherence(D: Dictionary) -> Array:
 
     .. math:: \mu(D) = \max_{i \ne j} |d_i \cdot d_j| / (\|d_i\|_2 \|d_j\|_2).
 
-    Traceable. For a `Conv` the function uses the correlations of the filters. The products of many
-    atoms are formed block by block, never as a (d, d) array.
+    Traceable. For a `Conv` the function uses the correlations of the filters. If there are many
+    atoms, their inner products are formed block by block, never as a (d, d) array.
 
     Args:
         D: (m, d); atoms need not be normalised.
@@ -542,8 +542,8 @@ def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:
     """An upper bound on max w_i . d_j of nonnegative matrices, within 2 (m + 2) eps of the dtype.
 
     Each row of W is divided by a power of two near its maximum, and the same row of D is multiplied
-    by this power. The largest product of two entries is then a lower bound on the maximum, so much
-    smaller terms may underflow.
+    by this power. The largest product of two entries is then a lower bound on the maximum, so terms
+    that underflow are far below the maximum.
     """
     k = exponent(W, 1)
     used = jnp.any(W > 0, axis=1, keepdims=True).astype(D.dtype)

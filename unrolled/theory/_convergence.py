@@ -53,8 +53,9 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
 
     .. math:: \mu_{W,i} = \max_{j \ne i} |w_i \cdot d_j|, \qquad C_{W,i} = \max_k |W_{ki}|.
 
-    Traceable. The products of many atoms are formed tile by tile. For a `Conv` with more than 4096
-    atoms, the values are per filter; atoms near a border have at most these values.
+    Traceable. If there are many atoms, their inner products are formed tile by tile. For a `Conv`
+    with more than 4096 atoms, the values are per filter; atoms near a border have at most the
+    values of their filter.
 
     Args:
         W: (m, d), weights.
@@ -80,7 +81,7 @@ def _atom_coherence(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
 
 
 def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Array:
-    """max abs(w_i . d_j) over j != i, with `diagonal` also over j = i; (d,)."""
+    """The largest abs(w_i . d_j) for every i, (d,), over j != i, or over all j if `diagonal`."""
     if exceeds(D):
         return row_maxima(dense(W), dense(D), diagonal=diagonal)
     products, own = dictionaries.inner_products(W, D)
@@ -104,7 +105,7 @@ def _largest_entries(W: Dictionary) -> Array:
 
 @program()
 def atom_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array, Array, Array]:
-    """w_i . d_i, max abs(w_i . d_j) over j != i, max_j abs(W_ji) and max_j (|W|'|D|)_ij; (d,)."""
+    """w_i . d_i, max_{j != i} abs(w_i . d_j), max_j abs(W_ji) and max_j (|W|'|D|)_ij, (d,) each."""
     own = _of_atoms(D, diagonal(W, D), lambda v: v[:, -1])
     sizes = _largest_of_rows(magnitudes(W), magnitudes(D), diagonal=True)
     return own, _largest_of_rows(W, D), _largest_entries(W), sizes
@@ -273,9 +274,10 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
     .. math:: F_k = \|W\|_2 \sum_{i < k} \|I - W'D\|_2^i.
 
     The factors compare two runs of LISTA-CP with the same thresholds, on the signals y and y~. If
-    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound. For any thresholds, no factor
-    holds for all k, contrary to Lemma 13 as printed. If both runs keep their supports in a common
-    set, `support_bound` gives one factor for all k. Structured dictionaries are made dense.
+    d > m, norm(I - W'D, 2) >= 1 and the factors grow without bound. Contrary to Lemma 13 as
+    printed, no single factor holds for all thresholds and all k. If both runs keep their supports
+    in a common set, `support_bound` gives one factor for all k. Structured dictionaries are made
+    dense.
 
     Args:
         W: (m, d), weights.
@@ -401,7 +403,7 @@ def plan(
     r"""Depths K_1, ..., K_J, each at least 1, with E^{(J)}_{K_J} <= tol and the least sum.
 
     The errors are computed as in `deep_schedule`. A block amplifies its inherited error by
-    2 s_j G_j / (1 - a_j), so early blocks usually need more steps. The search is
+    2 s_j G_j / (1 - a_j), so early blocks usually need more steps than late blocks. The search is
     exact: for each K_J, the remaining tolerance determines the depths of the earlier blocks. If tol
     equals the error of a plan up to rounding, the result may have one step too many.
 
@@ -452,7 +454,7 @@ def plan(
 
 
 class _Block(NamedTuple):
-    """E_K = a^K start + (1 - a^K) / (1 - a) (gain inherited + own)."""
+    """A block with the error E_K = a^K start + (1 - a^K) / (1 - a) (gain inherited + own)."""
 
     a: float
     start: float
@@ -503,7 +505,8 @@ def _reason(
 def _least(blocks: Sequence[_Block]) -> float:
     """The least error of the last code, over all depths.
 
-    The error of a block is monotone in its depth, so it is least at one step or in the limit.
+    The error of a block is monotone in its depth, so the error is least after one step, or in the
+    limit of infinitely many steps.
     """
     least = 0.0
     for block in blocks:

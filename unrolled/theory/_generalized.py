@@ -58,13 +58,13 @@ _REFINED = 1e-12
 
 
 class GeneralizedCoherence(Result):
-    """mu~ between two certified bounds, and weights that attain the upper bound."""
+    """Two certified bounds on mu~, and weights that attain the upper bound."""
 
     upper: Array  # () the coherence of W
     lower: Array  # () a bound: no weights have a smaller coherence
     per_atom_upper: Array  # (n,)
     per_atom_lower: Array  # (n,)
-    W: Operator  # (m, n), w_i . d_i = 1; a `Conv` if D is a shift-invariant circular one
+    W: Operator  # (m, n), w_i . d_i = 1; a `Conv` if D is a shift-invariant circular `Conv`
     holds: Array  # () whether relative gaps are at most tol, and the rounded W attains `upper`
     rank: Array  # () rank of D in its dtype, an integer; W lies in a space of this dimension
 
@@ -79,7 +79,7 @@ def generalized_coherence(
     progress: Progress | None = None,
     cache: str | os.PathLike | None = None,
 ) -> GeneralizedCoherence:
-    r"""mu~ = max_i mu~_i between certified bounds, and weights W that attain the upper bound.
+    r"""Certified bounds on mu~ = max_i mu~_i, and weights W that attain the upper bound.
 
     .. math:: \tilde\mu_i = \min_w \max_{j \ne i} |w \cdot d_j| : w \cdot d_i = 1, \qquad
         1 / \tilde\mu_i = \min \|v\|_1 : \sum_{j \ne i} v_j d_j = d_i.
@@ -87,15 +87,15 @@ def generalized_coherence(
     The upper bound of an atom is the coherence of its w_i; the lower bound comes from a feasible v.
     The linear programs are solved together, in float64 on the host. Results have the dtype of D,
     with bounds rounded outwards. An atom that is independent of the other atoms has mu~_i = 0, and
-    a duplicate atom has mu~_i = 1. A circular `Conv` whose stride divides the signal
-    needs one program per filter.
+    a duplicate atom has mu~_i = 1. If D is a circular `Conv` whose stride divides the length of the
+    signal, the function solves only one program per filter.
 
     The programs work in the numerical range of D. Rounding moves atoms slightly out of a subspace,
-    for example the subspace of zero-mean patches, and weights that exploit this are as large as
-    1 / eps. So a singular value counts as zero if it is at most eps norm(D, "fro"), with the eps of
-    the dtype of D, or at most 10 max(m, d) eps of the largest singular value, with the float64 eps.
-    W has no part along the singular vectors of these values, `lower` is a bound for weights without
-    such a part, and `rank` counts the other singular values.
+    for example the subspace of zero-mean patches, and weights that exploit this rounding are as
+    large as 1 / eps. So a singular value counts as zero if it is at most eps norm(D, "fro"), with
+    the eps of the dtype of D, or at most 10 max(m, d) eps of the largest singular value, with the
+    float64 eps. W has no part along the singular vectors of these values, `lower` is a bound for
+    weights without such a part, and `rank` counts the other singular values.
 
     Traceable. `upper` and `lower` are differentiable in D by the envelope theorem,
     d mu~_i = -mu~_i w_i . (d(d_i) - sum_j v_j d(d_j)), if the solutions are unique; W carries no
@@ -277,7 +277,7 @@ def minimal_entry_weights(
         D: (m, d), unit atoms. Structured dictionaries are made dense.
         coherence: the level mu, or a result of `generalized_coherence`. If `coherence` is None, the
             function computes this result. With a result, the programs start from its W, and the
-            level is its upper bound times 1 + 1e-6, but at least 1e-9.
+            level is the upper bound of the result times 1 + 1e-6, but at least 1e-9.
         tol: the largest relative gap allowed for each atom.
         progress: called as progress(settled, total).
 
@@ -395,7 +395,7 @@ def _attained(upper: Array, reached: Array, only_maximum: bool) -> Array:
     if only_maximum:
         upper, reached = largest(upper), largest(reached)
     eps = float(jnp.finfo(upper.dtype).eps)
-    # A coherence of zero has no digits: products of at most a few eps are rounding.
+    # A coherence of zero has no digits: products of at most a few eps are rounding errors.
     return jnp.all(reached <= upper * (1 + eps**0.5) + max(16 * eps, ROUNDING))
 
 

@@ -20,9 +20,9 @@ __all__ = ["LassoCertificate", "certify_lasso"]
 
 _U = float(np.finfo(float).eps) / 2
 _TINY = float(np.finfo(float).tiny)
-# Constants of the active set method: the number of atoms that may join in any round, the largest
-# number of moves, and the violation, relative to the norms of atom and signal, up to which a
-# constraint counts as met. The proof uses separate bounds.
+# Constants of the active set method: the number of atoms that may join in a round even if the
+# support is smaller, the largest number of moves, and the violation, relative to the norms of atom
+# and signal, up to which a constraint counts as met. The proof uses separate bounds.
 _FEWEST, _MOVES, _SLACK = 3, 10_000, 1e-13
 _SYSTEMS = 64  # the number of codes whose systems are padded to one size
 _REFINEMENTS = 2
@@ -182,7 +182,7 @@ class _Atoms(NamedTuple):
 def _near_one(
     D: np.ndarray, Y: np.ndarray, X: np.ndarray, lam: np.ndarray, l2: float
 ) -> tuple[_Problem, np.ndarray]:
-    """The scaled problem, and a mask of the signals with finite signals, codes and penalties."""
+    """The scaled problem, and a mask of the signals for which all scaled numbers are finite."""
     finite = np.isfinite(Y).all(1) & np.isfinite(D).all() & bool(D.any())
     Y, X = np.where(finite[:, None], Y, 0), np.where(np.isfinite(X), X, 0)
     a = int(np.frexp(np.abs(D).max(initial=0))[1]) if np.isfinite(D).all() else 0

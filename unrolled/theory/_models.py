@@ -120,7 +120,7 @@ def stripe_norm(
         tol: entries of magnitude at most tol count as zeros; a nan never counts as a zero.
 
     Returns:
-        An array of shape () with an integer.
+        An integer array of shape ().
 
     Raises:
         ValueError: x has no channels or positions, the kernel or stride is below 1 or has another

@@ -49,15 +49,15 @@ class Schedule(Result):
     error: np.ndarray
     contraction: float  # a = (2s-1) mu_W + eta
     rate: float  # -ln a, inf at a = 0
-    floor: float  # limit of the error, inf unless a < 1
+    floor: float  # limit of the error, inf unless `holds`
     holds: bool  # whether a < 1 by more than rounding, and all inputs are finite
 
     def steps_for(self, tol: float) -> float:
         """Number of steps until the certified l1 error is at most `tol`.
 
         The result is 0 if the initial error is at most `tol`, and inf if no number of steps
-        suffices. No number of steps suffices for a `tol` at or below the floor, except that at
-        a = 0 one step reaches the floor.
+        suffices. No number of steps suffices for a `tol` below the floor. For a `tol` equal to the
+        floor, one step suffices if a = 0, and no number of steps suffices if a > 0.
         """
         if math.isnan(tol := checks.as_number(tol, "tol", "steps_for")):
             raise ValueError("steps_for: tol is nan")

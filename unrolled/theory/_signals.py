@@ -116,9 +116,10 @@ def certify_signals(
     o_i = abs(1 - gamma w_i . d_i), and n_i bounds the effect of noise and rounding. If support
     selection passes every entry of S that exceeds theta, the error is A if a > theta + A, a if
     a + A <= theta, and max(A, a) in between. If the selection may pass only some of these entries,
-    the larger error counts. An activation with a tail adds the tail to the error, on S and off S.
-    Each map gives the largest error for arguments within A of the code, so the bound of one step is
-    exact. The bound of several steps ignores the signs of products.
+    the bound takes the larger of the errors with and without selection. An activation with a tail
+    adds the tail to the error, on S and off S. Each map gives the largest error for arguments
+    within A of the code, so the bound of one step is exact. The bound of several steps ignores the
+    signs of products.
 
     If codes come in parts (`D.block`), E, a and A refer to sizes of parts,
     P_ij = norm(gamma_i W_i'D_j, 2), o_i = norm(I - gamma_i W_i'D_i, 2), and a part may also move
@@ -508,10 +509,9 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
 
     `layers.alista_rt` takes an entry, and keeps it, if abs(g_i) > c max abs(g), with
     g = W'(y - D x). If c >= c(S), no step takes an entry off S, for every code on S, with any
-    magnitudes and any signs.
-    If also c < 1 and kappa(S) < 1, the steps converge to the code, at the rate of `Supports.bound`.
-    The function forms the products of all atoms of the supports with all other atoms at once; these
-    products are a d x d matrix if every atom is in a support.
+    magnitudes and any signs. If also c < 1 and kappa(S) < 1, the steps converge to the code, at the
+    rate of `Supports.bound`. The function forms the products of all atoms of the supports with all
+    other atoms at once; these products are a d x d matrix if every atom is in a support.
 
     If codes come in parts (`D.block`), S consists of parts, and norm(A_ij, 2) of a block replaces
     abs(A_ij) in both sums. Let Q = B_iS B_SS^-1, and let g be the products of x* - x on S. Then
@@ -585,7 +585,7 @@ def _of_supports(W: Any, D: Any, S: np.ndarray, g: int) -> np.ndarray:
     inverse = _inverses(A)
     with np.errstate(invalid="ignore"):
         Q = R @ inverse
-        # Q (I + E) = R A^-1 accounts for the remainder R - Q A, which is rounding.
+        # Q (I + E) = R A^-1 accounts for the remainder R - Q A, which is a rounding error.
         left = np.abs(R - Q @ A).sum(2) * np.abs(inverse).sum(2).max(1, initial=0)[:, None]
         sums = _sizes_of_blocks(np.where(np.isnan(Q), np.inf, Q), g).sum(2)
         sums = sums + left.reshape(n, -1, g).sum(2)

@@ -49,7 +49,8 @@ __all__ = [
 _LEAST_RIDGE = 1e-9
 _POWER_STEPS = 64  # the number of power iterations for a spectral radius
 _LARGEST_POWER = 4
-# Newton steps for a power other than 2 end when a step moves no weight by more than this share.
+# For a power other than 2 there are at most `_NEWTON_STEPS` Newton steps, fewer if a step moves no
+# entry of w_i by more than `_ENOUGH` times the largest entry.
 _NEWTON_STEPS, _ENOUGH = 50, 1e-6
 
 
@@ -65,10 +66,11 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
     tends to d_i / (d_i . d_i), which is d_i for unit atoms.
 
     D may have any rank, because S^+ is the pseudo-inverse. For a shift-invariant `Conv` the same
-    formula holds on one window of the signal, where S is the sum over all shifts of all filters. So
-    the function solves one small system for all filters, and W is a `Conv` (optimal among shared
-    filters of the same support, without border effects). Other structured dictionaries are made
-    dense, unless they define `closed_form`. Traceable, and differentiable in D.
+    formula holds on one window of the signal, where S is the sum of a a' over all shifts a of all
+    filters, cut to the window. So the function solves one small system for all filters, and W is a
+    `Conv`. This W is optimal among all `Conv` with filters as long as the filters of D, except for
+    effects at the border of the signal. Other structured dictionaries are made dense, unless they
+    define `closed_form`. Traceable, and differentiable in D.
 
     Another power p gives the w_i with the least sum_j abs(w_i . d_j)^p, by Newton steps from the
     w_i of p = 2; D is made dense. The power p = 3 makes the largest products smaller. With these
@@ -223,7 +225,7 @@ def _growth(W: Dictionary, D: Dictionary) -> Array:
 
 @checked
 def pseudo_inverse(D: Dictionary) -> Array:
-    """D^+, (d, m), in the dtype of D.
+    """The pseudo-inverse D^+ of D, (d, m), in the dtype of D.
 
     Example:
         >>> ur.theory.pseudo_inverse(jnp.array([[2.0], [0.0]])).tolist()
@@ -274,7 +276,7 @@ class LocalRate(Result):
     accelerated: float  # the factor with the best momentum
 
     def steps_to(self, decibels: float) -> StepsTo:
-        """The number of steps after which the squared error has changed by `decibels`."""
+        """The number of steps in which the squared error changes by `decibels` at these rates."""
         dB = checks.as_number(decibels, "decibels", "steps_to")
         if math.isnan(dB):
             raise ValueError("steps_to: decibels is nan; expected a number, such as -100")
@@ -509,7 +511,7 @@ def gaussian_conditioning(m: int, d: int, k: int, confidence: float = 1 - 1e-6) 
 
 
 def _least_of_all(m: int, d: int, k: int, risk: float) -> float:
-    """sqrt(t) / R."""
+    """The bound kappa = sqrt(t) / R of `gaussian_conditioning`."""
     from scipy.special import gammainccinv
 
     subsets = math.lgamma(d + 1) - math.lgamma(k + 1) - math.lgamma(d - k + 1)

@@ -78,8 +78,8 @@ def stability(
         \omega &= \max_i \|w_i\|_2, \qquad \eta_j = \max_i |1 - w_i \cdot d_i|.
 
     Both chains have the same D_j and at most s_j nonzeros in layer j. Weights with mu_W below
-    mu(D_j) give finite bounds at sparsities for which the bound by mu(D_j) is infinite. If the
-    second chain has other dictionaries, pass the eps of `perturbed_eps`.
+    mu(D_j) can give finite bounds at sparsities for which c_j is infinite. If the second chain has
+    other dictionaries, pass the eps of `perturbed_eps`.
 
     Args:
         Ds: J dictionaries with unit atoms.
@@ -91,8 +91,8 @@ def stability(
             least c_j.
 
     Returns:
-        Stability. If a layer violates the hypotheses, the function does not raise an error: delta_j
-        is inf for this layer, and holds is False.
+        Stability. If a layer violates the hypotheses, the function does not raise an error: delta
+        is inf from this layer on, until a layer with s_j = 0, and holds is False.
 
     Raises:
         TypeError: an argument is traced.
@@ -446,8 +446,10 @@ def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
 class LayeredSchedule(Result):
     """Thresholds or penalties of a layered pursuit, and their guarantees."""
 
-    lams: np.ndarray  # (J,) exclude false positives in layer j; inf if the hypotheses fail
-    error: np.ndarray  # (J,) bound on norm(x_j - x^_j, inf); the pursuit finds larger entries
+    # (J,) thresholds or penalties that exclude false positives in layer j; inf if hypotheses fail
+    lams: np.ndarray
+    # (J,) bound on norm(x_j - x^_j, inf); the pursuit finds every entry of larger magnitude
+    error: np.ndarray
     holds: bool  # whether all numbers are finite
 
 
@@ -474,9 +476,9 @@ def layered_thresholds(
     atom of D_{j+1}. The pursuit finds the support if the magnitudes of all nonzeros are above e_j.
     The error does not vanish with the noise, because e_j also grows with B_j.
 
-    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k, and the input of layer j
-    adds an error of at most delta_j. The sum is at most mu s B off the support, and at most
-    mu (s - 1) B on the support.
+    Proof: d_i . x_{j-1} = (d_i . d_i) x_i + sum_{k != i} d_i . d_k x_k, and the error of the input
+    of layer j changes this product by at most delta_j. The sum is at most mu s B off the support,
+    and at most mu (s - 1) B on the support.
 
     Args:
         Ds: J dictionaries with unit atoms.

@@ -50,7 +50,10 @@ _Z, _WEIGHTS = _rule()
 
 
 def branches(prior: Prior, tau2: float) -> list[tuple[float, np.ndarray, float, float]]:
-    """For zeros and nonzeros: share, u = x + tau n at the nodes, and k, s2 with x ~ N(k u, s2)."""
+    """One tuple (share, u, k, s2) for the entries that are zero, and one for the nonzeros.
+
+    u holds x + tau n at the nodes, and x given u has the law N(k u, s2).
+    """
     p, v = prior
     k = v / (v + tau2)
     zero = (1 - p, math.sqrt(tau2) * _Z, 0.0, 0.0)
@@ -287,10 +290,9 @@ def state_evolution(
     Returns:
         StateEvolution. `holds` is False, with a `reason`, if the layer is `lamp` or `lamp_bg` and D
         does not have the spectrum of an iid Gaussian D, or if `vamp_bg` or `tista` assumes a wrong
-        noise.
-        `holds` is also False for `vamp_bg` with `em`, because the prediction is for a layer that
-        knows the prior and the noise, for `tista` if D is not of full rank, and for `tista` without
-        `onsager`.
+        noise. `holds` is also False for `vamp_bg` with `em`, because the prediction is for a layer
+        that knows the prior and the noise, for `tista` if D is not of full rank, and for `tista`
+        without `onsager`.
 
         A spectrum does not show whether the right singular vectors are random. So the function also
         runs the layer on 1024 random signals of this law, the same at every call. `holds` is False
@@ -359,7 +361,7 @@ def _decibels(mse: np.ndarray, prior: Prior) -> np.ndarray:
 
 
 def _disagreement(predicted: np.ndarray, measured: np.ndarray) -> str:
-    """The step with the measured median farthest from the prediction; "" if all are near."""
+    """Name the step whose median is farthest from the prediction; "" if all medians are near."""
     low, high = np.maximum(measured, _ROUNDING)
     expected = np.maximum(predicted, _ROUNDING)
     apart = np.maximum(np.abs(low - expected), np.abs(high - expected))

@@ -37,8 +37,8 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     r"""Bound the distance by which noise can move a run of the layer on the signal of one code.
 
     Let u be the argument of a step of the run on D x, and C = I - gamma W'D. Let beta bound the l2
-    distance between the codes with and without noise, which differ at most on the set T.
-    Noise moves u_i by at most
+    distance between the codes with and without noise, which differ at most on the set T. Noise
+    moves u_i by at most
 
     .. math:: b_i = \|C_{i,T}\| \beta + n_i, \qquad n_i = \gamma_i C_{W,i} \delta,
 

@@ -162,7 +162,7 @@ def uniqueness(
 
 
 def _mu_of_parts(D: Operator, g: int) -> float:
-    """mu' with abs(h_i) <= mu' sum_{j != i} abs(h_j) for the parts of all h in ker D."""
+    """A mu' with abs(h_i) <= mu' sum_{j != i} abs(h_j) for the parts of all h in ker D."""
     products = part_products(D, D, g)
     mu = float(products.mu.max())
     own = 1 - float(products.drift(np.ones(len(products.mu))).max())
@@ -194,7 +194,7 @@ def _admits(mu: float, pair: int, d: int) -> bool:
 
 
 def _weighted(mu: float, D: Dictionary) -> float:
-    """mu' with mu' / (1 + mu') = r mu / (1 + mu), where r is the ratio of the norms of the atoms.
+    """The mu' with mu' / (1 + mu') = r mu / (1 + mu), for the ratio r of the extreme atom norms.
 
     For h in ker D and the norms n_i, abs(n_i h_i) <= mu / (1 + mu) sum_k n_k abs(h_k).
     """
@@ -226,7 +226,8 @@ class SupportRecovery(Result):
 
     xs: tuple[Array, ...]  # x_j, (d_j,), zero off S_j
     unique: Array  # () bool, whether there are no other codes on these supports
-    kernel_dim: Array  # () integer, |S_J| - rank K, the dimension of the z that keep all supports
+    # () integer, |S_J| - rank K, the dimension of the space of all z that keep all supports
+    kernel_dim: Array
     # () the smallest singular value of stack[(D_[1,J])_{S_J}; K], inf for an empty S_J
     sigma_min: Array
     residual: Array  # () norm(y - D_1 x_1)
@@ -243,7 +244,7 @@ def recover_on_supports(
         K = \mathrm{stack}_{j<J} (D_{[j+1,J]})_{S_j^c, S_J}, \qquad x_J = z \text{ on } S_J.
 
     The codes are unique iff M = stack[(D_[1,J])_{S_J}; K] has full column rank. Equation (7) as
-    printed contains only K, and its null space does not depend on y. The rank test is
+    printed contains only K, and the null space of K does not depend on y. The rank test is
     sigma_min(M) > cut sigma_max(M) + rounding. Here cut is the larger of 1e-10 and 16 |S_J| eps of
     the dtype, and rounding covers products that cancel. If the codes are not unique, z is the
     solution of least norm. The codes solve the chain exactly if `residual` is at the level of
@@ -288,7 +289,7 @@ def _recovered(Ds: tuple[Dictionary, ...], y: Array, supports: Any, others: Any)
         cut = rank_cut(spectrum) + rounding
         z, kernel_dim = _constrained_least_squares(E[0], K, y.astype(wide), cut)
         residual = norm(y.astype(wide) - E[0] @ z)
-    # Entries off the support are only rounding.
+    # Entries off the support are only rounding errors.
     xs = [(A @ z).at[other].set(0) for A, other in zip(E[1:], others)]
     xs.append(jnp.zeros(Ds[-1].shape[1], wide).at[supports[-1]].set(z))
     sigma_min = spectrum[-1] if len(z) else jnp.asarray(math.inf, wide)
@@ -441,7 +442,7 @@ def rank_cut(spectrum: Any) -> Any:
 
 
 def _constrained_least_squares(A: Array, K: Array, y: Array, cut: Array) -> tuple[Array, Array]:
-    """The minimiser z of norm(y - A z) with K z = 0 of least norm, and dim null(K)."""
+    """Minimise norm(y - A z) subject to K z = 0; return the z of least norm, and dim null(K)."""
     _, values, V = jnp.linalg.svd(_triangle(K))
     null = values <= cut
     N = jnp.where(null[None, :], V.T, 0)
