@@ -213,9 +213,9 @@ def table():
     far = max(row[method]["apart"] for row in rows for method in METHODS)
     return (
         f"{markdown(entries)}\n\n{certified:,} of {len(METHODS) * n:,} codes of {n:,} signals are "
-        f"certified. A certified code is at most {far:.0e} away from the code of its linear "
-        f"program. HiGHS solved {again} programs; the gaps of the other programs are at most "
-        f"{gap:.0e}."
+        f"certified. The relative distance of a certified code from the code of its linear program "
+        f"is at most {far:.0e}. HiGHS solved {again} programs; the gaps of the other programs are "
+        f"at most {gap:.0e}."
     )
 
 

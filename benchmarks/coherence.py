@@ -32,9 +32,9 @@ def gaussian(m: int, d: int) -> np.ndarray:
 
 
 def highs_coherence(job) -> float:
-    """1 / min norm(v, 1) : sum_{j != i} v_j d_j = d_i, by the dual simplex.
+    """Minimise norm(v, 1) subject to sum_{j != i} v_j d_j = d_i, and return 1 / minimum.
 
-    HiGHS solves the program fastest in this form.
+    HiGHS solves the program fastest in this form, by the dual simplex.
     """
     from scipy.optimize import linprog
 
@@ -50,9 +50,9 @@ def highs_coherence(job) -> float:
 
 
 def highs_entries(job) -> float:
-    """min max abs(w) : w . d_i = 1, abs(w . d_j) <= level, by the interior-point method.
+    """Minimise max abs(w) subject to w . d_i = 1 and abs(w . d_j) <= level for all j != i.
 
-    HiGHS solves the program fastest in this form.
+    HiGHS solves the program fastest in this form, by the interior-point method.
     """
     from scipy.optimize import linprog
 

@@ -179,8 +179,9 @@ def main():
     plain = [of for _, of in named]
     corrected = experiments.holm(plain)
     clear = [sum(of.excludes_zero for of in found) for found in (plain, corrected)]
-    print(f"\nOf {len(plain)} differences of scores and features, {clear[0]} exclude 0. By Holm's")
-    print(f"procedure for all differences at once, {clear[1]} differences exclude 0:\n")
+    print(f"\nOf the intervals of {len(plain)} differences of scores and features, {clear[0]}")
+    print("exclude 0. Of the intervals by Holm's procedure for all of these differences,")
+    print(f"{clear[1]} exclude 0:\n")
     for (name, of), wide in zip(named, corrected):
         if wide.excludes_zero:
             print(f"- {name}: {of.mean:+.3f} ± {of.half:.3f} ({wide.half:.3f})")

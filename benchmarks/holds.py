@@ -76,7 +76,7 @@ def clusters(m, d):
 
 
 def fourier(m, d):
-    """Random rows of the DCT of a diagonal matrix with random signs."""
+    """Random rows of a DCT matrix with random signs of the columns."""
     from scipy.fft import dct
 
     basis = dct(np.diag(rng(10).choice([-1.0, 1.0], d)), norm="ortho", axis=0)

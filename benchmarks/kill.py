@@ -3,7 +3,7 @@
     python benchmarks/kill.py [kills]
 
 The script starts a training run, kills it and restarts it in the same folder until the run
-finishes. Then the script begins another run, until it has killed `kills` runs (200 by default).
+finishes. Then the script begins another run, until the number of kills is `kills` (200 by default).
 After every kill the script reads and checks all saved steps. It counts the steps that were lost or
 damaged, and the finished runs that differ from an uninterrupted run.
 """

@@ -68,7 +68,7 @@ def coordinate_descent(D: np.ndarray, Y: np.ndarray, lam: float) -> np.ndarray:
 
 
 def row(D: np.ndarray, Y: np.ndarray, lam: float, given: np.ndarray, X: np.ndarray) -> dict:
-    """The number of codes that are proved optimal, their repairs, and their distance from X."""
+    """Count the codes proved optimal and the repairs; measure distances to the optima and to X."""
     begun = time.process_time()
     proof = ur.theory.certify_lasso(D, Y, given, lam)
     seconds = time.process_time() - begun

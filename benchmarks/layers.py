@@ -117,7 +117,7 @@ def torch_forward(D, params, Y) -> dict:
 
 
 def compile_times() -> dict:
-    """Median seconds to compile forward pass and gradient, each three times, at three depths."""
+    """Median seconds of three compilations of forward pass and gradient, at three depths."""
     D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
     y = D[:, 0]
     found = {}

@@ -16,7 +16,7 @@ one family have them in memory. Such rows do not record their seconds.
     python benchmarks/lista.py                      adds the missing rows, most informative first
     python benchmarks/lista.py --minutes 30         begins no new row after 30 minutes
     python benchmarks/lista.py --cells main,design  adds rows of these groups, or of cells by name
-    python benchmarks/lista.py --times              processor time of codes and of their products
+    python benchmarks/lista.py --times              processor time of layers and of their products
     python benchmarks/lista_report.py               prints the tables and draws the figure
 """
 
@@ -305,7 +305,7 @@ def _dB(ratio: float) -> float | None:
 
 
 def bound(cell: Cell, D: jax.Array, layer: layers.Layer, params: Any) -> float | None:
-    """A bound in dB on the error of 99.9 % of the class, for all families of a cell at once.
+    """A bound in dB on the errors of 99.9 % of all signals of a cell, for all families at once.
 
     The confidence is 1 - 1e-6. The bound comes from fresh signals, which played no part in any
     choice. For a code that is zero, the relative error counts as 0 if the layer finds the zero
@@ -413,7 +413,7 @@ def measured(row: Row, write: Any) -> None:
 
 
 def timed(row: Row) -> dict[str, float]:
-    """Processor milliseconds of 1,000 codes and of equally many products, in turns."""
+    """Processor milliseconds of a layer for 1,000 signals, and of its bare products, in turns."""
     cell, (family, options) = CELLS[row.cell], FAMILIES[row.family]
     D = jnp.asarray(dictionary(cell, row.dictionary), jnp.float32)
     Y, X = sampler(cell, D, 256)(jax.random.key(0))

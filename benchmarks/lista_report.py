@@ -5,8 +5,8 @@
 
 Published numbers come from hours of training. A number with [log] is a ratio of sums from a log of
 the training of NA-ALISTA, for the same dictionary. A number with [fig] is a mean of dB read off a
-figure of Open-L2O (256 x 512, within about 0.7 dB). The column "condition 50" has the numbers of
-the ill-conditioned dictionary of Open-L2O.
+figure of Open-L2O (256 x 512, within about 0.7 dB). In the column "condition 50", a number with
+[fig] belongs to the ill-conditioned dictionary of Open-L2O.
 """
 
 import argparse
@@ -148,9 +148,9 @@ def knows(family: str) -> str:
     told = "probability" in layers.FAMILIES[name].__dataclass_fields__
     trained = layers.FAMILIES[name].recipe.rate > 0
     return (
-        "law" + (" and training signals" if trained else "")
+        "law" + (" and training codes" if trained else "")
         if told
-        else ("training signals" if trained else "a sample of signals")
+        else ("training codes" if trained else "a sample of codes")
     )
 
 
@@ -172,7 +172,7 @@ def costs(there: Rows, cell: str = "noiseless") -> str:
         "99 % quantile over signals, dB",
         "signals above -20 dB",
         "signals worse than the zero code",
-        "bound on the error of 99.9 % of the class, dB",
+        "bound on the errors of 99.9 % of all signals, dB",
         "certified codes",
     ]
     rows = []
@@ -230,7 +230,7 @@ def not_reached(there: Rows) -> list[str]:
 
 
 def generalisation(there: Rows, cell: str = "noiseless") -> str:
-    """Params of one cell on test signals of other problems: ratio of sums / mean of dB."""
+    """A table of the NMSE of the params of one cell on test signals of other problems."""
     found = {
         name: there[Row(cell, name)]["test"]["elsewhere"]
         for name in FAMILIES
@@ -246,7 +246,7 @@ def generalisation(there: Rows, cell: str = "noiseless") -> str:
 
 
 def summary_of_design(there: Rows) -> str:
-    """The gain over ISTA in the cells of the design, and the number of cells with a loss."""
+    """Gains over ISTA in the cells of the design, and the number of cells with a larger error."""
     best: dict[str, int] = {}
     for cell in DESIGN:
         ends = {

@@ -5,7 +5,7 @@
 large      seconds and memory of every function of theory and analytic, for a float32 dictionary of
            64 x 100,000 and for 16 filters on a picture of 512 x 512 pixels
 devices    hashes of a short run on 1, 2, 4 and 8 forced devices; collectives of a step by its HLO
-processes  hashes of the same run in 1, 2 and 4 processes of 1, 4 and 1 devices
+processes  hashes of the same run in 1 process of 1 device, 2 of 4 devices and 4 of 1 device
 export     milliseconds of an exported file and of the jit of the library, also without the library
 memory     temporaries of a step with 4 x 250 signals and with one batch of 1,000 signals
 cost       milliseconds of these steps and of their matrix products
@@ -153,7 +153,7 @@ def processes(name: str) -> dict:
 
 
 def together(cases: str, n: int, p: int) -> dict:
-    """The common output of n processes of p devices, or an output that differs."""
+    """The output of n processes of p devices; if outputs differ, one that differs or failed."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

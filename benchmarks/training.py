@@ -3,9 +3,9 @@
     python benchmarks/training.py [--output benchmarks/training.json]
 
 The layer has a dictionary of 250 x 500 and 16 untied steps, with and without support selection. The
-loss is the squared error of the last code in float32, and all contestants have the same batch.
-Contestants take turns within one run, and times are medians. PyTorch runs eager and compiled, with
-its fused Adam; `torch.compile` needs a C++ compiler.
+loss is the squared error of the last code. All arrays are float32, and all contestants have the
+same batch. Contestants take turns within one run, and times are medians. PyTorch runs eager and
+compiled, with its fused Adam; `torch.compile` needs a C++ compiler.
 """
 
 import argparse
