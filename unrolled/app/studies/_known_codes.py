@@ -32,10 +32,10 @@ class KnownCodes(Result):
 
     samples: Samples  # the signals and codes of the study
     depth: int  # K, the number of steps
-    comparison: Comparison  # of the methods
-    remarks: list[str]  # on the settings
+    comparison: Comparison  # the comparison of the methods
+    remarks: list[str]  # sentences about the settings
     caution: str  # why the analytic thresholds are not certified; "" if they are
-    seconds: dict[str, float]  # of calibration and training
+    seconds: dict[str, float]  # the seconds of calibration and training
     methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
     covered: int  # the most nonzeros that the worst case covers
 
@@ -115,9 +115,9 @@ class KnownChain(Result):
 
     samples: Samples  # the signals and codes of the study
     depth: int  # K, the number of steps of every layer
-    comparison: ChainComparison  # layer by layer
-    remarks: list[str]  # on the settings
-    seconds: dict[str, float]  # of calibration and training
+    comparison: ChainComparison  # the comparison of the methods, layer by layer
+    remarks: list[str]  # sentences about the settings
+    seconds: dict[str, float]  # the seconds of calibration and training
 
     def text(self) -> str:
         """`parts` as Markdown."""
