@@ -437,7 +437,7 @@ def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None
 
 
 def common_dtype(*trees: Any) -> np.dtype:
-    """The dtype of a computation on the floating leaves of `trees`; without these, the default.
+    """The dtype of a computation on the floating leaves of `trees`; the default if there are none.
 
     Python numbers take the dtype of the arrays.
     """

@@ -160,7 +160,7 @@ def largest_singular_value(A: Array) -> Array:
 def pseudo_inverse(A: Array) -> Array:
     """The pseudo-inverse A^+, of shape (d, m).
 
-    Singular values up to 10 min(m, d) eps times the largest one count as rounding errors. JAX cuts
-    at 10 max(m, d) eps times the largest one, which is 6 % of it for 50,000 atoms in float32.
+    Singular values up to 10 min(m, d) eps times the largest count as rounding errors. JAX cuts at
+    10 max(m, d) eps times the largest: 6 % of the largest for 50,000 atoms in float32.
     """
     return jnp.linalg.pinv(A, rtol=10 * min(A.shape) * float(jnp.finfo(A.dtype).eps))

@@ -84,7 +84,7 @@ def takes_sharded(function: F) -> F:
 
 
 def compiler_splits() -> bool:
-    """Whether the compiler may split arrays, as for a mesh with an Auto axis of several devices."""
+    """Whether the compiler may split arrays: the mesh has an Auto axis of several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types)
     return any(size > 1 and kind == AxisType.Auto for size, kind in axes)

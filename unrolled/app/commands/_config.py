@@ -670,7 +670,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _left_to_recipe(model: Model) -> set[str]:
-    """The options with default values, if the start is a recipe, which then sets them."""
+    """The options that a start by recipe sets: all options with their default values."""
     if model.start != "recipe":
         return set()
     fields = dataclasses.fields(model.layer)

@@ -114,7 +114,7 @@ class DrawnProofs(Result):
         ]
 
     def answer(self) -> str:
-        """How many codes the best statement proves, at the most nonzeros with over half proved."""
+        """The number of proved codes at the most nonzeros with proofs for over half of the codes."""
         worst = max(self.worst.values())
         if not self.rows:
             return (

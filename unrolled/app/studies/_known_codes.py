@@ -204,13 +204,13 @@ def known_codes(
     Analytic params come from theory alone. Calibrated params keep the analytic weights; their
     thresholds and step sizes are chosen on a sample, without gradients. Learned params start at the
     calibrated params and are trained end to end. A thread per core prepares and trains families.
-    After an error or an interrupt, each thread finishes its family and begins no other family.
+    After an error or an interrupt, the other threads finish their families, and no other begins.
 
     Args:
         key: the key of the training.
         samples: from `planted` or `split`, for a dictionary or a chain.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
-            whose params start from `init`.
+            whose params start from `training.prepare`.
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             samples.
         depth: K, the number of steps of every layer.
