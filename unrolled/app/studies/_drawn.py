@@ -114,7 +114,7 @@ class DrawnProofs(Result):
         ]
 
     def answer(self) -> str:
-        """The number of proved codes at the most nonzeros with proofs for over half of the codes."""
+        """How many drawn codes are proved, at the largest s with a proof for over half of them."""
         worst = max(self.worst.values())
         if not self.rows:
             return (
