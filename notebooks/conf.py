@@ -449,7 +449,10 @@ def signature(app, what, name, obj, options, args, result):
 
 
 def as_prose(app, what, name, obj, options, lines):
-    """Sentences of a docstring are plain: `*` and `|` mark nothing outside code and formulas."""
+    """Sentences of a docstring are plain: `*` and `|` mark nothing outside code and formulas.
+
+    The bullets of napoleon, as in "* **UserWarning** -- ...", stay bullets.
+    """
     formula = False
     for i, line in enumerate(lines):
         inside = formula and (not line or line.startswith("   "))
@@ -459,7 +462,7 @@ def as_prose(app, what, name, obj, options, lines):
 
 
 def prose(line):
-    plain = r"(`[^`]*`)|((?<![*])[*|](?![*]))"
+    plain = r"(`[^`]*`)|((?<![*])[*|](?![*]| \*\*))"
     line = line.replace(" . ", " \N{MIDDLE DOT} ")  # a product does not end a sentence
     return re.sub(plain, lambda m: m[1] or "\\" + m[2], line)
 

@@ -91,9 +91,9 @@ def save(
 
     Raises:
         ImportError: flatbuffers is not installed.
-        TypeError: model is neither a layer, a network nor a pursuit, arguments are traced, an
-            activation is a function without a name (see `activations.describe`), or a pursuit
-            computes on the host: `basis_pursuit`, `lasso_batch`, `omp_batch`.
+        TypeError: model is not a layer, a network or a pursuit; arguments are traced; an activation
+            is a function without a name (see `activations.describe`); or a pursuit computes on the
+            host (`basis_pursuit`, `lasso_batch`, `omp_batch`).
         ValueError: params do not fit, or a platform lacks an operation of the program.
         OSError: the file cannot be written.
 
@@ -292,7 +292,7 @@ def _program(
 
 
 def _check_flatbuffers(where: str) -> None:
-    """Raise ImportError if the package that `jax.export` writes and reads with is missing."""
+    """Raise ImportError unless flatbuffers is installed: `jax.export` writes and reads with it."""
     try:
         import flatbuffers  # noqa: F401
     except ImportError as error:

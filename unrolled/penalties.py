@@ -217,7 +217,7 @@ class Penalty:
         return g * self.entries(jnp.where(over, lam / jnp.where(over, sizes, 1), 1))
 
     def excess(self, x: Array, g: Array, lam: Array, s: ArrayLike = 1) -> Array:
-        """lam_i |x_i| - s x_i . g_i for each part; not negative if lam bounds the sizes of s g."""
+        """lam_i |x_i| - s x_i . g_i per part; not negative if lam bounds the dual sizes of s g."""
         return self.of_parts(lam) * self.sizes(x) - self.sums(jnp.asarray(s * x * g))
 
 
@@ -243,7 +243,7 @@ def _shrink_parts(v: Array, theta: Array, activation: Callable[[Array], Array]) 
 
 @jax.custom_jvp
 def _soft_parts(v: Array, theta: Array) -> Array:
-    """(1 - theta / |v_i|) v_i, or 0 where |v_i| <= theta, for v of shape (n, g)."""
+    """(1 - theta / |v_i|) v_i, or 0 where |v_i| <= theta, for v (n, g) and theta (n, 1)."""
     size = norm(v, 1)[:, None]
     under = size <= theta  # False for nan
     return jnp.where(under, jnp.zeros_like(v), v * ((size - theta) / jnp.where(under, 1, size)))

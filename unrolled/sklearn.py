@@ -102,8 +102,8 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
     Warns:
         ConvergenceWarning: some codes miss their tolerance; the warning has their number.
-        UserWarning: some samples are rounding next to the largest sample, and get the code 0; the
-            warning has their number.
+        UserWarning: some samples are negligible next to the largest sample, to the rounding of
+            their dtype, and get the code 0; the warning has their number.
 
     Raises:
         ValueError: X is complex. `fit` raises if the dictionary does not fit X, the method is
@@ -380,7 +380,7 @@ def _is_online(learner: "DictionaryLearner") -> bool:
 
 
 class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    r"""A dictionary learned from samples, and their codes in it as features.
+    r"""A dictionary learned from samples, and the codes of samples as features.
 
     Data frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists
     the features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
@@ -477,7 +477,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     @available_if(_is_online)
     def partial_fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
-        """Continue with one batch of samples; the first batch needs at least `n_components`."""
+        """Continue with one batch of samples; the first needs at least `n_components` samples."""
         first = not hasattr(self, "learned_")
         if not first and self.lam_ is None:
             raise ValueError("DictionaryLearner: learned by another method; expected fit first")

@@ -33,7 +33,7 @@ class Kind(NamedTuple):
     what: str  # in messages: "an integer"
     take: Take
     cls: Any = None  # types whose instances all pass unchanged
-    scalars: str = ""  # `dtype.kind` of arrays whose entries are such values: "iu"
+    scalars: str = ""  # `dtype.kind` of arrays whose entries are values of this kind: "iu"
     of_arrays: bool = False
     items: bool = False  # whether the kind is a sequence
 
@@ -178,7 +178,7 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
 
 
 def _rows(value: Any, item: Kind | None, name: str, where: str) -> Any:
-    """The rows of an array that replaces a sequence; numbers if the array has one axis."""
+    """The rows of an array that is passed for a sequence; numbers if the array has one axis."""
     if not value.ndim:
         raise _refusal(value, "a sequence", name, where)
     value = _array(value, name, where)

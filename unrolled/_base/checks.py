@@ -215,7 +215,7 @@ def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
     """Rows of signals or the atoms of D, cast to float32 if needed; raise if one is lost.
 
     Raises:
-        ValueError: some rows or atoms become 0 or infinite.
+        ValueError: float32 loses some rows or atoms; see `narrowed`.
     """
     is_dictionary = name == "D" and x.ndim == 2
     lines, what = (x.T, "column") if is_dictionary else (x, "row")
@@ -232,8 +232,8 @@ def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
 def narrowed(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The rows of an array in float32, and the indices of the rows that float32 loses.
 
-    A row is lost if it becomes infinite, or if its entries below the least normal number amount to
-    more than rounding; most operations take these entries for zero.
+    A row is lost if an entry becomes infinite, or if an entry below the least normal number, which
+    most operations take for zero, exceeds eps times the largest entry of the row.
     """
     info = np.finfo(np.float32)
     with np.errstate(over="ignore", under="ignore"):
@@ -263,7 +263,7 @@ def as_rows(x: Any, name: str, where: str, n: int | None = None) -> Array:
 
 
 def check_rows(shape: tuple[int, ...], name: str, where: str, n: int | None = None) -> None:
-    """Raise ValueError unless this is the shape of a matrix with rows, `n` rows if given."""
+    """Raise ValueError unless `shape` is the shape of a matrix with rows, `n` rows if given."""
     if len(shape) != 2 or not shape[0] or n not in (None, shape[0]):
         rows = "(signals, m), with at least one signal" if n is None else f"({n}, ...)"
         flat = flattened(name, shape)
@@ -437,7 +437,7 @@ def quiet(category: type[Warning] = Warning, message: str = "") -> Iterator[None
 
 
 def common_dtype(*trees: Any) -> np.dtype:
-    """The dtype of a computation on all floating leaves of `trees`; without leaves, the default.
+    """The dtype of a computation on the floating leaves of `trees`; the default if there are none.
 
     Python numbers take the dtype of the arrays.
     """

@@ -75,8 +75,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     If the system supports files without a name, the file has no name until its bytes are on the
     disk, and then it has a temporary name next to `path` for a moment. On other systems the file
     has the temporary name from the start. After an error or a kill the previous file still exists,
-    and the next call for `path` removes the temporary file. If `path` is a link, the link stays,
-    and the file to which the link points is written.
+    and the next call for `path` removes a temporary file that a kill has left. If `path` is a link,
+    the link stays, and the file to which the link points is written.
 
     Raises:
         IsADirectoryError: a folder has this name.

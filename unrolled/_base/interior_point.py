@@ -11,7 +11,7 @@ _TO_BORDER = 0.995
 # with complementarity products within a factor _SPREAD of the centre. A correction is kept if it
 # lengthens the sum of the two steps by _WORTH. More than two corrections gained little.
 _CORRECTIONS, _AMBITION, _SPREAD, _WORTH = 2, 0.3, 10, 0.02
-# Shares of the largest diagonal entry, added in turn until a Cholesky factorisation succeeds.
+# Shares of the largest diagonal entry, added to the diagonal until a factorisation succeeds.
 _RIDGES = (0.0, 1e-15, 1e-12, 1e-9)
 # At the start t is twice the largest excess, and slacks are at least this share of the largest
 # right-hand side.
@@ -217,7 +217,7 @@ def _factored(H: np.ndarray) -> np.ndarray | None:
 
 
 class LeastEntries(NamedTuple):
-    """The w with the least largest entry at a given coherence, between certified bounds."""
+    """The w with the least largest entry at a given coherence, and certified bounds on it."""
 
     w: np.ndarray  # (m,)
     upper: float  # max abs(w)
@@ -225,7 +225,7 @@ class LeastEntries(NamedTuple):
 
 
 def least_entries(A: np.ndarray, i: int, level: float, w: np.ndarray, tol: float) -> LeastEntries:
-    r"""The w of least largest entry with w . a_i = 1 and |w . a_j| <= level for all j != i.
+    r"""Minimise max abs(w) subject to w . a_i = 1 and |w . a_j| <= level for all j != i.
 
     Args:
         A: a dictionary of shape (m, d).

@@ -65,8 +65,8 @@ def exponent(x: Array, axis: Axes = None) -> Array:
     """k with 2^k <= max abs(x) < 2^(k + 1), an integer; 0 where the maximum is 0 or infinite.
 
     If an axis is given, the result keeps the axis, with length 1. Both 2^k and 2^-k are normal
-    numbers of the dtype of x, so at the upper end of the range k may be one less. k carries no
-    gradient.
+    numbers of the dtype of x, so at the upper end of the range k may be one less than stated above.
+    k carries no gradient.
     """
     most = -int(jnp.finfo(x.dtype).minexp)
     x = lax.stop_gradient(widened(x))
@@ -79,7 +79,7 @@ def exponent(x: Array, axis: Axes = None) -> Array:
 
 
 def any_nonzero(x: Array, axis: int) -> Array:
-    """(x != 0).any(axis), right for subnormal numbers, which XLA takes for 0 on most devices."""
+    """(x != 0).any(axis), also for subnormal numbers, which XLA takes for 0 on most devices."""
     wide = widened(x)
     integer = _layout(wide.dtype)[0]
     bits = lax.bitcast_convert_type(wide, integer) & np.iinfo(integer).max  # without the sign
@@ -158,9 +158,9 @@ def largest_singular_value(A: Array) -> Array:
 
 
 def pseudo_inverse(A: Array) -> Array:
-    """A^+, of shape (d, m).
+    """The pseudo-inverse A^+, of shape (d, m).
 
-    Singular values up to 10 min(m, d) eps times the largest count as rounding. JAX cuts at 10
-    max(m, d) eps times the largest, which is 6 % of the largest for 50,000 atoms in float32.
+    Singular values up to 10 min(m, d) eps times the largest count as rounding errors. JAX cuts at
+    10 max(m, d) eps times the largest: 6 % of the largest for 50,000 atoms in float32.
     """
     return jnp.linalg.pinv(A, rtol=10 * min(A.shape) * float(jnp.finfo(A.dtype).eps))

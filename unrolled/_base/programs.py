@@ -1,10 +1,12 @@
-"""Decorators for checks on the host and one compiled program, and for arrays that are spread over
-devices; pytree nodes that an exported program may take; loops.
+"""Decorators, loops and adjoints for compiled programs, also with arrays that devices share.
 
-The loops and adjoints here call the functions of JAX, and also run inside `jax.shard_map` with its
-default checks. In a `shard_map` the type of an array says along which axes devices hold different
-numbers. The state of a loop must keep its type, although the initial zeros are equal on all devices
-and later states are not.
+One decorator compiles a function, one runs a function on the host, and two accept arrays that are
+split over devices. `exportable` registers the pytree nodes that an exported program may take.
+
+The loops and the adjoint call the functions of JAX, and also run inside `jax.shard_map` with its
+default checks. In a `shard_map` the type of an array says along which axes its numbers differ
+between devices, and JAX requires that the state of a loop keeps its type. Initial zeros are equal
+on all devices, but later states are not; the loops give the initial state the type of later states.
 """
 
 import functools
@@ -29,8 +31,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def on_auto_axes(function: F) -> F:
-    """A compiled function of arrays that may be split along Explicit axes, under `vmap` or `jit`
-    too.
+    """Let a compiled function take arrays split along Explicit axes, also under `vmap` and `jit`.
 
     The results are on the mesh of the arguments. Every device holds the whole of each axis that the
     function sees; an axis of `vmap` stays split as before.
@@ -61,7 +62,7 @@ def on_auto_axes(function: F) -> F:
 
 
 def takes_sharded(function: F) -> F:
-    """A host function whose known arrays may be split along Explicit axes, which become Auto.
+    """Let a host function take known arrays split along Explicit axes; the axes become Auto.
 
     No number moves to another device. If the caller has set a mesh with Explicit axes, its axes are
     Auto during the call.
@@ -83,7 +84,7 @@ def takes_sharded(function: F) -> F:
 
 
 def compiler_splits() -> bool:
-    """Whether the compiler may split arrays, as for a mesh with an Auto axis of several devices."""
+    """Whether the compiler may split arrays: the mesh has an Auto axis of several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_sizes, mesh.axis_types)
     return any(size > 1 and kind == AxisType.Auto for size, kind in axes)
@@ -161,8 +162,7 @@ def host_function(function: F) -> F:
     """A function of known arguments, which a user may call inside the `jit` of another function.
 
     Inside a `jit` the function runs during tracing, as a numpy function does, and its result is a
-    constant.
-    The arguments are `checked`.
+    constant. The arguments are `checked`.
 
     Raises:
         TypeError: an argument is traced, or its annotation excludes the argument.
@@ -223,7 +223,7 @@ def _tuples(value: Any) -> Any:
 
 
 def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options: Any) -> Any:
-    """`lax.scan`; the type of each leaf of the state is its type after a step."""
+    """`lax.scan`; in shard_map the initial state gets the type that it has after a step."""
     if not _inside_shard_map():
         return lax.scan(body, start, xs, **options)
     first = jax.tree.map(lambda leaf: leaf[0], xs)
@@ -237,7 +237,7 @@ def scan(body: Callable[[Any, Any], Any], start: Any, xs: Any = None, **options:
 
 
 def while_loop(not_done: Callable[[Any], Any], body: Callable[[Any], Any], start: Any) -> Any:
-    """`lax.while_loop`, with the types of the state as in `scan`."""
+    """`lax.while_loop`, with the type of the state as in `scan`."""
     if not _inside_shard_map():
         return lax.while_loop(not_done, body, start)
     axes = _axes(start, jax.eval_shape(body, start))
@@ -247,7 +247,7 @@ def while_loop(not_done: Callable[[Any], Any], body: Callable[[Any], Any], start
 
 
 def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: Any) -> Any:
-    """`lax.fori_loop`, with the types of the state as in `scan`."""
+    """`lax.fori_loop`, with the type of the state as in `scan`."""
     if not _inside_shard_map():
         return lax.fori_loop(lower, upper, body, start)
     axes = _axes(start, jax.eval_shape(body, jnp.int32(lower), start))
@@ -257,7 +257,7 @@ def fori_loop(lower: int, upper: int, body: Callable[[Any, Any], Any], start: An
 
 
 def cond(holds: Any, yes: Callable[..., Any], no: Callable[..., Any], *operands: Any) -> Any:
-    """`lax.cond`, whose branches may use other arrays; inside shard_map both branches run."""
+    """`lax.cond`; branches may use arrays besides `operands`; in shard_map both branches run."""
     if not _inside_shard_map():
         return lax.cond(holds, yes, no, *operands)
     return jax.tree.map(functools.partial(jnp.where, holds), yes(*operands), no(*operands))

@@ -208,7 +208,7 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
-    """`plain(value)` as text."""
+    """`plain(value)` as JSON text."""
     return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 

@@ -130,7 +130,7 @@ def _cores() -> int:
 
 
 def _available() -> int:
-    """The cores of this process."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

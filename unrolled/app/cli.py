@@ -26,13 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments after the program name; None takes `sys.argv[1:]`.
+        argv: the arguments after the program name; if None, `sys.argv[1:]`.
 
     Returns:
-        The exit status: 0; 2 for wrong arguments or input, after one line on standard error; 130 or
-            143 if SIGINT or SIGTERM stopped the command. A run of `train` whose codes are worse
-            than zero codes, or than the codes of ISTA of the same depth, raises SystemExit(3);
-            `--version` and `--help` raise SystemExit(0).
+        0 after success; 2 for wrong arguments or input, after one line on standard error; 130 or
+        143 if SIGINT or SIGTERM stopped the command. A run of `train` whose codes are worse than
+        zero codes, or than the codes of ISTA of the same depth, raises SystemExit(3); `--version`
+        and `--help` raise SystemExit(0).
 
     Example:
         >>> from unrolled.app.cli import main

@@ -44,9 +44,9 @@ _LAM_OF_PATCHES = 0.05
 # With --quick: the approximate number of tested signals, the steps of the certified regime, and the
 # steps of each layer of the certified chain.
 _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
-# Proofs signal by signal: the numbers of nonzeros in the standard benchmark; the number of drawn
-# codes, the same as in the certified regime, so that one program serves both; the largest number of
-# atoms, since each step multiplies by a d x d matrix.
+# Proofs signal by signal: the numbers of nonzeros in the standard benchmark; the number of codes to
+# prove (the study draws twice this number, which is the number in the certified regime, so that one
+# program serves both); the largest number of atoms, since each step multiplies by a d x d matrix.
 _PROVED, _DRAWS, _MOST_ATOMS = (11, 12), 250, 1000
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {

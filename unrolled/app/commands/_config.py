@@ -65,7 +65,7 @@ class Paths:
         return value
 
     def absolute(self, value: Any, base: Path) -> Any:
-        """The value with absolute paths; relative ones start at `base`."""
+        """The value with absolute paths; relative paths start at `base`."""
         if isinstance(value, tuple):
             return tuple(str(base.absolute() / path) for path in value)
         return value if value in self.words else str(base.absolute() / value)
@@ -404,7 +404,7 @@ class Given(NamedTuple):
     """The value of an option, and where the value comes from."""
 
     value: Any  # the text of a flag, or the value in TOML
-    name: str  # in messages
+    name: str  # the name of the option, for messages
     where: str  # the name of the caller or the file, for messages
     base: Path  # where relative paths start
     is_text: bool = False  # whether the value is the text of a flag
@@ -670,7 +670,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def _left_to_recipe(model: Model) -> set[str]:
-    """The options that still have their defaults; the recipe of the family sets them."""
+    """The options that a start by recipe sets: all options with their default values."""
     if model.start != "recipe":
         return set()
     fields = dataclasses.fields(model.layer)

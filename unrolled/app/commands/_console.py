@@ -77,9 +77,8 @@ def progress_printer() -> Say:
 
     def say(message: str) -> None:
         line = f"[{time.perf_counter() - began:5.1f} s] {message}\n"
-        print(
-            line, end="", file=sys.stderr, flush=True
-        )  # in one call, because several threads may print
+        # In one call, because several threads may print.
+        print(line, end="", file=sys.stderr, flush=True)
         note_output(message)
 
     return say

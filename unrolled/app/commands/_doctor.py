@@ -20,7 +20,7 @@ from unrolled.app.commands._console import add_command, show
 from unrolled.app.commands._report import check_folder, environment
 
 # The certified check: LISTA-CP with analytic params on [I, Hadamard] (64 x 128), where two nonzeros
-# are certified; after these steps its l1 error is only rounding.
+# are certified; after these steps its l1 error is only a rounding error.
 _DEPTH = 40
 _LARGEST_ERROR = 1e-4
 # Timed on every device: a square product, and steps of ISTA on a batch.

@@ -71,8 +71,7 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
         what: the name of a row in messages.
 
     Raises:
-        ValueError: a row becomes infinite, or entries below the least normal number, which most
-            operations take for zero, amount to more than rounding.
+        ValueError: float32 loses a row; see `checks.narrowed`.
     """
     cast, lost = checks.narrowed(array)
     if len(lost):
@@ -86,7 +85,7 @@ def in_float32(array: np.ndarray, path: Path, first: int = 0, what: str = "row")
 def read_signals(
     paths: list[Path], D: Operator | tuple[Operator, ...] | None
 ) -> tuple[Any, Pictures | tuple[np.ndarray, Any]]:
-    """(D, (Y, X)) for signals with known codes, (D, Pictures) for other signals.
+    """Read signals: (D, (Y, X)) if their codes are known, else (D, Pictures).
 
     If D is None, the dictionary of pictures is an overcomplete DCT. For a chain X is a tuple.
 
@@ -325,17 +324,13 @@ def coder_of_pursuit(name: str, dictionaries: list[Path], options: dict[str, Any
 
 
 def nonzeros(D: Operator, X: ArrayLike) -> int:
-    """The number of nonzero entries of all codes, or of nonzero parts: a complex number counts
-    once.
-    """
+    """The number of nonzero entries, or nonzero parts, of all codes: a complex number is one."""
     rows = np.asarray(X)
     return int((rows.reshape(len(rows), -1, block_of(D)) != 0).any(2).sum())
 
 
 def residual_norms(Ds: Sequence[Operator], Y: ArrayLike, codes: Sequence[ArrayLike]) -> np.ndarray:
-    """norm(y) and then norm(y - D_1 ... D_j x_j) for every layer, as a float64 array of
-    shape (J + 1, signals).
-    """
+    """The norms of y, and of y - D_1 ... D_j x_j for every layer, float64 (J + 1, signals)."""
     Y = jnp.asarray(Y)
     norms = [norm(Y, 1)]
     for j, X in enumerate(codes, start=1):
@@ -352,8 +347,8 @@ def restore_model(
     """The result of `training.restore`, with a model and the dictionary or dictionaries.
 
     Raises:
-        ValueError: the weights have no layer, or have no dictionary and none is given, or several
-            dictionaries are given for one layer.
+        ValueError: the weights have no layer, or have no dictionary although `dictionaries` is
+            empty, or several dictionaries are given for one layer.
     """
     saved = training.restore(weights)
     if saved.layer is None:

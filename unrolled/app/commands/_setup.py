@@ -40,9 +40,9 @@ from unrolled.problems import resampler
 from unrolled.pursuit import DEFAULT_LAM, LARGEST_LAM, default_lam, lasso_batch
 from unrolled.vision import datasets
 
-_OF_LARGE = (
-    100_000  # signals; a larger file gives as many for validation and test as a file of this size
-)
+# If a file is too large for memory, validation and test get as many signals as from a file with
+# this number of signals.
+_OF_LARGE = 100_000
 
 Model = Layer | Network
 Dictionaries = Any  # one dictionary, or a tuple for a chain

@@ -70,14 +70,14 @@ class Summary(NamedTuple):
     """The final numbers of `unrolled train`."""
 
     config: Config
-    shape: tuple[tuple[int, ...], ...]  # of every D; for a complex D, in complex numbers
+    shape: tuple[tuple[int, ...], ...]  # the shape of every D; if D is complex, in complex numbers
     steps: int
     seconds: float
     best_step: int
     # The losses at the "first" and at the "best" evaluation, the loss of "zero" codes, and, if the
     # model is a layer, the loss of "ista" at its depth.
     validation: dict[str, float]
-    tested_on: int  # signals
+    tested_on: int  # number of test signals
     # By "start" and "learned", for every layer: measure -> number.
     judged: dict[str, list[dict[str, float]]]
 
@@ -191,7 +191,7 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
 def _judged(
     model: Model, params: Any, D: Dictionaries, Y: jax.Array, X: Any, lam: float
 ) -> list[dict[str, float]]:
-    """For every layer, on test signals: the objective, and errors if the true codes are known.
+    """Judge every layer on test signals by its objective, and by errors if true codes are known.
 
     Each layer has its own LASSO objective, whose signal is the code of the layer before.
     """
@@ -227,9 +227,9 @@ def _errors(x: jax.Array, X: jax.Array) -> dict[str, Any]:
 def logger(folder: Path, started: Callable[[], None]) -> Callable[..., None]:
     """A callback of `fit` that appends one line per evaluation.
 
-    At its first call, the callback removes from an earlier history the evaluations at this step or
-    later, and calls `started`. By then `fit` has locked the checkpoints, so a second run in the
-    same folder changes nothing.
+    At its first call, the callback keeps only those evaluations of an earlier history that come
+    before the new evaluation, and calls `started`. By then `fit` has locked the checkpoints, so a
+    second run in the same folder changes nothing.
     """
     path = folder / HISTORY
     before: list[dict[str, Any]] | None = read_history(path)

@@ -123,7 +123,7 @@ class ChainReport(Result):
     """The certificate of a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]  # s of every layer
-    unique: dict[str, theory.Uniqueness]  # by mu and by mu~
+    unique: dict[str, theory.Uniqueness]  # the uniqueness of codes, by mu and by mu~
     stability: theory.Stability  # the errors per unit of noise in the signal
     plan: theory.Plan  # the steps of every layer
     tolerance: float  # the l1 error to reach
@@ -411,14 +411,16 @@ def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
 class WeightsCertificate(Result):
     """The certificate of every layer of given weights."""
 
-    layers: tuple[Layer, ...]  # of the model
+    layers: tuple[Layer, ...]  # the layers of the model
     shapes: tuple[tuple[int, ...], ...]  # the shape of every D
     sparsities: tuple[int, ...]  # s of every layer
     bound: float  # B, the largest magnitude of an entry of a code
     noise: float  # the largest l1 norm of the noise in a signal
     tolerance: float  # the l1 error to reach
     certificates: tuple[theory.Certificate, ...]  # one per layer
-    block: int = 1  # entries of a part of a code of layer 1; if several, the noise is in l2
+    # The number of entries of a part of a code of layer 1. If a part has several entries, the
+    # noise is measured in the l2 norm.
+    block: int = 1
 
     def text(self) -> str:
         """A table, one column per layer."""

@@ -60,7 +60,7 @@ class CertifiedRun(Result):
 class CertifiedRegime(Result):
     """The study of all kinds of weights, with the most nonzeros that theory certifies for each."""
 
-    shape: tuple[int, ...]  # of D
+    shape: tuple[int, ...]  # the shape of D
     depth: int  # K, the number of steps
     largest: dict[str, int]  # weights -> the most nonzeros that they certify
     common: int  # the most nonzeros that W = D or the closed form certifies
@@ -271,7 +271,7 @@ def _quietly(function: Callable, *args: Any, **options: Any) -> Any:
 class ChainRun(Result):
     """The certified and the measured errors of a chain, layer by layer."""
 
-    contractions: tuple[float, ...]  # of every layer
+    contractions: tuple[float, ...]  # the contraction of every layer
     measured: tuple[np.ndarray, ...]  # largest l1 error, from step 0
     bounds: tuple[np.ndarray, ...]  # certified errors, layer by layer
     wrong: int  # number of wrong entries

@@ -34,7 +34,7 @@ _COVERS = {
     _OWN: "the code, every sign pattern",
     _ONE: "the code, every sign pattern",
 }
-# By default the study takes the largest s at which a share _MOST of _TRIED supports is proved.
+# By default the study takes the largest s with proofs for a share _MOST or more of _TRIED supports.
 _TRIED, _MOST = 50, 0.9
 
 
@@ -52,7 +52,7 @@ class ProvedShare(Result):
 class DrawnProofs(Result):
     """The proofs of drawn codes, for one sparsity or for several."""
 
-    shape: tuple[int, ...]  # of D
+    shape: tuple[int, ...]  # the shape of D
     sparsities: tuple[int, ...]  # s, the numbers of nonzeros of a code
     bound: float  # B, the largest magnitude of an entry of a code
     noise: float  # the largest l1 norm of the noise in a signal
@@ -61,14 +61,16 @@ class DrawnProofs(Result):
     rows: tuple[ProvedShare, ...]  # empty if nothing beyond the worst case is proved
     ratios: dict[str, np.ndarray]  # weights, s -> c(S) of every support
     bounds: dict[str, np.ndarray]  # weights, s, thresholds -> bounds of proved codes, from step 0
-    block: int = 1  # entries of a part; if several, sparsities, bound and errors refer to parts
+    # The number of entries of a part. If a part has several entries, sparsities, bound and errors
+    # refer to parts, and the noise is measured in the l2 norm.
+    block: int = 1
 
     def text(self) -> str:
-        """The class, and a table, as text."""
+        """The class of the codes, and a table of the proofs, as text."""
         return "\n".join(self.parts())
 
     def parts(self) -> list[str]:
-        """The class, and a table of the worst case and of every statement; empty without rows."""
+        """The class of codes, and a table of the worst case and statements; empty without rows."""
         if not self.rows:
             return []
         counts = " or ".join(map(str, self.sparsities))
@@ -112,7 +114,7 @@ class DrawnProofs(Result):
         ]
 
     def answer(self) -> str:
-        """The number of codes that the best statement covers, at the most nonzeros with proofs."""
+        """How many drawn codes are proved, at the largest s with a proof for over half of them."""
         worst = max(self.worst.values())
         if not self.rows:
             return (
@@ -136,13 +138,13 @@ class DrawnProofs(Result):
         return table_of(form, [row.asdict() for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """The class, the worst case and the shares as data."""
+        """The class of the codes, the worst case and the proved shares as data."""
         data = self.asdict()
         del data["ratios"], data["bounds"]
         return data | {"rows": [row.asdict() for row in self.rows]}
 
     def figure(self) -> Any:
-        """The ratios of the supports, and the bounds of the codes, with matplotlib."""
+        """The ratios of the supports, and the bounds on the errors of codes, with matplotlib."""
         fig, panels = plots.figure(1, 2)
         left, right = panels[0]
         looks = plots.styles(self.ratios)
@@ -182,17 +184,17 @@ def certify_drawn(
 
     For each support, the study tries to prove that `layers.alista_rt` finds every code on the
     support (`theory.certify_supports`). For each code, the study tries to prove that
-    `layers.alista` with 40 steps finds the code, with thresholds for this code and with one
+    `layers.alista` with 40 steps finds the code, first with thresholds for this code, then with one
     schedule for all codes (`theory.certify_signals`, `analytic.from_sample`). The schedule comes
-    from a sample of equally many other codes, and may leave out 1 % of the sample. The study runs
-    in float64, on the host.
+    from a sample of `draws` other codes, and may leave out 1 % of the sample. The study runs in
+    float64, on the host.
 
     Args:
         key: the key of the codes.
         D: a dictionary of shape (m, d), whose atoms the study normalises.
         sparsity: s, the number of nonzeros, or nonzero parts, of a code, at least 1; or several
-            such numbers. If None, the study takes the largest s at which the proof covers nine
-            supports in ten, and s + 1; it takes no s if the worst case covers both.
+            such numbers. If None, the study takes the largest s above the worst case at which nine
+            supports in ten are proved, and s + 1; if there is no such s, it makes no proofs.
         draws: the number of codes of every sparsity.
         bound: B > 0; the nonzeros are uniform in [-B, B]. Parts have sizes uniform in [0, B] and
             random directions.

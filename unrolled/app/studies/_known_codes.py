@@ -32,10 +32,10 @@ class KnownCodes(Result):
 
     samples: Samples  # the signals and codes of the study
     depth: int  # K, the number of steps
-    comparison: Comparison  # of the methods
-    remarks: list[str]  # on the settings
+    comparison: Comparison  # the comparison of the methods
+    remarks: list[str]  # sentences about the settings
     caution: str  # why the analytic thresholds are not certified; "" if they are
-    seconds: dict[str, float]  # of calibration and training
+    seconds: dict[str, float]  # the seconds of calibration and training
     methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
     covered: int  # the most nonzeros that the worst case covers
 
@@ -115,9 +115,9 @@ class KnownChain(Result):
 
     samples: Samples  # the signals and codes of the study
     depth: int  # K, the number of steps of every layer
-    comparison: ChainComparison  # layer by layer
-    remarks: list[str]  # on the settings
-    seconds: dict[str, float]  # of calibration and training
+    comparison: ChainComparison  # the comparison of the methods, layer by layer
+    remarks: list[str]  # sentences about the settings
+    seconds: dict[str, float]  # the seconds of calibration and training
 
     def text(self) -> str:
         """`parts` as Markdown."""
@@ -204,13 +204,13 @@ def known_codes(
     Analytic params come from theory alone. Calibrated params keep the analytic weights; their
     thresholds and step sizes are chosen on a sample, without gradients. Learned params start at the
     calibrated params and are trained end to end. A thread per core prepares and trains families.
-    After an error or an interrupt, each thread finishes its family and begins no other family.
+    After an error or an interrupt, the other threads finish their families, and no other begins.
 
     Args:
         key: the key of the training.
         samples: from `planted` or `split`, for a dictionary or a chain.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
-            whose params start from `init`.
+            whose params start from `training.prepare`.
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             samples.
         depth: K, the number of steps of every layer.

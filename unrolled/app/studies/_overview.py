@@ -29,7 +29,7 @@ class Overview(Result):
     best: str  # the method with the smallest final error
     ylabel: str  # the label of the axis of errors, with the unit
     log: bool  # whether the errors have a logarithmic axis
-    caption: str  # of the figure
+    caption: str  # the caption of the figure
     table: Grid  # a row for each method that is shown, six columns at most
 
 
@@ -160,7 +160,7 @@ def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, floa
 
 
 def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
-    """ISTA, FISTA, the best method, the best calibrated method, then the best of other families."""
+    """ISTA, FISTA, the best method, the best calibrated one, then the best of each other family."""
     order = sorted(ends, key=ends.__getitem__)
     chosen = [name for name in _CLASSICAL if name in ends]
     calibrated = [name for name in order if name.endswith(", calibrated")]

@@ -48,9 +48,9 @@ _STRIDE = 3  # pixels between neighbouring training patches
 
 
 class Samples(NamedTuple):
-    """A dictionary, a sampler for training, and samples (Y, X) for choosing and for testing."""
+    """A dictionary, a training sampler, and samples (Y, X) for choosing settings and for tests."""
 
-    D: Any  # a tuple for a chain
+    D: Any  # the dictionary; a tuple for a chain
     sample: Callable[..., Any]  # draws a batch to train on
     chosen_on: tuple[Any, Any]  # (Y, X); X is a tuple for a chain, None if codes are not known
     tested_on: tuple[Any, Any]  # (Y, X), test signals and codes
@@ -104,7 +104,9 @@ def planted(key: Key, D: Any, *, sparsity: float | None = None, snr: float = mat
 
 
 def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
-    """Split your signals and codes: four fifths for training and choosing, the rest for testing.
+    """Split your signals and codes: four fifths for training, the rest for testing.
+
+    The first 1,280 training signals are also for choosing thresholds, step sizes and penalties.
 
     Args:
         D: a dictionary of shape (m, d); for a chain a tuple of dictionaries.
@@ -145,7 +147,7 @@ class Picture(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Signals without known codes, to train and to test on; test signals may tile a picture."""
+    """Signals without known codes, for training and testing; test signals may tile a picture."""
 
     training: Any  # (signals, m), an array
     testing: Any  # signals to test on
@@ -199,10 +201,10 @@ GUARANTEES = (
 )
 # The sentence above the table of predictions.
 PREDICTIONS = (
-    "Each cell has the median error of a signal / the prediction of state evolution, for "
-    "Bernoulli-Gaussian codes like the codes of the test signals. The column on the support has "
-    "the gain of a step once the support is right, without the effect of thresholds. Predictions "
-    "do not cover the ratio of sums, which depends on a few hard signals:"
+    "The columns of errors have the median error of a signal, in dB, / the prediction of state "
+    "evolution, for Bernoulli-Gaussian codes like the codes of the test signals. The column of dB "
+    "per step has the gain of a step once the support is right, without the effect of thresholds. "
+    "Predictions do not cover the ratio of sums, which depends on a few hard signals:"
 )
 # The sentence above the table of parameters.
 WEIGHTS = (
@@ -212,7 +214,7 @@ WEIGHTS = (
 
 _CLIP = 1.0  # largest norm of a gradient
 _EVALUATE_EVERY = 100  # steps
-# A residual below this share of the mean signal is rounding.
+# A residual below this share of the mean signal is a rounding error.
 _ROUNDING = 1e-4
 _UNIT = 1e-4  # how far the norms of unit atoms may be from 1
 
@@ -325,7 +327,7 @@ class Starts(Result):
     """The params that theory sets for the class of a sample, and their guarantee."""
 
     params: dict[Layer, Unrolled]  # for the layers whose params theory sets
-    remark: str  # on the start, or ""
+    remark: str  # sentences about the start, or ""
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
     covered: int  # the most nonzeros that the worst case covers
 
@@ -394,12 +396,13 @@ def _certified(mu_W: float, schedule: Any, s: int, d: int) -> tuple[str, str]:
     )
     return (
         f"{caution} The analytic rows show what an uncertified schedule does. Calibration keeps W "
-        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training changes all params."
+        f"(mu_W = {mu_W:.4f}) and chooses thresholds on the sample; training changes all params "
+        "that are not fixed."
     ), caution
 
 
 def best_lam(samples: Samples, depth: int, family: str = "ista") -> float:
-    """The lam, among the values that a recipe tries, with the least error of ISTA, or FISTA."""
+    """The lam in the grid of a recipe with the least error of ISTA, or FISTA, after K steps."""
     D, (Y, X), layer = samples.D, samples.chosen_on, layers.FAMILIES[family](depth)
 
     @jax.jit
@@ -420,8 +423,9 @@ def train(
     loss: Callable[..., jax.Array] | None = None,
     rate: float | None = None,
 ) -> training.Fit:
-    """`fit` by clipped Adam with a cosine-decayed rate; the recipe's loss and rate by default.
+    """`fit` by clipped Adam with a cosine-decayed rate.
 
+    By default the loss is `training.mostly_last`, and the rate is the rate of the family's recipe.
     If the training breaks, the result has the best params so far, and a remark says so.
     """
     if rate is None:

@@ -59,15 +59,15 @@ class UnknownCodes(Result):
     """The study of methods on signals without known codes."""
 
     D: Operator  # the dictionary, (m, d)
-    signals: Pictures  # to train and to test on
+    signals: Pictures  # the signals for training and for testing
     tested: Array  # (tested, m), the test signals in the comparison
     lam: float  # weight of the LASSO
     depth: int  # K, the number of steps
-    optimum: pursuit.Pursuit  # of the tested signals; its codes serve as true codes
+    optimum: pursuit.Pursuit  # the LASSO codes of the tested signals, which serve as true codes
     methods: Methods  # layers and params by name
-    comparison: Comparison  # of the methods
-    remarks: list[str]  # on the settings
-    seconds: dict[str, float]  # of the training of each method
+    comparison: Comparison  # the comparison of the methods
+    remarks: list[str]  # sentences about the settings
+    seconds: dict[str, float]  # the seconds of training, by method
 
     def text(self) -> str:
         """`parts` as Markdown."""
