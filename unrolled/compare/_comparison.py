@@ -452,7 +452,7 @@ class Comparison(Result):
         return plots.comparison(self, codes=codes, note=note)
 
     def _defined(self) -> set[str]:
-        """The fields of the records in which a method has a number."""
+        """The names of the fields of the records for which at least one method has a number."""
         records, timed = self._records(), any(of.seconds for of in self.costs.values())
         given: list[Any] = [*self.curves.values(), *self.costs.values()]
         has = {f for of in given for f in of._fields if getattr(of, f) is not None}

@@ -100,7 +100,10 @@ class Functions(Structured):
         return largest_singular_value(self._bidiagonal()) / math.sqrt(1 - e)
 
     def _bidiagonal(self) -> Array:
-        """The matrix of D in the bases of Golub and Kahan, (k, k); zero after the process ends."""
+        """The (k, k) bidiagonal matrix of D after k steps of Golub and Kahan.
+
+        If the steps end early, the remaining entries are zero.
+        """
 
         def unit(v: Array) -> tuple[Array, Array]:
             length = norm(v)

@@ -1,5 +1,5 @@
-"""Checks of dictionaries, chains and signals, and functions of a dictionary. The functions compute
-their result here for a plain array, and call the methods of a structured dictionary.
+"""Checks of dictionaries, chains and signals, and functions of a dictionary. For a plain array, the
+functions of this module compute the result; for a structured dictionary, they call its methods.
 """
 
 from collections.abc import Callable, Iterable

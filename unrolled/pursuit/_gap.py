@@ -302,8 +302,8 @@ def freed(D: Operator, free: Array, r: Array, h: Array) -> tuple[Array, Array, A
     """r minus its part in the span of the free atoms, D' times this r, and a bound on its rounding.
 
     If |D_f'r| = e for the free atoms D_f, the rounding error of r is at most e / sigma, where sigma
-    is the least singular value of D_f. The function estimates sigma from the code of an
-    unstructured vector in D_f.
+    is the least singular value of D_f. The function estimates sigma from the least squares code, in
+    D_f, of a fixed probe vector.
     """
     m, d = D.shape
     # The span does not depend on the norms of the atoms, and products with atoms near 1 are in the

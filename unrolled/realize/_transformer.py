@@ -128,7 +128,7 @@ def transformer_block(
     may then appear on tokens with p = 1. These blocks have no layer norm; in general a block with a
     layer norm does not compute this map.
 
-    Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), (23) and
+    Reference: Cordonnier, Loukas, Jaggi (2020), Theorem 1; Li, Feng, Zhou (2024), equation (23) and
     Remark 11.
 
     Example:
@@ -458,7 +458,7 @@ def transformer(
 
     Not claimed: correct codes for a traced y above `signal_bound`, which cannot be checked.
 
-    Reference: Li, Feng, Zhou (2024), (23) and Remark 11; Cordonnier, Loukas, Jaggi (2020).
+    Reference: Li, Feng, Zhou (2024), equation (23) and Remark 11; Cordonnier, Loukas, Jaggi (2020).
 
     Example:
         >>> D = ur.dictionaries.Conv(jnp.ones((1, 1, 2)) / 2, signal_shape=4)

@@ -126,8 +126,8 @@ def certify_code(
         H = \frac{t + (\|\nu\|_2 + \kappa) u}{q},
 
     because norm(z, 1) >= norm(x, 1) + sign(x_T)'h_T + norm(h_{T^c}, 1) for h = z - x. So x is the
-    only code of least l1 norm with D z = D x. Any other code z of at most this l1 norm is within
-    `error_gain` times u of x, and u <= norm(y - D x) + norm(y - D z).
+    only code of least l1 norm among all codes z with D z = D x. Any other code z of at most this l1
+    norm is within `error_gain` times u of x, and u <= norm(y - D x) + norm(y - D z).
 
     First the function finishes the code: it computes least squares on the support, takes steps of
     subspace pursuit until the code fits y, and drops entries that are rounding errors. Then FISTA

@@ -57,7 +57,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     signs of one run, so it also certifies the run for more nonzeros if the noise is small and the
     thresholds stay above the noise.
 
-    The products |W'D| are a d x d matrix.
+    The function forms the d x d matrix |W'D|, so its memory grows with d^2.
 
     Args:
         layer: a layer of a family x <- shrink(x + gamma W'(y - D x), theta), with ReLU.
