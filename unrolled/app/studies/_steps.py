@@ -48,7 +48,7 @@ _STRIDE = 3  # pixels between neighbouring training patches
 
 
 class Samples(NamedTuple):
-    """A dictionary, a sampler for training, and samples (Y, X) for choosing settings and for tests."""
+    """A dictionary, a sampler for training, and samples (Y, X) for settings and for tests."""
 
     D: Any  # the dictionary; a tuple for a chain
     sample: Callable[..., Any]  # draws a batch to train on
