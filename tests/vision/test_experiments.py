@@ -1117,7 +1117,7 @@ def test_the_report_of_a_folder(tmp_path):
     check_forms(experiments.Sweep(rows, [], []))
     text = write(folder, experiments.Sweep({}, ["later"], ["other"]))
     assert "+2.67 ± 1.43" in text and "seeds 3" in text and "epochs: 2 instead of 200" in text
-    assert "Not finished: later" in text and "another process: other" in text
+    assert "Not finished: later" in text and "Another process works on: other" in text
     results = strict_json((folder / "results.json").read_text())
     (section,) = results["sections"].values()
     assert section["rows"].keys() == rows.keys()

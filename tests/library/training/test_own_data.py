@@ -580,7 +580,8 @@ def test_certify_says_which_hypothesis_fails_and_which_signals_are_of_the_class(
     assert main([*asked, "--sparsity", "3", "--no-cache"]) == 0
     told = capsys.readouterr().out
     assert "minimax: a < 1 fails: with s = 3 and mu_W = 0.25 it is 1.25; it holds up to" in told
-    assert "of 4 signals 2 have a code of this class (at most 3 nonzeros" in told
+    found = "OMP finds a code of this class (at most 3 nonzeros of magnitude at most 1, noise"
+    assert found in told and "for 2 of 4 signals" in told
     twice = [*asked, str(tmp_path / "D.npy")]
     assert main([*twice[:2], *twice[4:], *twice[2:4]]) == 2
     assert "--signals without --code needs one D" in capsys.readouterr().err
