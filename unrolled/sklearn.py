@@ -9,7 +9,14 @@ import numpy as np
 from unrolled import dictionary_learning, problems
 from unrolled._base import checks
 from unrolled._base.numbers import mean_norm
-from unrolled.dictionaries import Dictionary, Operator, as_chain, as_dictionary
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    as_chain,
+    as_dictionary,
+    known_part,
+    signal_axes,
+)
 from unrolled.layers import FAMILIES, Layer, lfista_cp
 from unrolled.networks import Network
 from unrolled.pursuit import (
@@ -46,7 +53,24 @@ def __dir__() -> list[str]:
     return ["DictionaryLearner", "SparseCoder"]
 
 
-class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class _Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """What both transformers have."""
+
+    def restore(self, X: Any) -> np.ndarray:
+        """The samples D x, denoised and without missing entries: (n_samples, n_features)."""
+        return self.inverse_transform(self.transform(X))
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_components_ * (2 if self.split_sign_ else 1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+
+class SparseCoder(_Coder):
     r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
 
     Rows are samples: X is (n_samples, n_features), the codes of X are (n_samples, n_components),
@@ -61,6 +85,12 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
     The option `positive_code` is named `nonnegative` here.
 
     Codes are computed in the dtype of X, float32 or float64, and have this dtype.
+
+    NaN in X marks a missing entry. The codes then fit the known entries, with
+    `dictionaries.Masked(D, mask)` instead of D for each sample; OMP for a given sparsity gives
+    missing entries the weight 0, as in `omp_batch`. `restore` fills in the missing entries, and
+    `np.where(np.isnan(X), coder.restore(X), X)` keeps the known ones. Pursuits that need a `Conv`
+    refuse missing entries.
 
     Samples are real numbers: complex X is refused, as scikit-learn requires of estimators. With a
     `dictionaries.Complex` D, samples and codes are pairs of real numbers: if C are the codes of
@@ -106,9 +136,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             their dtype, and get the code 0; the warning has their number.
 
     Raises:
-        ValueError: X is complex. `fit` raises if the dictionary does not fit X, the method is
-            unknown, or an option is missing or belongs to another method. `transform` raises if the
-            pursuit refuses its arguments.
+        ValueError: X is complex or infinite. `fit` raises if the dictionary does not fit X, the
+            method is unknown, or an option is missing or belongs to another method. `transform`
+            raises if the pursuit refuses its arguments. `certify` raises if entries are missing.
         ArithmeticError: codes are not finite in `transform`.
 
     Example:
@@ -120,6 +150,9 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         >>> codes.shape, np.allclose(coder.inverse_transform(codes), Y, atol=1e-6)
         ((2, 32), True)
         >>> np.allclose(coder.restore(Y), Y, atol=1e-6)  # both in one call
+        True
+        >>> torn = np.where(np.arange(16) == 9, np.nan, Y)
+        >>> np.allclose(coder.restore(torn), Y, atol=1e-6)
         True
     """
 
@@ -235,6 +268,11 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         codes in parts.
         """
         codes, X = self._codes_of(X), np.asarray(X)
+        if missing := int(np.isnan(X.astype(float)).any(1).sum()):
+            raise ValueError(
+                f"{_NAME}: certify needs samples without missing entries, got {missing} with NaN; "
+                "try certify on the other samples"
+            )
         if len(self.dictionary_) > 1:
             raise ValueError(f"{_NAME}: certify is for one dictionary, got {len(self.dictionary_)}")
         D, problem = self.dictionary_[0], None if lam is None else {"lam": lam}
@@ -254,16 +292,12 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
                 signals = problems.synthesize(D, signals)
             return np.asarray(signals)
 
-    def restore(self, X: Any) -> np.ndarray:
-        """The denoised samples D x, of shape (n_samples, n_features)."""
-        return self.inverse_transform(self.transform(X))
-
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
         """Set samples that are negligible next to the largest sample to 0, and warn."""
         if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
             return X
         with jax.enable_x64(True):
-            faint = zero_beside_largest(X)
+            faint = zero_beside_largest(np.nan_to_num(X))
         if not faint.any():
             return X
         checks.warn(
@@ -271,10 +305,6 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
             f"the rounding of {X.dtype}; their codes are 0"
         )
         return np.where(faint[:, None], 0, X).astype(X.dtype)
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_components_ * (2 if self.split_sign_ else 1)
 
     def _dictionaries(self, X: np.ndarray) -> tuple[Operator, ...]:
         D, m = self.dictionary, X.shape[1]
@@ -329,25 +359,40 @@ class SparseCoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         D: Any = Ds[0] if isinstance(layer, Layer) else Ds
         key = checks.as_key(_seed(self.random_state), _NAME)
         if self.params is None and isinstance(layer, lfista_cp):
-            fit = unsupervised(D, X, layer.lam, layer.depth, key=key, progress=False)
-            return fit.best
+            options: dict[str, Any] = dict(mask=_known(X), key=key, progress=False)
+            return unsupervised(D, X, layer.lam, layer.depth, **options).best
         params = layer.init(key, D) if self.params is None else self.params
         layer.check(params, D)
         return params
 
-    def _codes(self, Ds: Any, params: Any, Y: np.ndarray) -> tuple[Any, int]:
+    def _codes(self, Ds: Any, params: Any, Y: Any) -> tuple[Any, int]:
         """The last codes, and how many of these codes miss their tolerance."""
+        known, Y = _known(Y), np.nan_to_num(Y)
         if isinstance(self.method_, str):
-            pursued = pursue(self.method_, Ds, Y, self.options_)
+            pursued = pursue(self.method_, Ds, Y, self.options_, known)
             return pursued.codes[-1], pursued.missed
         layer: Any = self.method_
-        D = Ds[0] if isinstance(layer, Layer) else Ds
-        codes = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+        own, Y = known_part(Ds[0], Y, known)
+        D = own if isinstance(layer, Layer) else (own, *Ds[1:])
+        codes = jax.vmap(layer.apply, (None, signal_axes(D), 0))(params, D, Y)
         return codes if isinstance(layer, Layer) else codes[-1], 0
 
 
 def _samples(coder: BaseEstimator, X: Any, reset: bool) -> np.ndarray:
-    return validate_data(coder, X, dtype=_DTYPES, reset=reset)
+    """The samples; missing entries are NaN."""
+    return validate_data(coder, X, dtype=_DTYPES, reset=reset, ensure_all_finite="allow-nan")
+
+
+def _known(X: np.ndarray) -> np.ndarray | None:
+    """Bools that mark the known entries; None if no entry is missing."""
+    known = ~np.isnan(X)
+    return None if known.all() else known
+
+
+def _batch(X: np.ndarray) -> Any:
+    """A batch of `online`: the samples, with their known entries if an entry is missing."""
+    known = _known(X)
+    return X if known is None else (X, known)
 
 
 def _split(codes: np.ndarray) -> np.ndarray:
@@ -379,11 +424,12 @@ def _is_online(learner: "DictionaryLearner") -> bool:
     return learner.method == "online"
 
 
-class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class DictionaryLearner(_Coder):
     r"""A dictionary learned from samples, and the codes of samples as features.
 
-    Data frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists
-    the features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
+    NaN in X marks a missing entry, which no method fits; `restore` fills in missing entries. Data
+    frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists the
+    features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
     here, too, since no method learns non-negative codes or atoms.
 
     Rows are samples and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms in
@@ -396,7 +442,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             samples.
         method: "online", "ksvd" or "mod", of `dictionary_learning`.
         lam: for "online", the penalty weight, also in `transform`, which uses `lasso_batch`. If
-            None, lam is a tenth of the mean norm of the samples.
+            None, lam is a tenth of the mean norm of the samples, with 0 for missing entries.
         sparsity: for "ksvd" and "mod", the most nonzeros of a code, also in `transform`, which uses
             `omp`. If None, the sparsity is a tenth of the number of features, at least 1.
         sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
@@ -470,7 +516,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 )
             else:
                 learn = getattr(dictionary_learning, self.method)
-                options |= dict(sparsity=self.sparsity_, sweeps=self.sweeps)
+                options |= dict(sparsity=self.sparsity_, sweeps=self.sweeps, mask=_known(X))
                 learned = learn(X, self.n_components_, **options)
             self._keep(learned)
         return self
@@ -488,7 +534,7 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         options: dict[str, Any] = dict(key=self._integer_seed(), start=self.start)
         options |= dict(lam=self.lam_, resume=before)
         with jax.enable_x64(True):
-            self._keep(dictionary_learning.online([X], self.n_components_, **options))
+            self._keep(dictionary_learning.online([_batch(X)], self.n_components_, **options))
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -502,14 +548,6 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         check_is_fitted(self, "dictionary_")
         X = _joined(X, self.n_components_, self.split_sign_, "DictionaryLearner")
         return X @ self.components_.astype(X.dtype)
-
-    def restore(self, X: Any) -> np.ndarray:
-        """The denoised samples D x, of shape (n_samples, n_features)."""
-        return self.inverse_transform(self.transform(X))
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.n_components_ * (2 if self.split_sign_ else 1)
 
     def _integer_seed(self) -> int:
         return checks.as_index(_seed(self.random_state), "random_state", "DictionaryLearner")
@@ -529,18 +567,19 @@ class DictionaryLearner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         self.n_components_ = checks.as_index(d, "n_components", where, least=1)
         self.lam_, self.sparsity_ = None, None
         if _is_online(self):
-            self.lam_ = (mean_norm(X) / 10 or 1.0) if self.lam is None else self.lam
+            size = mean_norm(np.nan_to_num(X)) / 10
+            self.lam_ = (size or 1.0) if self.lam is None else self.lam
         else:
             self.sparsity_ = max(1, m // 10) if self.sparsity is None else self.sparsity
 
-    def _batches(self, X: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    def _batches(self, X: np.ndarray, seed: int) -> Iterator[Any]:
         """The samples in random order, once for every sweep."""
         size = checks.as_index(self.batch_size, "batch_size", "DictionaryLearner", least=1)
         rng = np.random.default_rng(seed)
         for _ in range(checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
             order = rng.permutation(len(X))
             for first in range(0, len(X), size):
-                yield X[order[first : first + size]]
+                yield _batch(X[order[first : first + size]])
 
     def _keep(self, learned: dictionary_learning.Learned) -> None:
         # A pickle would return arrays of JAX in float32.

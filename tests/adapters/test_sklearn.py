@@ -34,6 +34,7 @@ B = RNG.normal(size=(12, 14))
 B /= np.linalg.norm(B, axis=0)
 X = RNG.normal(size=(6, 12)) * (RNG.random((6, 12)) < 0.2)
 Y = X @ D.T + 0.1 * RNG.normal(size=(6, 8))
+SIGNALS = np.random.default_rng(2).normal(size=(60, 8))
 CONV = ur.dictionaries.Conv(np.asarray(RNG.normal(size=(2, 1, 3)), np.float32), (8,), 1, "circular")
 
 # The rules of scikit-learn
@@ -446,6 +447,150 @@ def test_data_frames_pass_and_are_returned(estimator, monkeypatch):
         assert len(fitted.certify(frame).x) == len(SIGNALS)
 
 
+# Missing entries
+
+KNOWN = np.random.default_rng(3).permuted(np.arange(8) >= 2 * np.ones((6, 1)), axis=1)
+KNOWN[0] = True  # each of the other samples misses two entries
+TORN = np.where(KNOWN, Y, np.nan)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("lasso_batch", "omp") else pytest.mark.slow)
+        for name in OPTIONS
+        if not name.startswith("local")
+    ],
+)
+def test_codes_fit_the_known_entries_alone(name):
+    """Each sample has the code of its known entries in the rows of D that belong to them."""
+    chained, options = PURSUITS[name].takes == CHAIN, OPTIONS[name]
+    codes = SparseCoder((D, B) if chained else D, name, **options).fit(TORN).transform(TORN)
+    solve = getattr(ur.pursuit, name)
+    for y, known, code in zip(Y, KNOWN, codes):
+        atoms, y, norms = D[known], y[known], 1.0
+        if name.startswith("omp"):
+            atoms, norms = atoms / np.linalg.norm(atoms, axis=0), np.linalg.norm(atoms, axis=0)
+        with jax.enable_x64(True):
+            if PURSUITS[name].takes == BATCH:
+                found = solve(atoms, y[None], **options).x[0]
+            elif chained:
+                found = solve((jnp.asarray(atoms), jnp.asarray(B)), y, **options).xs[-1]
+            else:
+                found = solve(jnp.asarray(atoms), y, **options).x
+        np.testing.assert_allclose(code, np.asarray(found) / norms, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["coder", "network", "learner"])
+def test_missing_entries_are_filled_in(kind, monkeypatch):
+    """Better than by zeros; samples without missing entries, also of another chunk, stay as are."""
+    monkeypatch.setattr("unrolled.sklearn._CHUNK", 30)
+    rng = np.random.default_rng(4)
+    samples = labelled(60)[0]
+    known = rng.random(samples.shape) < 0.9
+    known[:30], known[40] = True, False
+    torn = np.where(known, samples, np.nan)
+    if kind == "coder":
+        estimator = SparseCoder(D, "lasso_batch", lam=0.02)
+    elif kind == "network":
+        estimator = SparseCoder(D, "lfista_cp", depth=30, lam=0.02, params=_start_of_fista(30))
+    else:
+        estimator = DictionaryLearner(12, "ksvd", sparsity=2, sweeps=10)
+    restored = estimator.fit(torn).restore(torn)
+    missing = ~known & known.any(1, keepdims=True)  # of sample 40 nothing is known
+    assert np.linalg.norm((restored - samples)[missing]) < 0.8 * np.linalg.norm(samples[missing])
+    np.testing.assert_allclose(restored[:30], estimator.restore(samples)[:30], atol=1e-12)
+    assert not restored[40].any()
+    filled = estimator.restore(torn.astype(np.float32))
+    assert filled.dtype == np.float32
+    np.testing.assert_allclose(filled, restored, atol=1e-4)
+
+
+def _start_of_fista(depth):
+    with jax.enable_x64(True):
+        return ur.layers.lfista_cp(depth, lam=0.02).init(None, jnp.asarray(D))
+
+
+def test_a_network_runs_with_the_masked_dictionary_of_each_sample():
+    layer, network = ur.alista(3), ur.dsc([ur.layers.ista(2, lam=0.1), ur.alista(3)])
+    seen = np.where(KNOWN, Y, 0)
+    for model, given in ((layer, D), (network, (D, B))):
+        with jax.enable_x64(True):
+            params = model.init(None, given)
+            found = []
+            for known, y in zip(KNOWN, seen):
+                own = ur.dictionaries.Masked(D, known)
+                code = model.apply(params, own if model is layer else (own, jnp.asarray(B)), y)
+                found.append(code if model is layer else code[-1])
+        codes = SparseCoder(given, model).fit(TORN).transform(TORN)
+        np.testing.assert_allclose(codes, found, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_on_the_known_entries(monkeypatch):
+    few = functools.partial(ur.training.unsupervised, steps=3)
+    monkeypatch.setattr("unrolled.sklearn.unsupervised", few)
+    coder = SparseCoder(D, "lfista_cp", depth=2, lam=0.2, random_state=5).fit(TORN)
+    with jax.enable_x64(True):
+        expected = few(D, TORN, 0.2, 2, key=5, progress=False, mask=KNOWN).best
+    jax.tree.map(np.testing.assert_array_equal, coder.params_, expected)
+
+
+@pytest.mark.parametrize("method", ["online", "ksvd", "mod"])
+def test_a_learner_learns_from_the_known_entries(method):
+    known = np.random.default_rng(5).random(SIGNALS.shape) < 0.9
+    torn = np.where(known, SIGNALS, np.nan)
+    learner = DictionaryLearner(10, method, sweeps=2).fit(torn)
+    with jax.enable_x64(True):
+        if method == "online":
+            order = np.random.default_rng(0)
+            rows = [order.permutation(60) for _ in range(2)]
+            batches, lam = [(torn[part], known[part]) for part in rows], learner.lam_
+            found = ur.dictionary_learning.online(batches, 10, lam=lam, key=0)
+            assert lam == pytest.approx(np.linalg.norm(known * SIGNALS, axis=1).mean() / 10)
+        else:
+            learn = getattr(ur.dictionary_learning, method)
+            found = learn(SIGNALS, 10, sparsity=1, sweeps=2, key=0, mask=known)
+    np.testing.assert_array_equal(learner.dictionary_, found.D)
+    coder = {"online": ("lasso_batch", dict(lam=learner.lam_))}.get(
+        method, ("omp", {"sparsity": 1})
+    )
+    expected = SparseCoder(learner.dictionary_, coder[0], **coder[1]).fit(torn).transform(torn)
+    np.testing.assert_array_equal(learner.transform(torn), expected)
+    if method == "online":
+        streamed = DictionaryLearner(10, lam=lam).partial_fit(torn)
+        with jax.enable_x64(True):
+            found = ur.dictionary_learning.online([(torn, known)], 10, lam=lam, key=0)
+        np.testing.assert_array_equal(streamed.dictionary_, found.D)
+
+
+def test_missing_entries_that_a_method_cannot_leave_out_are_refused():
+    infinite = np.where(KNOWN, Y, np.inf)
+    for estimator in (SparseCoder(D), DictionaryLearner(3)):
+        with pytest.raises(ValueError, match="infinity"):
+            estimator.fit(infinite)
+    coder = SparseCoder(D, "lasso_batch", lam=0.2).fit(TORN)
+    torn = (~KNOWN).any(1).sum()
+    with pytest.raises(ValueError, match=f"certify needs samples without .*, got {torn} with NaN"):
+        coder.certify(TORN)
+    with pytest.raises(TypeError, match="local_error: D is a Masked; expected a Conv"):
+        SparseCoder(CONV, "local_error", radius=0.5).fit_transform(TORN)
+
+    def halves(D, Y, scale=0.5):
+        return ur.pursuit.lasso_batch(D, scale * Y, 0.1)
+
+    ur.pursuit.register(halves)
+    try:
+        coder = SparseCoder(D, "halves").fit(TORN)
+        assert coder.transform(Y).any()
+        with pytest.raises(
+            ValueError, match="halves: entries of Y are missing; .* mask or weights"
+        ):
+            coder.transform(TORN)
+    finally:
+        del PURSUITS["halves"]
+
+
 # Learned dictionaries
 
 
@@ -463,9 +608,6 @@ def learner_checks():
 @pytest.mark.parametrize("learner, check", [*learner_checks()])
 def test_a_check_of_scikit_learn_for_learning(learner, check):
     check(learner)
-
-
-SIGNALS = np.random.default_rng(2).normal(size=(60, 8))
 
 
 def test_a_learner_is_the_function_of_its_name():

@@ -18,6 +18,7 @@ from unrolled.dictionaries import (
     as_flat,
     block_of,
     dense,
+    known_part,
     shared_part,
     signal_axes,
 )
@@ -56,6 +57,7 @@ class Named(NamedTuple):
     needs: tuple[tuple[str, ...], ...]  # groups of options; callers give one option per group
     aims: bool  # whether `converged` judges the code; False for thresholding
     many: str  # the batch pursuit that solves the same problem, or ""
+    known: str  # the parameter of a batch pursuit that marks known entries, or ""
 
 
 # The pursuits by name, for the command line, `sklearn` and `export`.
@@ -108,7 +110,8 @@ def register(
     options = {n: p for n, p in list(parameters.items())[2:] if n not in _OF_SIGNALS}
     needed = [(n,) for n, p in options.items() if p.default is p.empty]
     needs = (*needed, *([one_of] if one_of else []))
-    PURSUITS[name] = Named(solve, _OPERANDS[operands], tuple(options), needs, aims, many)
+    known = next((n for n in ("mask", "weights") if n in parameters), "")
+    PURSUITS[name] = Named(solve, _OPERANDS[operands], tuple(options), needs, aims, many, known)
     return solve
 
 
@@ -215,7 +218,9 @@ def zero_beside_largest(Y: Any) -> np.ndarray:
     return (size > 0) & (size < least)
 
 
-def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -> Coded:
+def pursue(
+    name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any], known: Any = None
+) -> Coded:
     """The codes of the signals Y, (signals, m), by a pursuit with checked arguments.
 
     If a batch solver has the same options, `pursue` calls the batch solver, because under `vmap`
@@ -237,11 +242,18 @@ def pursue(name: str, Ds: tuple[Any, ...], Y: Any, options: Mapping[str, Any]) -
         Y = jnp.where(faint[:, None], 0, Y) if zeros else Y
     if named.many and _fits(Ds[0]) and set(options) <= set(PURSUITS[named.many].options):
         named = PURSUITS[named.many]
-    D = Ds if named.takes == CHAIN else Ds[0]
     if named.takes == BATCH:
-        result = named.solve(D, Y, **options)
+        if known is not None and not named.known:
+            raise ValueError(
+                f"{name}: entries of Y are missing; expected all entries, since {name} has no "
+                "parameter mask or weights"
+            )
+        marks = {} if known is None else {named.known: known}
+        result = named.solve(Ds[0], Y, **options, **marks)
     else:
-        result = jax.vmap(lambda y: named.solve(D, y, **options))(Y)
+        own, Y = known_part(Ds[0], Y, known)
+        D = (own, *Ds[1:]) if named.takes == CHAIN else own
+        result = jax.vmap(lambda D, y: named.solve(D, y, **options), (signal_axes(D), 0))(D, Y)
     codes = result.xs if named.takes == CHAIN else (result.x,)
     rows = np.flatnonzero(~np.asarray(result.converged)) if named.aims else np.zeros(0, int)
     return Coded(codes, len(rows), rows, zeros)
