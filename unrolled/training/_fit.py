@@ -135,7 +135,7 @@ def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
     return Y, X, with_first(D, own)
 
 
-def check_width(Y: Array, D: Dictionaries | None, where: str) -> None:
+def check_width(Y: Array | np.ndarray, D: Dictionaries | None, where: str) -> None:
     """Raise ValueError unless signals and atoms of the first dictionary have the same length."""
     if D is None:
         return

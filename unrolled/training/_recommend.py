@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from unrolled import metrics
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
@@ -18,12 +19,13 @@ from unrolled.dictionaries import (
     block_of,
     check_batch,
     column_norms,
+    dense,
     flat_batch,
 )
 from unrolled.layers import Law
 from unrolled.pursuit import default_lam, lasso_batch
 from unrolled.theory import mutual_coherence
-from unrolled.training._fit import check_width
+from unrolled.training._fit import check_width, each_known
 from unrolled.training._recipe import by_recipe, law_of
 from unrolled.training._unsupervised import unsupervised
 
@@ -54,11 +56,12 @@ class _Rules(NamedTuple):
 
 
 RULES = _Rules()
-_ASKED = 256  # signals whose exact codes are computed, to count nonzeros
+_ASKED = 256  # signals whose exact codes are computed
 _DEPTH = 16
+_FEW_NUMBERS = "fista"  # the family that `unsupervised` trains without weights
 _OR_TRAIN = (
     " If gradients must pass through the codes, or every call must take the same time, train a "
-    "network with ur.training.unsupervised(D, Y, {lam!r}, key=0) instead."
+    "network with ur.training.unsupervised(D, Y, {lam!r}, key=0{mask}) instead."
 )
 
 
@@ -70,7 +73,7 @@ class Recommendation:
         case: a description of D, Y and X, in words.
         method: the name of the function or the family.
         why: the reason for the method, with the numbers on which the choice is based.
-        lam: the weight of the LASSO; None if codes are known.
+        lam: the weight of the LASSO; None if codes are known and you gave no lam.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -86,14 +89,15 @@ class Recommendation:
     method: str
     why: str
     lam: float | None
-    data: tuple[Any, Any, Any]  # D, Y, X
+    data: tuple[Any, Any, Any, Any]  # D, Y, X, mask
     options: dict[str, Any]  # options of the method
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        options += "" if self.data[3] is None else ", mask=mask"
         if self.method == "lasso_batch":
             return f"ur.pursuit.lasso_batch(D, Y, {self.lam!r}{options})"
-        if self.lam is not None:
+        if self.method == _FEW_NUMBERS:
             return f"ur.training.unsupervised(D, Y, {self.lam!r}, key=0{options})"
         return f"ur.training.by_recipe({self.method!r}, D, (Y, X), key=0{options})"
 
@@ -103,11 +107,11 @@ class Recommendation:
         Args:
             key: the key of the training; exact solvers do not use it.
         """
-        D, Y, X = self.data
+        (D, Y, X, mask), lam = self.data, self.lam
         if self.method == "lasso_batch":
-            return lasso_batch(D, Y, self.lam, **self.options)
-        if self.lam is not None:
-            return unsupervised(D, Y, self.lam, key=key, **self.options)
+            return lasso_batch(D, Y, lam, mask=mask, **self.options)
+        if self.method == _FEW_NUMBERS and lam is not None:
+            return unsupervised(D, Y, lam, key=key, mask=mask, **self.options)
         return by_recipe(self.method, D, (Y, X), key=key, **self.options)
 
 
@@ -120,6 +124,7 @@ def recommend(
     lam: ArrayLike | None = None,
     noise: ArrayLike | None = None,
     signals: int | None = None,
+    mask: ArrayLike | None = None,
 ) -> Recommendation:
     """Recommend a method for signals in a dictionary: an exact solver, or a network to train.
 
@@ -148,21 +153,28 @@ def recommend(
             deviation of the noise in a real number, and the mean norm of an atom. If lam is None
             and `noise` is 0 or None, lam is a tenth of the value at which nine codes in ten are 0.
             A lam that `recommend` computes is rounded to three digits. If the codes of 1,000
-            signals or more are known, lam is not used.
+            signals or more are known, the recommended family aims at these codes and has no lam. If
+            you give a lam all the same, `why` has the NMSE of the LASSO with this lam, which the
+            field `nmse` of `fit()` should beat.
         noise: standard deviation of the noise in an entry of Y (of a complex entry, not of its real
             part). If the codes of 1,000 signals or more are known, None estimates the noise from
             these codes.
         signals: number of signals to code; None takes the number of signals in Y.
+        mask: bools, in the shape of Y or of one signal, True where an entry is known; unknown
+            entries of Y may be NaN. The method then gets this mask. The nonzeros and a lam that
+            `recommend` computes are those of the known entries, as with `dictionaries.Masked`. If
+            codes are known, `recommend` ignores them, because `by_recipe` does not take a mask.
 
     Returns:
         Recommendation, with `case`, `method`, `why` and `fit(key=0)`.
 
     Raises:
-        TypeError: signals are integers, or an argument has a wrong type.
-        ValueError: shapes do not fit, entries are not finite, lam, noise or the number of signals
-            is negative, or all signals are zero.
+        TypeError: signals are integers, the mask is not bool, or an argument has a wrong type.
+        ValueError: shapes do not fit, known entries are not finite, lam, noise or the number of
+            signals is negative, or all signals are zero.
 
-    Not claimed: the cheapest method on your machine. The rules were measured on one CPU thread.
+    Not claimed: the cheapest method on your machine. The rules were measured on one CPU thread, and
+    on signals without missing entries.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -171,27 +183,44 @@ def recommend(
         ur.training.by_recipe('tista', D, (Y, X), key=0, onsager=True)
         >>> ur.recommend(D, Y, lam=0.1).method
         'lasso_batch'
+        >>> mask = jax.random.bernoulli(jax.random.key(2), 0.8, Y.shape)
+        >>> ur.recommend(D, jnp.where(mask, Y, jnp.nan), lam=0.1, mask=mask)
+        ur.pursuit.lasso_batch(D, Y, 0.1, mask=mask)
     """
     where = "recommend"
     X = checks.as_float(X, "X", where) if isinstance(X, list) else X  # not codes of a chain
     D, given = as_dictionary(D, where), (Y, X)
     flat = flat_batch(D, given)
-    Y, X = as_data(flat[0], flat[1], where)
+    seen, known = (flat[0], None) if mask is None else _known_entries(D, flat[0], mask, where)
+    Y, X = as_data(seen, flat[1], where)
     check_width(Y, D, where)
-    data = (D, Y, X) if flat is given else (D, *given)  # codes have the form of the signals
+    data = (D, *((Y, X) if flat is given else given), mask)  # codes have the form of the signals
     n = len(Y) if signals is None else checks.as_index(signals, "signals", where)
     lam, noise = (_number(value, name, where) for value, name in ((lam, "lam"), (noise, "noise")))
     if noise is not None and np.iscomplexobj(given[0]):
         noise /= math.sqrt(2)
-    if X is not None and len(Y) >= RULES.fewest_pairs:
-        return _of_known(D, Y, X, noise, data)
-    rows = np.unique(np.linspace(0, len(Y) - 1, min(len(Y), _ASKED)).astype(int))
-    sample = np.asarray(Y[rows])
+    if X is not None:
+        check_batch(D, Y, X, where)
+    if X is not None and len(Y) >= RULES.fewest_pairs and known is None:
+        return _of_known(D, Y, X, lam, noise, n, data)
+    rows = _some(len(Y))
+    sample, marks = np.asarray(Y[rows]), None if known is None else known[rows]
     checks.finite(sample, "Y", where)
     if lam is None:
-        lam = float(f"{_lam(D, Y, noise):.3g}")
-    codes = np.asarray(lasso_batch(D, sample, lam).x)
-    return _of_unknown(D, Y, lam, codes, noise, n, data)
+        lam = float(f"{_lam(D, Y, noise, marks):.3g}")
+    codes = np.asarray(lasso_batch(D, sample, lam, mask=marks).x)
+    return _of_unknown(D, Y, lam, codes, noise, n, data, known)
+
+
+def _known_entries(D: Operator, Y: Any, mask: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Y with 0 for missing entries, and bools that mark the known entries, (signals, m) each."""
+    Y = np.asarray(Y)
+    checks.check_rows(Y.shape, "Y", where)
+    check_width(Y, D, where)
+    known = each_known(D, Y, mask, where)
+    if not known.any():
+        raise ValueError(f"{where}: the mask marks no entry of Y as known")
+    return np.where(known, Y, 0), known
 
 
 def _number(value: Any, name: str, where: str) -> float | None:
@@ -203,13 +232,27 @@ def _number(value: Any, name: str, where: str) -> float | None:
     return number
 
 
-def _lam(D: Operator, Y: Any, noise: float | None) -> float:
+def _some(n: int) -> np.ndarray:
+    """At most `_ASKED` indices below n, from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, _ASKED)).astype(int))
+
+
+def _lam(D: Operator, Y: Any, noise: float | None, known: np.ndarray | None) -> float:
     """The universal threshold of the noise, or `default_lam` if the noise is not known or 0."""
     if not noise:
         return default_lam(D, Y)
     g = block_of(D)
     threshold = math.sqrt(2 * math.log(max(2, D.shape[1] // g))) + (math.sqrt(g) if g > 1 else 0)
-    return noise * threshold * float(np.mean(column_norms(D)))
+    return noise * threshold * _mean_norm(D, known)
+
+
+def _mean_norm(D: Operator, known: np.ndarray | None) -> float:
+    """The mean norm of an atom on the known entries of a signal."""
+    if known is None:
+        return float(np.mean(column_norms(D)))
+    atoms = np.asarray(dense(D), float)
+    unit = float(np.abs(atoms).max()) or 1.0  # squares may leave the range
+    return unit * float(np.mean(np.sqrt(known @ np.square(atoms / unit))))
 
 
 def _coherence(D: Operator) -> tuple[float, float]:
@@ -223,28 +266,34 @@ def _nonzeros(D: Operator, codes: np.ndarray) -> float:
     return float(np.mean((codes.reshape(len(codes), -1, block_of(D)) != 0).any(2).sum(1)))
 
 
-def _case(D: Operator, codes: np.ndarray, known: str, noise: str, n: int) -> str:
+def _case(D: Operator, codes: np.ndarray, told: str, noise: str, n: int, missing: str = "") -> str:
     (m, d), g, nonzeros = D.shape, block_of(D), _nonzeros(D, codes)
     if g > 1:
         return (
-            f"{known} A code has {d // g} parts of {g} real numbers, and {nonzeros:.1f} parts are "
-            f"not 0 on average. A signal has {m} real numbers. {noise} There are {n:,} signals to "
-            "code."
+            f"{told} A code has {d // g} parts of {g} real numbers, and {nonzeros:.1f} parts are "
+            f"not 0 on average. A signal has {m} real numbers{missing}. {noise} There are "
+            f"{n:,} signals to code."
         )
     mu, random = _coherence(D)
     signs = "no negative entries" if (codes >= 0).all() else "entries of both signs"
     return (
-        f"{known} A code has {nonzeros:.1f} nonzeros on average, and a signal has {m} entries. The "
-        f"codes have {signs}. {noise} D is {m} x {d} and has coherence {mu:.2f}; a random matrix "
-        f"of this size has a coherence of about {random:.2f}. There are {n:,} signals to code."
+        f"{told} A code has {nonzeros:.1f} nonzeros on average, and a signal has {m} entries"
+        f"{missing}. The codes have {signs}. {noise} D is {m} x {d} and has coherence {mu:.2f}; a "
+        f"random matrix of this size has a coherence of about {random:.2f}. There are {n:,} "
+        "signals to code."
     )
 
 
 def _of_known(
-    D: Operator, Y: Any, X: Any, noise: float | None, data: tuple[Any, Any, Any]
+    D: Operator,
+    Y: Any,
+    X: Any,
+    lam: float | None,
+    noise: float | None,
+    n: int,
+    data: tuple[Any, Any, Any, Any],
 ) -> Recommendation:
     """The recommendation if codes are known: a family, by the noise and the dictionary."""
-    check_batch(D, Y, X, "recommend")
     checks.finite((Y, X), "Y or X", "recommend")
     law: Law = law_of(D, Y, X)
     share = (law.noise if noise is None else noise**2) / law.signal
@@ -280,20 +329,35 @@ def _of_known(
             "error of an oracle that knows the support. The sample gives vamp_bg the share and the "
             "size of the nonzeros."
         )
-    case = _case(D, np.asarray(X[:_ASKED]), "The codes are known.", text, len(Y))
-    return Recommendation(case, family, why, None, data, options)
+    if lam is not None:
+        why += _rival(D, Y, X, lam)
+    case = _case(D, np.asarray(X[:_ASKED]), "The codes are known.", text, n)
+    return Recommendation(case, family, why, lam, data, options)
 
 
-def _share(nonzeros: float, m: int) -> str:
+def _rival(D: Operator, Y: Any, X: Any, lam: float) -> str:
+    """The error of the codes of the LASSO, which a network trained for X should beat."""
+    rows = np.flatnonzero(np.asarray(X).any(1))
+    rows = rows[_some(len(rows))]
+    codes = lasso_batch(D, np.asarray(Y[rows]), lam).x
+    error = float(metrics.nmse(codes, np.asarray(X[rows]).astype(codes.dtype)))
     return (
-        f"A code has {nonzeros:.1f} nonzeros on average, {nonzeros / m:.2f} times the number of "
-        "entries of a signal."
+        f" On {len(rows)} of these signals, the exact codes of the LASSO with lam = {lam!r} have "
+        f"an NMSE of {error:.1f} dB. If the field nmse of fit() is not lower, use "
+        f"ur.pursuit.lasso_batch(D, Y, {lam!r}) instead."
     )
 
 
-def _why_exact(D: Operator, nonzeros: float, n: int) -> str | None:
+def _share(nonzeros: float, m: float, entries: str) -> str:
+    return (
+        f"A code has {nonzeros:.1f} nonzeros on average, {nonzeros / m:.2f} times the number of "
+        f"{entries} of a signal."
+    )
+
+
+def _why_exact(D: Operator, nonzeros: float, n: int, m: float, share: str) -> str | None:
     """The reason to prefer exact codes; None if training a network for the LASSO pays."""
-    m, d = D.shape
+    d = D.shape[1]
     if block_of(D) > 1:
         return (
             "Exact codes have no gap to the optimum. We measured when a network pays only for "
@@ -302,8 +366,8 @@ def _why_exact(D: Operator, nonzeros: float, n: int) -> str | None:
     mu, random = _coherence(D)
     if nonzeros < RULES.few_nonzeros * m:
         return (
-            f"{_share(nonzeros, m)} If this ratio is below {RULES.few_nonzeros:g}, an exact solver "
-            "is cheap, and its codes have no gap to the optimum."
+            f"{share} If this ratio is below {RULES.few_nonzeros:g}, an exact solver is cheap, and "
+            "its codes have no gap to the optimum."
         )
     if n < RULES.many_signals:
         return (
@@ -318,8 +382,8 @@ def _why_exact(D: Operator, nonzeros: float, n: int) -> str | None:
         )
     if nonzeros < RULES.many_nonzeros * m or d < RULES.many_atoms:
         return (
-            f"{_share(nonzeros, m)} D has {d:,} atoms. A network pays only if this ratio is at "
-            f"least {RULES.many_nonzeros:g} and D has at least {RULES.many_atoms:,} atoms."
+            f"{share} D has {d:,} atoms. A network pays only if this ratio is at least "
+            f"{RULES.many_nonzeros:g} and D has at least {RULES.many_atoms:,} atoms."
         )
     return None
 
@@ -331,27 +395,40 @@ def _of_unknown(
     codes: np.ndarray,
     noise: float | None,
     n: int,
-    data: tuple[Any, Any, Any],
+    data: tuple[Any, Any, Any, Any],
+    known: np.ndarray | None = None,
 ) -> Recommendation:
-    """The recommendation if codes are not known: an exact solver, or a network for the LASSO."""
-    (m, d), nonzeros = D.shape, _nonzeros(D, codes)
-    why, method, options = _why_exact(D, nonzeros, n), "lasso_batch", {}
+    """The recommendation for the LASSO: an exact solver, or a network that minimises it."""
+    (m, d), nonzeros, missing = D.shape, _nonzeros(D, codes), ""
+    entries, seen, measured, marks = "entries", float(m), "", ""
+    if known is not None:  # a code fits the known entries; `seen` is their mean number
+        entries, seen, marks = "known entries", m * float(known.mean()), ", mask=mask"
+        missing = f"; {m - seen:.1f} of them are missing on average"
+        measured = " We measured this on signals without missing entries."
+    share = _share(nonzeros, seen, entries)
+    why, method, options = _why_exact(D, nonzeros, n, seen, share), "lasso_batch", {}
+    instead = _OR_TRAIN.format(lam=lam, mask=marks)
     if why is None:
-        method, options = "fista", {"weights": False}
+        method, options, instead = _FEW_NUMBERS, {"weights": False}, ""
         why = (
-            f"{_share(nonzeros, m)} D has {d:,} atoms and about the coherence of a random matrix, "
-            f"and there are {n:,} signals to code. In this case {_DEPTH} steps of FISTA with "
-            f"{2 * _DEPTH} trained numbers come within 1 % of the optimal objective, in half of "
-            "the time of an exact solver."
+            f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
+            f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} "
+            "trained numbers come within 1 % of the optimal objective, in half of the time of an "
+            "exact solver."
         )
-    else:
-        why += _OR_TRAIN.format(lam=lam)
+    why += measured + instead
     of = "a real number" if block_of(D) > 1 else "an entry"
     text = "The noise is not known."
     if noise is not None:
         text = f"The noise in {of} of a signal has standard deviation {noise:g}."
-    known = "The codes are not known."
-    if data[2] is not None:
-        known = f"The codes of only {len(Y):,} signals are known, too few to train on."
-    case = _case(D, codes, known, text, n)
-    return Recommendation(case, method, why, lam, (*data[:2], None), options)
+    told = "The codes are not known."
+    if data[2] is not None and len(Y) < RULES.fewest_pairs:
+        told = f"The codes of only {len(Y):,} signals are known, too few to train on."
+    elif data[2] is not None:
+        told = "The codes are known."
+        why += (
+            " To train for the known codes, pass mask=mask to ur.fit, because training.by_recipe "
+            "does not take a mask."
+        )
+    case = _case(D, codes, told, text, n, missing)
+    return Recommendation(case, method, why, lam, (*data[:2], None, data[3]), options)

@@ -173,7 +173,7 @@ def test_fit_warns_of_fista_without_a_guard():
 # The advice
 
 
-def advised(m, d, nonzeros, signals, *, coherent=False):
+def advised(m, d, nonzeros, signals, *, coherent=False, mask=None):
     """The advice for a random dictionary, or one with two equal atoms, and codes of a size."""
     rng = np.random.default_rng(1)
     D = rng.normal(size=(m, d)).astype("f")
@@ -183,7 +183,7 @@ def advised(m, d, nonzeros, signals, *, coherent=False):
     codes = np.zeros((4, d), "f")
     codes[:, :nonzeros] = 1
     Y = codes @ D.T
-    return _of_unknown(jnp.asarray(D), Y, 0.1, codes, None, signals, (D, Y, None))
+    return _of_unknown(jnp.asarray(D), Y, 0.1, codes, None, signals, (D, Y, None, mask), mask)
 
 
 FEW, MANY = RULES.many_signals - 1, RULES.many_signals
@@ -262,6 +262,21 @@ def test_where_codes_are_known_the_noise_and_the_atoms_choose_a_family(noise, co
         assert recommend(atoms, signals, KNOWN, noise=0.05).method == "vamp_bg"
 
 
+def test_with_known_codes_a_lam_gives_the_error_of_the_lasso_that_they_compete_with():
+    """On as many signals as fit() has to beat; the method stays that for known codes."""
+    signals = KNOWN @ D.T
+    plain, advice = recommend(D, signals, KNOWN), recommend(D, signals, KNOWN, lam=0.2)
+    rows = np.unique(np.linspace(0, KNOWN.any(1).sum() - 1, 256).astype(int))
+    rows = np.flatnonzero(KNOWN.any(1))[rows]
+    errors = np.asarray(ur.pursuit.lasso_batch(D, signals[rows], 0.2).x, float) - KNOWN[rows]
+    nmse = 10 * np.log10((errors**2).sum() / (KNOWN[rows].astype(float) ** 2).sum())
+    assert "On 256 of these signals, the exact codes of the LASSO with lam = 0.2" in advice.why
+    assert f"have an NMSE of {nmse:.1f} dB" in advice.why and "LASSO with lam" not in plain.why
+    assert "use ur.pursuit.lasso_batch(D, Y, 0.2) instead" in advice.why and nmse < -1
+    assert (plain.lam, advice.lam) == (None, 0.2) and repr(plain) == repr(advice)
+    assert "12,345 signals to code" in recommend(D, signals, KNOWN, signals=12_345).case
+
+
 def test_codes_of_few_signals_are_not_enough_to_train_for():
     advice = recommend(D, Y[:40], X[:40])
     assert advice.method == "lasso_batch"
@@ -296,8 +311,78 @@ def test_the_code_that_an_advice_shows_returns_what_its_fit_does():
     assert np.asarray(shown.converged).all()
 
 
+MASK = np.random.default_rng(1).random(Y.shape) < 0.7
+
+
+def test_with_a_mask_the_numbers_are_those_of_the_known_entries():
+    """Whatever stands at the others; the code of the advice makes what `fit` returns."""
+    torn = np.where(MASK, Y, np.nan)
+    advice = recommend(D, torn, mask=MASK)
+    seen = np.where(MASK, Y, 0)
+    assert advice.lam == float(f"{default_lam(D, seen):.3g}") and not np.isnan(advice.data[1]).any()
+    rows = np.unique(np.linspace(0, len(Y) - 1, 256).astype(int))
+    exact = ur.pursuit.lasso_batch(D, Y[rows], advice.lam, mask=MASK[rows]).x
+    assert f"{(np.asarray(exact) != 0).sum(1).mean():.1f} nonzeros on average" in advice.case
+    assert f"12 entries; {(~MASK).sum(1).mean():.1f} of them are missing on average" in advice.case
+    assert "without missing entries" in advice.why and "key=0, mask=mask) instead" in advice.why
+    assert repr(advice) == f"ur.pursuit.lasso_batch(D, Y, {advice.lam!r}, mask=mask)"
+    shown = eval(repr(advice), {"ur": ur, "D": D, "Y": torn, "mask": MASK})
+    np.testing.assert_array_equal(shown.x, advice.fit().x)
+    np.testing.assert_array_equal(advice.fit().x[rows], exact)
+    other = recommend(D, np.where(MASK, Y, 1e30).astype("f"), mask=MASK)
+    assert (other.case, other.why, repr(other)) == (advice.case, advice.why, repr(advice))
+
+
+def test_one_mask_of_all_signals_is_that_mask_for_each():
+    one = MASK[0]
+    shared, each = (
+        recommend(D, Y, noise=0.02, mask=mask) for mask in (one, np.tile(one, (600, 1)))
+    )
+    assert (shared.case, shared.why, shared.lam) == (each.case, each.why, each.lam)
+    norms = np.linalg.norm(D[one], axis=0)  # with all entries, these are 1
+    assert shared.lam == pytest.approx(0.02 * np.sqrt(2 * np.log(N)) * norms.mean(), rel=5e-3)
+    rows = np.unique(np.linspace(0, len(Y) - 1, 256).astype(int))
+    norms = np.mean([np.linalg.norm(D[known], axis=0).mean() for known in MASK[rows]])
+    several = recommend(D, Y, noise=0.02, mask=MASK).lam
+    assert several == pytest.approx(0.02 * np.sqrt(2 * np.log(N)) * norms, rel=5e-3)
+    far = recommend(1e-200 * np.float64(D), np.float64(Y), noise=0.02, mask=MASK).lam
+    assert far == pytest.approx(1e-200 * several, rel=1e-2, abs=0)
+
+
+def test_the_shares_of_the_rules_are_of_the_known_entries():
+    """5 nonzeros are few for 32 entries, and many for 16; the network then trains with the mask."""
+    case = dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY)
+    half = np.tile(np.arange(32) < 16, (4, 1))
+    assert advised(**case).method == "lasso_batch"
+    advice = advised(**case, mask=half)
+    assert advice.method == "fista" and "0.31 times the number of known entries" in advice.why
+    assert repr(advice) == "ur.training.unsupervised(D, Y, 0.1, key=0, weights=False, mask=mask)"
+
+
+def test_known_codes_with_a_mask_have_the_exact_solver():
+    advice = recommend(D, KNOWN @ D.T, KNOWN, lam=LAM, mask=MASK[0])
+    assert advice.method == "lasso_batch" and advice.case.startswith("The codes are known.")
+    assert "pass mask=mask to ur.fit, because training.by_recipe does not" in advice.why
+    assert advice.data[2] is None and advice.fit().converged.all()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fista", "vamp_bg"])
+def test_a_complex_signal_may_miss_entries():
+    A = (rng.normal(size=(12, 20, 2)) @ [1, 1j]) / 5
+    signals = (rng.normal(size=(9, 12, 2)) @ [1, 1j]).astype("c8")
+    mask = np.arange(12) != rng.integers(0, 12, (9, 1))
+    torn = np.where(mask, signals, np.nan)
+    advice = recommend(ur.dictionaries.Complex.of(A.astype("c8")), torn, mask=mask)
+    assert "24 real numbers; 2.0 of them are missing on average" in advice.case
+    found = np.asarray(advice.fit().x)
+    for y, known, code in zip(signals, mask, found):
+        own = ur.dictionaries.Complex.of(A[known].astype("c8"))
+        expected = ur.pursuit.lasso_batch(own, y[None, known], advice.lam).x[0]
+        np.testing.assert_allclose(code, expected, atol=1e-3)  # both have a gap of 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fista", "fista, masked", "vamp_bg"])
 def test_the_fit_of_an_advice_trains(method, monkeypatch):
     """With fewer steps; what is trained is what the code says."""
     if method == "vamp_bg":
@@ -305,11 +390,15 @@ def test_the_fit_of_an_advice_trains(method, monkeypatch):
         made = recommend(D, noisy, KNOWN).fit(key=1)
         assert made.fit.model.family == "vamp_bg" and made.nmse < made.start.ista
         return
+    mask = MASK if "masked" in method else None
     options = {"weights": False, "steps": 30, "depth": 4}
-    advice = Recommendation("", "fista", "", LAM, (D, Y, None), options)
+    signals = Y if mask is None else np.where(mask, Y, np.nan)
+    advice = Recommendation("", "fista", "", LAM, (D, signals, None, mask), options)
     fit = advice.fit(key=1)
     assert fit.model.family == "fista" and fit.judged["best"] < fit.judged["ista"]
-    assert repr(advice).endswith("key=0, weights=False, steps=30, depth=4)")
+    assert repr(advice).endswith("key=0, weights=False, steps=30, depth=4)") == (mask is None)
+    again = unsupervised(D, signals, LAM, key=1, progress=False, mask=mask, **options)
+    assert again.judged == fit.judged
 
 
 @pytest.mark.parametrize(
@@ -323,6 +412,12 @@ def test_the_fit_of_an_advice_trains(method, monkeypatch):
         (dict(signals=-1), ValueError, "recommend: signals"),
         (dict(signals=1.5), TypeError, "recommend: signals"),
         (dict(X=KNOWN[:, :3]), ValueError, "recommend"),
+        (dict(X=X[:600, :3]), ValueError, r"and X \(600, 3\); expected \(batch, 12\) and"),
+        (dict(mask=1 * MASK), TypeError, "recommend: mask has dtype int64; expected bool"),
+        (dict(mask=MASK[:9]), ValueError, r"recommend: mask has shape \(9, 12\); expected \(12,\)"),
+        (dict(mask=MASK & False), ValueError, "recommend: the mask marks no entry"),
+        (dict(Y=Y.T, mask=MASK.T), ValueError, "recommend: .*try Y.T"),
+        (dict(Y=np.where(MASK, np.nan, Y), mask=MASK), ValueError, "recommend: Y has NaN"),
         (dict(X=[[1.0], [2.0, 3.0]]), TypeError, "recommend: X is not a numeric array"),
         (
             *(dict(D=ur.dictionaries.Complex.of(D + 1j), Y=Y), ValueError),
