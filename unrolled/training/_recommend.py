@@ -266,18 +266,20 @@ def _nonzeros(D: Operator, codes: np.ndarray) -> float:
     return float(np.mean((codes.reshape(len(codes), -1, block_of(D)) != 0).any(2).sum(1)))
 
 
-def _case(D: Operator, codes: np.ndarray, told: str, noise: str, n: int, missing: str = "") -> str:
+def _case(
+    D: Operator, codes: np.ndarray, preface: str, noise: str, n: int, missing: str = ""
+) -> str:
     (m, d), g, nonzeros = D.shape, block_of(D), _nonzeros(D, codes)
     if g > 1:
         return (
-            f"{told} A code has {d // g} parts of {g} real numbers, and {nonzeros:.1f} parts are "
-            f"not 0 on average. A signal has {m} real numbers{missing}. {noise} There are "
+            f"{preface} A code has {d // g} parts of {g} real numbers, and {nonzeros:.1f} parts "
+            f"are not 0 on average. A signal has {m} real numbers{missing}. {noise} There are "
             f"{n:,} signals to code."
         )
     mu, random = _coherence(D)
     signs = "no negative entries" if (codes >= 0).all() else "entries of both signs"
     return (
-        f"{told} A code has {nonzeros:.1f} nonzeros on average, and a signal has {m} entries"
+        f"{preface} A code has {nonzeros:.1f} nonzeros on average, and a signal has {m} entries"
         f"{missing}. The codes have {signs}. {noise} D is {m} x {d} and has coherence {mu:.2f}; a "
         f"random matrix of this size has a coherence of about {random:.2f}. There are {n:,} "
         "signals to code."
@@ -421,14 +423,14 @@ def _of_unknown(
     text = "The noise is not known."
     if noise is not None:
         text = f"The noise in {of} of a signal has standard deviation {noise:g}."
-    told = "The codes are not known."
+    preface = "The codes are not known."
     if data[2] is not None and len(Y) < RULES.fewest_pairs:
-        told = f"The codes of only {len(Y):,} signals are known, too few to train on."
+        preface = f"The codes of only {len(Y):,} signals are known, too few to train on."
     elif data[2] is not None:
-        told = "The codes are known."
+        preface = "The codes are known."
         why += (
             " To train for the known codes, pass mask=mask to ur.fit, because training.by_recipe "
             "does not take a mask."
         )
-    case = _case(D, codes, told, text, n, missing)
+    case = _case(D, codes, preface, text, n, missing)
     return Recommendation(case, method, why, lam, (*data[:2], None, data[3]), options)
