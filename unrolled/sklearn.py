@@ -427,9 +427,11 @@ def _is_online(learner: "DictionaryLearner") -> bool:
 class DictionaryLearner(_Coder):
     r"""A dictionary learned from samples, and the codes of samples as features.
 
-    NaN in X marks a missing entry, which no method fits; `restore` fills in missing entries. Data
-    frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists the
-    features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
+    NaN in X marks a missing entry: atoms and codes fit the known entries, and `restore` fills in
+    the others.
+
+    Data frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists
+    the features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
     here, too, since no method learns non-negative codes or atoms.
 
     Rows are samples and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms in

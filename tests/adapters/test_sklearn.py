@@ -511,6 +511,14 @@ def _start_of_fista(depth):
         return ur.layers.lfista_cp(depth, lam=0.02).init(None, jnp.asarray(D))
 
 
+def test_a_faint_sample_with_missing_entries_has_the_code_zero():
+    samples = np.vstack([TORN, 1e-20 * TORN[1:2]])
+    coder = SparseCoder(D, sparsity=2).fit(samples)
+    with pytest.warns(UserWarning, match="1 of 7 samples are negligible"):
+        codes = coder.transform(samples)
+    np.testing.assert_allclose(codes, [*coder.transform(TORN), np.zeros(12)], atol=1e-12)
+
+
 def test_a_network_runs_with_the_masked_dictionary_of_each_sample():
     layer, network = ur.alista(3), ur.dsc([ur.layers.ista(2, lam=0.1), ur.alista(3)])
     seen = np.where(KNOWN, Y, 0)

@@ -70,7 +70,9 @@ def register(
 ) -> Solve:
     """Add a pursuit to `PURSUITS` by its name, for use in `compare`, `encode` and `SparseCoder`.
 
-    The signature defines the operands and options; an option without a default is required.
+    The signature defines the operands and options; an option without a default is required. For
+    signals with missing entries, a function of (D, Y) needs a parameter `mask`, or `weights` that
+    are 0 for these entries; other functions get a `dictionaries.Masked`.
 
     Args:
         solve: a function of (D, y), (Ds, y) or (D, Y) and options. Its result must have the fields
@@ -227,6 +229,9 @@ def pursue(
     the loop of a pursuit runs for all signals until the slowest signal has converged. `pursue` does
     not work under `jit`, because it checks the values of the options. If no option has the units of
     the signals, the signals that `zero_beside_largest` marks get the code 0.
+
+    If `known` is given, bools in the shape of Y, the codes fit only the known entries; the other
+    entries of Y must be 0.
 
     Example:
         >>> from unrolled.pursuit._by_name import pursue

@@ -344,7 +344,7 @@ def _rival(D: Operator, Y: Any, X: Any, lam: float) -> str:
     codes = lasso_batch(D, np.asarray(Y[rows]), lam).x
     error = float(metrics.nmse(codes, np.asarray(X[rows]).astype(codes.dtype)))
     return (
-        f" On {len(rows)} of these signals, the exact codes of the LASSO with lam = {lam!r} have "
+        f" On {len(rows)} of your signals, the exact codes of the LASSO with lam = {lam!r} have "
         f"an NMSE of {error:.1f} dB. If the field nmse of fit() is not lower, use "
         f"ur.pursuit.lasso_batch(D, Y, {lam!r}) instead."
     )

@@ -270,11 +270,13 @@ def test_with_known_codes_a_lam_gives_the_error_of_the_lasso_that_they_compete_w
     rows = np.flatnonzero(KNOWN.any(1))[rows]
     errors = np.asarray(ur.pursuit.lasso_batch(D, signals[rows], 0.2).x, float) - KNOWN[rows]
     nmse = 10 * np.log10((errors**2).sum() / (KNOWN[rows].astype(float) ** 2).sum())
-    assert "On 256 of these signals, the exact codes of the LASSO with lam = 0.2" in advice.why
+    assert "On 256 of your signals, the exact codes of the LASSO with lam = 0.2" in advice.why
     assert f"have an NMSE of {nmse:.1f} dB" in advice.why and "LASSO with lam" not in plain.why
     assert "use ur.pursuit.lasso_batch(D, Y, 0.2) instead" in advice.why and nmse < -1
     assert (plain.lam, advice.lam) == (None, 0.2) and repr(plain) == repr(advice)
     assert "12,345 signals to code" in recommend(D, signals, KNOWN, signals=12_345).case
+    tiny = [1e-150 * np.float64(array) for array in (signals, KNOWN)]
+    assert f"have an NMSE of {nmse:.1f} dB" in recommend(np.float64(D), *tiny, lam=2e-151).why
 
 
 def test_codes_of_few_signals_are_not_enough_to_train_for():
