@@ -199,7 +199,7 @@ def seismic(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pressure(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of arterial pressure, without their mean; 12 of the 132 atoms occur twice."""
+    """Windows of arterial pressure, without their mean; 12 of 120 different atoms occur twice."""
     waves = (0.15, 0.05, 1.0), (0.28, 0.08, 0.6), (0.48, 0.12, 0.4)
     Y = beats(rng, n, 64, (60, 120), waves)
     D = learned(Y[:TRAINED_ON], 120, 0)
