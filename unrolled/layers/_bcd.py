@@ -35,13 +35,13 @@ class Sweep(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """The state: the best code so far, and the last two codes with their signals and objectives."""
+    """The state: the last two codes with their residuals, and the objective of the last code."""
 
-    x: Array  # (d,), the code with the least objective
-    objective: Array  # the objective of x
-    codes: tuple[Array, Array]  # (d,), the codes of the last and of the previous step
-    residuals: tuple[Array, Array]  # (m,), y - D x of these codes
-    objectives: tuple[Array, Array]  # the objectives of these codes
+    x: Array  # (d,)
+    before: Array  # (d,), the code of the previous step
+    residual: Array  # (m,), y - D x
+    residual_before: Array  # (m,)
+    objective: Array
 
 
 class bcd(Shrinking):
@@ -58,10 +58,10 @@ class bcd(Shrinking):
     sweeps are nearer to the optimum of the LASSO than 32 steps of FISTA on most dictionaries. A
     sweep takes the two products of a step of FISTA, in pieces of `block` atoms.
 
-    If the objective of x_k is above the objective of x_{k-1}, the next sweep has no momentum. The
-    layer returns the code among x_0 = 0, ..., x_K that has the least LASSO objective with the
-    weight `lam`. Hence the objective of the returned code is never above the objective of the zero
-    code, whatever the params and the signal. Both need no extra product with D.
+    A sweep that raises the LASSO objective with the weight `lam` is taken back, and the next sweep
+    has no momentum. Hence the objective never rises from step to step, and the objective of the
+    returned code is never above the objective of the zero code, whatever the params and the signal.
+    The comparison needs no extra product with D.
 
     Params: shared (rank, size = s), steps (gamma, theta, beta); theta is in units of lam. `init`
     distributes the atoms over the blocks such that the atoms of a block have small inner products,
@@ -113,8 +113,8 @@ class bcd(Shrinking):
         return _in_order(state, back), path[..., back]
 
     def start(self, D, y):
-        x, value = jnp.zeros(D.shape[1], y.dtype), jnp.sum(y * (y / 2))
-        return Swept(x, value, (x, x), (y, y), (value, value))
+        x = jnp.zeros(D.shape[1], y.dtype)
+        return Swept(x, x, y, y, jnp.sum(y * (y / 2)))
 
     def step(self, shared, p, D, y, state):
         if shared.rank is None:  # `loop` has sorted the atoms
@@ -126,9 +126,8 @@ class bcd(Shrinking):
         return _in_order(sorted_state, jnp.argsort(order))
 
     def _swept(self, size, p, D, y, state):
-        rises = state.objectives[0] > state.objectives[1]
-        beta = jnp.where(rises, 0, p.beta)
-        z, r = (now + beta * (now - before) for now, before in (state.codes, state.residuals))
+        z = state.x + p.beta * (state.x - state.before)
+        r = state.residual + p.beta * (state.residual - state.residual_before)
 
         def update(r, block):
             z, D, size = block
@@ -139,10 +138,10 @@ class bcd(Shrinking):
         x = x.ravel()[: len(z)]
         value = jnp.sum(r * (r / 2)) + self.penalty(D).value(x, self.lam)
         # If y is not finite, the code is not finite.
-        keep = ~(value <= state.objective) & jnp.isfinite(state.objective)
-        best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, value)
-        pairs = zip((x, r, value), state[2:])
-        return Swept(*best, *((now, last) for now, (last, _) in pairs))
+        rises = ~(value <= state.objective) & jnp.isfinite(state.objective)
+        kept = state.x, state.residual, state.objective
+        x, r, value = (jnp.where(rises, old, new) for old, new in zip(kept, (x, r, value)))
+        return Swept(x, state.x, r, state.residual, value)
 
 
 def _cut(part: Array, size: int) -> Array:
@@ -156,8 +155,7 @@ def _in_order(state: Any, order: Array) -> Any:
     """The state whose codes have their entries in this order."""
     if not isinstance(state, Swept):  # with a guard
         return state._replace(state=_in_order(state.state, order), x=state.x[order])
-    codes = tuple(x[order] for x in state.codes)
-    return state._replace(x=state.x[order], codes=codes)
+    return state._replace(x=state.x[order], before=state.before[order])
 
 
 @program("size")
