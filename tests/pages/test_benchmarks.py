@@ -96,6 +96,26 @@ def _lines(task, methods):
         yield f"| {task.removeprefix('complex, ')} | {name} | {mean} | {least} to {most} |"
 
 
+def test_the_recipe_is_judged_by_kinds_of_signals_on_which_nothing_was_chosen(script, tmp_path):
+    """Medians over the seeds of the test kinds count, at the depth of the table."""
+    recipe = script("recipe")
+    recipe.ROWS = tmp_path / "rows.jsonl"
+    assert len(recipe.TEST) == 10 and not set(recipe.TEST) & set(recipe.CHOOSE)
+    better, equal, *worse = recipe.TEST
+    gaps = {better: (1, 1, 9), equal: (2, 2, 2), worse[0]: (1, 3, 3), recipe.CHOOSE[0]: (0, 0, 0)}
+    for name, means in gaps.items():
+        for seed, mean in enumerate(means):
+            own, solver = ({"mean": m, "microseconds": 1, "above zero": 0} for m in (mean, 2))
+            solvers = {f"fista {K}": {**solver, "not better": 0.5} for K in (16, 24, 32, 64)}
+            row = {"problem": name, "seed": seed, "depth": 16, "shape": (2, 3), "nonzeros": 1}
+            row |= {"recipe": own, "seconds": 1, "exact microseconds": 1, **solvers}
+            recipe.write(recipe.ROWS, row)
+            recipe.write(recipe.ROWS, row | {"depth": 8, "recipe": {**own, "mean": 0}})
+    *_, chosen, _, tested, sentence = recipe.tables(16).split("\n\n")
+    assert sentence.startswith("On 2 of these 3 kinds")
+    assert len(chosen.splitlines()) == 3 and len(tested.splitlines()) == 5
+
+
 TABLES = """
 FileNames
 1 "{file}"
