@@ -4,6 +4,7 @@ from unrolled._base import offer as _offer
 from unrolled.layers._alista import *
 from unrolled.layers._alista import lasso_weights, stable_step
 from unrolled.layers._alista_rt import *
+from unrolled.layers._bcd import *
 from unrolled.layers._hyperlista import *
 from unrolled.layers._ista import *
 from unrolled.layers._ista import ista_params
@@ -31,7 +32,7 @@ _offer(
     own="Acting Adapting Analytic Belief Coupled Estimating FAMILIES Fixed FromClosedForm "
     "FromISTA Gamma Gated Hyper Interned Law Layer Looped Matrices MatricesAndThreshold "
     "Matrix Message MomentumMatrices Number Recipe Recurrent Selecting Shape Shrinking "
-    "SignalMatrices Spectrum Square State Step StepAndThreshold Theta Threshold Unrolled "
-    "Weights WeightsAndMomentum WeightsAndThreshold bernoulli_gaussian_mean keep_largest "
+    "SignalMatrices Spectrum Square State Step StepAndThreshold Sweep Theta Threshold Unrolled "
+    "Visits Weights WeightsAndMomentum WeightsAndThreshold bernoulli_gaussian_mean keep_largest "
     "magnitude option repeat unroll",
 )

@@ -15,12 +15,15 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.numbers import mean_norm
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms
+from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, column_norms
 from unrolled.layers import (
     Layer,
     StepAndThreshold,
+    Sweep,
     Unrolled,
+    Visits,
     WeightsAndMomentum,
+    bcd,
     fista,
     ista_params,
     lfista_cp,
@@ -51,6 +54,7 @@ _NAME = "unsupervised"
 # We chose these rates, numbers of training steps and largest gradient norm on some problems and
 # tested them on others (benchmarks/recipe.py). They are for signals and atoms of mean norm 1.
 _RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # rates of `fista`, and the rate of `lfista_cp`
+_SWEEP_RATES = (4e-3, 1.6e-2, 5e-2)  # rates of `bcd`
 _TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
 
@@ -146,16 +150,15 @@ def unsupervised(
     )
     atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
     problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
+    if weights and mask is None and not isinstance(atoms, Structured):
+        sweeps = bcd(depth, lam=lam)
+        return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, options)
     few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
     short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
-    lengths = short, min(_LONG, steps) if weights else 0
-    params, trials = _few_numbers(problem, few, plain, lengths, options)
     if not weights:
-        rate = _least(trials).rate
-        enter = partial(_entered, start=split(plain, atoms)[0], rate=rate, steps=steps)
-        fit = run_stages(*problem.training(few, plain), options, steps, [Stage(enter=enter)])
-        best = Tried(few.family, "init", rate, steps, fit.judged["best"])
-        return fit.replace(tried=(*trials, best))
+        return _few_numbers(problem, few, plain, _RATES, steps, options)
+    lengths = short, min(_LONG, steps)
+    params, trials = _trials(problem, few, plain, _RATES, lengths, options)
     starts = {"fista": layer.from_fista(params, atoms), "init": layer.init(None, atoms)}
     fit = _many_numbers(problem, layer, starts, short, steps, options)
     return fit.replace(tried=(*trials, *fit.tried))
@@ -167,8 +170,14 @@ class _Units(NamedTuple):
     signal: float
     atom: float
 
-    def of(self, layer: Layer) -> Trained:
-        """The units of the params of a layer; all units are 1 for signals and atoms of norm 1."""
+    def of(self, layer: Layer, start: Unrolled) -> Trained:
+        """The units of the params of a layer; all units are 1 for signals and atoms of norm 1.
+
+        The params of `bcd` have the units of its start; a unit of 0 keeps the ranks.
+        """
+        if isinstance(layer, bcd):
+            size = float(jnp.mean(start.shared.size))
+            return Trained(Unrolled(Visits(0.0, size), Sweep(1.0, layer.lam, 1.0)), None)  # type: ignore[arg-type]
         theta = self.signal / self.atom
         steps: Any = StepAndThreshold(self.atom**-2, theta)
         if isinstance(layer, lfista_cp):
@@ -198,14 +207,36 @@ class _Problem(NamedTuple):
         objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
         parts = split(start, self.D, where=_NAME)
         data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
-        units = self.units.of(layer)._replace(D=parts[0].D)  # its leaves are None
+        units = self.units.of(layer, start)._replace(D=parts[0].D)  # its leaves are None
         return objective, data, _optimizer(units, self.units.signal**2)
 
 
 def _few_numbers(
-    problem: _Problem, layer: Layer, start: Unrolled, lengths: tuple[int, int], options: Options
+    problem: _Problem,
+    layer: Layer,
+    start: Unrolled,
+    rates: tuple[float, ...],
+    steps: int,
+    options: Options,
+) -> Fit:
+    """Train a layer of few numbers: short runs at all rates, and the last run at the best rate."""
+    trials = _trials(problem, layer, start, rates, (min(_TRIAL, steps), 0), options)[1]
+    rate = _least(trials).rate
+    enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
+    fit = run_stages(*problem.training(layer, start), options, steps, [Stage(enter=enter)])
+    best = Tried(layer.family, "init", rate, steps, fit.judged["best"])
+    return fit.replace(tried=(*trials, best))
+
+
+def _trials(
+    problem: _Problem,
+    layer: Layer,
+    start: Unrolled,
+    rates: tuple[float, ...],
+    lengths: tuple[int, int],
+    options: Options,
 ) -> tuple[Unrolled, list[Tried]]:
-    """The best params of a guarded `fista`, after short runs at all rates and one long run."""
+    """The best params of a layer, after short runs at all rates and one long run."""
     short, long = lengths
     made: dict[Tried, Unrolled] = {}
     with computing_on(options.mesh, _NAME):
@@ -220,7 +251,7 @@ def _few_numbers(
                 fit = error.fit
             made[Tried(layer.family, "init", rate, steps, fit.judged["best"])] = fit.best
 
-        for rate in _RATES:
+        for rate in rates:
             train(rate, short)
         if long > short:  # otherwise the run repeats an earlier run
             train(_least(list(made)).rate, long)

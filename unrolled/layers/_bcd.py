@@ -1,0 +1,191 @@
+"""Block coordinate descent: a step updates one block of atoms after the other."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from unrolled._base.checks import Array, Key
+from unrolled._base.programs import program, scan
+from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
+from unrolled.layers._layer import Recipe
+from unrolled.layers._lista import _judging, fista_momentum
+from unrolled.layers._records import THRESHOLD, Number, Shape, Unrolled
+from unrolled.layers._shrinking import Shrinking
+from unrolled.pursuit import lipschitz
+from unrolled.records import option
+
+__all__ = ["Sweep", "Visits", "bcd"]
+
+
+class Visits(NamedTuple):
+    """The order in which a step visits the atoms, and the step size of each atom."""
+
+    rank: Annotated[Any, Shape("d")]  # a step visits the atoms in ascending order of rank
+    size: Annotated[Array, Shape("d", role=THRESHOLD)]
+
+
+class Sweep(NamedTuple):
+    """One step of block coordinate descent; `gamma` and `theta` multiply the step sizes."""
+
+    gamma: Annotated[Array, Shape("", role="step size")]
+    theta: Annotated[Array, Shape("", role=THRESHOLD)]
+    beta: Number
+
+
+class Swept(NamedTuple):
+    """The state: the last two codes with their residuals, and the objective of the last code."""
+
+    x: Array  # (d,)
+    before: Array  # (d,), the code of the previous step
+    residual: Array  # (m,), y - D x
+    residual_before: Array  # (m,)
+    objective: Array
+
+
+class bcd(Shrinking):
+    r"""K sweeps of block coordinate descent with momentum; a sweep visits every block of atoms.
+
+    .. math::
+        x &= x_k + \beta_k (x_k - x_{k-1}), \qquad r = y - D x, \\
+        u_b &= \mathrm{shrink}(x_b + \gamma_k s_b \odot D_b' r, \; \theta_k s_b), \qquad
+        r \leftarrow r + D_b (x_b - u_b), \qquad x_b \leftarrow u_b
+        \qquad \text{for each block } b.
+
+    A block sees the codes that the blocks before it have just found. A step size s of a block is
+    for this block alone, and is therefore longer than the step size 1 / L of ISTA: with `init`, 16
+    sweeps are nearer to the optimum of the LASSO than 32 steps of FISTA on most dictionaries. A
+    sweep takes the two products of a step of FISTA, in pieces of `block` atoms.
+
+    A sweep that raises the LASSO objective with the weight `lam` is taken back, and the next sweep
+    has no momentum. Hence the objective never rises from step to step, and the objective of the
+    returned code is never above the objective of the zero code, whatever the params and the signal.
+    The comparison needs no extra product with D.
+
+    Params: shared (rank, size = s), steps (gamma, theta, beta); theta is in units of lam. `init`
+    distributes the atoms over the blocks such that the atoms of a block have small inner products,
+    and sets s = 1 / norm(D_b, 2)^2, gamma = 1, theta = lam and the momentum of FISTA. A sweep takes
+    the atoms in ascending order of their ranks, `block` atoms at a time; the ranks have no
+    gradient. `training.unsupervised` trains this family on signals without codes.
+
+    A structured dictionary is turned into its matrix.
+
+    Reference: Tseng (2001) for block coordinate descent, Gregor, LeCun (2010) for coordinate
+    descent as a network, O'Donoghue, Candes (2015) for the restart of the momentum. Not claimed:
+    convergence with momentum.
+
+    Example:
+        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 60)
+        >>> y = ur.problems.sampler(D, batch=1)(jax.random.key(1))[0][0]
+        >>> layers = ur.layers.bcd(8, lam=0.1), ur.layers.fista(16, lam=0.1)
+        >>> codes = [layer.apply(layer.init(None, D), D, y) for layer in layers]
+        >>> ours, theirs = (float(ur.pursuit.lasso_objective(D, y, x, 0.1)) for x in codes)
+        >>> ours < theirs
+        True
+    """
+
+    lam: float = option(default=0.1, least=0, help="weight of the LASSO")
+    block: int = option(default=16, least=1, help="number of atoms in a block")
+
+    forms = (Unrolled(Visits, Sweep),)
+    recipe = Recipe(2e-3, options=_judging, calibrated=True)
+
+    @property
+    def takes_parts(self) -> bool:
+        """False: a block may cut a part."""
+        return False
+
+    def init(self, key: Key | None, D: Dictionary) -> Unrolled:
+        D = as_dictionary(D, self.family)
+        lipschitz(D, self.family)  # refuses a D without a step size
+        visits = Visits(*_distributed(dense(D), self.block))
+        ones, beta = jnp.ones(self.depth, D.dtype), jnp.asarray(fista_momentum(self.depth), D.dtype)
+        return Unrolled(visits, Sweep(ones, self.lam * ones, beta))
+
+    def loop(self, step, params, D, y, state, *arguments, **options):
+        """Run all steps on the atoms in the order of their ranks, and put the codes back."""
+        order = jnp.argsort(params.shared.rank)
+        visits = Visits(None, params.shared.size[order])
+        A, sorted_params = dense(D)[:, order], params._replace(shared=visits)
+        state, path = super().loop(step, sorted_params, A, y, state, *arguments, **options)
+        back = jnp.argsort(order)
+        return _in_order(state, back), path[..., back]
+
+    def start(self, D, y):
+        x = jnp.zeros(D.shape[1], y.dtype)
+        return Swept(x, x, y, y, jnp.sum(y * (y / 2)))
+
+    def step(self, shared, p, D, y, state):
+        if shared.rank is None:  # `loop` has sorted the atoms
+            return self._swept(shared.size, p, D, y, state)
+        order = jnp.argsort(shared.rank)
+        sorted_state = self._swept(
+            shared.size[order], p, dense(D)[:, order], y, _in_order(state, order)
+        )
+        return _in_order(sorted_state, jnp.argsort(order))
+
+    def _swept(self, size, p, D, y, state):
+        z = state.x + p.beta * (state.x - state.before)
+        r = state.residual + p.beta * (state.residual - state.residual_before)
+
+        def update(r, block):
+            z, D, size = block
+            x = self.shrink(D, z + p.gamma * size * (r @ D), p.theta * size)
+            return r + D @ (z - x), x
+
+        r, x = scan(update, r, tuple(_cut(part, self.block) for part in (z, D, size)))
+        x = x.ravel()[: len(z)]
+        value = jnp.sum(r * (r / 2)) + self.penalty(D).value(x, self.lam)
+        # If y is not finite, the code is not finite.
+        rises = ~(value <= state.objective) & jnp.isfinite(state.objective)
+        kept = state.x, state.residual, state.objective
+        x, r, value = (jnp.where(rises, old, new) for old, new in zip(kept, (x, r, value)))
+        return Swept(x, state.x, r, state.residual, value)
+
+
+def _cut(part: Array, size: int) -> Array:
+    """Blocks of `size` atoms along the last axis, as a new first axis; the last block has zeros."""
+    pad = [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % size)]
+    blocks = jnp.pad(part, pad).reshape(*part.shape[:-1], -1, size)
+    return jnp.moveaxis(blocks, -2, 0)
+
+
+def _in_order(state: Any, order: Array) -> Any:
+    """The state whose codes have their entries in this order."""
+    if not isinstance(state, Swept):  # with a guard
+        return state._replace(state=_in_order(state.state, order), x=state.x[order])
+    return state._replace(x=state.x[order], before=state.before[order])
+
+
+@program("size")
+def _distributed(D: Array, size: int) -> tuple[Array, Array]:
+    """The ranks of the atoms and their step sizes, for blocks of `size` atoms.
+
+    The atom with the largest inner products chooses first; it joins the block that has room and the
+    least sum of squared inner products with this atom.
+    """
+    d = D.shape[1]
+    count = -(-d // size)
+    norms = column_norms(D)
+    U = D / jnp.where(norms > 0, norms, 1)
+    with jax.default_matmul_precision("highest"):
+        visited = jnp.argsort(-jnp.sum((U @ (U.T @ U)) * U, axis=0))
+
+        def join(carry, i):
+            sums, room = carry
+            b = jnp.argmin(jnp.where(room > 0, sums[:, i], jnp.inf))
+            sums = sums.at[b].add((U[:, i] @ U) ** 2)
+            return (sums, room.at[b].add(-1)), b
+
+        room = jnp.full(count, size).at[-1].set(d - (count - 1) * size)
+        _, blocks = lax.scan(join, (jnp.zeros((count, d), D.dtype), room), visited)
+        order = visited[jnp.argsort(blocks)]
+        unit = jnp.max(norms)
+        parts = _cut((D / jnp.where(unit > 0, unit, 1))[:, order], size)
+        largest = jax.vmap(lambda A: jnp.linalg.eigvalsh(A.T @ A)[-1])(parts)
+    # Rounding may lower an eigenvalue by about size eps.
+    L = largest * (1 + 4 * size * jnp.finfo(D.dtype).eps) * unit * unit
+    steps = jnp.repeat(jnp.where(L > 0, 1 / L, 0), size)[:d]
+    ranks = jnp.argsort(order)
+    return ranks.astype(D.dtype), steps[ranks]
