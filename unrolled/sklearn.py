@@ -17,7 +17,7 @@ from unrolled.dictionaries import (
     known_part,
     signal_axes,
 )
-from unrolled.layers import FAMILIES, Layer, lfista_cp
+from unrolled.layers import FAMILIES, Layer, bcd, lfista_cp
 from unrolled.networks import Network
 from unrolled.pursuit import (
     PURSUITS,
@@ -105,7 +105,7 @@ class SparseCoder(_Coder):
             layer or a network.
         depth: number of steps; if given, `method` is the name of a family of layers.
         params: params of the layer or the network. If None, `fit` takes the params from `init`, but
-            trains `lfista_cp` on the samples by `training.unsupervised`.
+            trains `bcd` and `lfista_cp` on the samples by `training.unsupervised`.
         random_state: the seed of `init`, for families that draw their params, and of the training:
             an int, a RandomState that draws the seed, or None for a new seed at each `fit`.
         split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many,
@@ -206,7 +206,7 @@ class SparseCoder(_Coder):
         self.max_steps = max_steps
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
-        """Check the dictionary, the method and its options against X; train `lfista_cp` if it has
+        """Check the dictionary, the method and its options against X; train a layer if it has
         no params.
         """
         X = _samples(self, X, reset=True)
@@ -358,9 +358,9 @@ class SparseCoder(_Coder):
             raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
         D: Any = Ds[0] if isinstance(layer, Layer) else Ds
         key = checks.as_key(_seed(self.random_state), _NAME)
-        if self.params is None and isinstance(layer, lfista_cp):
+        if self.params is None and _has_recipe(layer):
             options: dict[str, Any] = dict(mask=_known(X), key=key, progress=False)
-            return unsupervised(D, X, layer.lam, layer.depth, **options).best
+            return unsupervised(D, X, layer.lam, layer.depth, family=layer.family, **options).best
         params = layer.init(key, D) if self.params is None else self.params
         layer.check(params, D)
         return params
@@ -376,6 +376,11 @@ class SparseCoder(_Coder):
         D = own if isinstance(layer, Layer) else (own, *Ds[1:])
         codes = jax.vmap(layer.apply, (None, signal_axes(D), 0))(params, D, Y)
         return codes if isinstance(layer, Layer) else codes[-1], 0
+
+
+def _has_recipe(layer: Any) -> bool:
+    """Whether `unsupervised` trains this layer: bcd or lfista_cp with no option but lam."""
+    return isinstance(layer, bcd | lfista_cp) and layer == type(layer)(layer.depth, lam=layer.lam)
 
 
 def _samples(coder: BaseEstimator, X: Any, reset: bool) -> np.ndarray:

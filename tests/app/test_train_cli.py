@@ -913,7 +913,7 @@ def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(f
     """The same params as the library's function returns, and as the resumed run has."""
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--depth", 3, "--steps", 4)
     status, out, err = run(*own, "--output", "by_recipe")
-    assert status == 0 and "training 4 steps after its trials" in err and out[:9] == "lfista_cp"
+    assert status == 0 and "training 4 steps after its trials" in err and out[:3] == "bcd"
     config = load(folder / "by_recipe" / "config.toml", {})
     assert (config.training.method, config.training.loss) == ("unsupervised", "lasso")
     assert (

@@ -9,8 +9,8 @@ from jax import lax
 from unrolled._base.checks import Array, Key
 from unrolled._base.programs import program, scan
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
-from unrolled.layers._layer import Recipe
-from unrolled.layers._lista import _judging, fista_momentum
+from unrolled.layers._layer import Recipe, judging
+from unrolled.layers._lista import fista_momentum
 from unrolled.layers._records import THRESHOLD, Number, Shape, Unrolled
 from unrolled.layers._shrinking import Shrinking
 from unrolled.pursuit import lipschitz
@@ -89,7 +89,7 @@ class bcd(Shrinking):
     block: int = option(default=16, least=1, help="number of atoms in a block")
 
     forms = (Unrolled(Visits, Sweep),)
-    recipe = Recipe(2e-3, options=_judging, calibrated=True)
+    recipe = Recipe(2e-3, options=judging, calibrated=True)
 
     @property
     def takes_parts(self) -> bool:
@@ -120,10 +120,9 @@ class bcd(Shrinking):
         if shared.rank is None:  # `loop` has sorted the atoms
             return self._swept(shared.size, p, D, y, state)
         order = jnp.argsort(shared.rank)
-        sorted_state = self._swept(
-            shared.size[order], p, dense(D)[:, order], y, _in_order(state, order)
-        )
-        return _in_order(sorted_state, jnp.argsort(order))
+        A, sorted_state = dense(D)[:, order], _in_order(state, order)
+        swept = self._swept(shared.size[order], p, A, y, sorted_state)
+        return _in_order(swept, jnp.argsort(order))
 
     def _swept(self, size, p, D, y, state):
         z = state.x + p.beta * (state.x - state.before)

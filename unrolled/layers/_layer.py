@@ -102,6 +102,11 @@ def penalties(law: Law) -> dict[str, tuple[float, ...]]:
     return {"lam": law.lams(0.02, 0.05, 0.1, 0.2, 0.3, 0.4)}
 
 
+def judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """A very small lam, so that the layer returns the code with the least residual."""
+    return {"lam": law.lams(0.02)[0]}
+
+
 def untied(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The option `tied` of families whose steps may share their weights."""
     return {"tied": False}

@@ -2,7 +2,6 @@
 matrices into one, or add gains or momentum.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -17,7 +16,16 @@ from unrolled._base.programs import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
 from unrolled.layers._ista import fista
-from unrolled.layers._layer import Acting, Law, Layer, Recipe, selecting, selecting_untied, untied
+from unrolled.layers._layer import (
+    Acting,
+    Law,
+    Layer,
+    Recipe,
+    judging,
+    selecting,
+    selecting_untied,
+    untied,
+)
 from unrolled.layers._records import (
     Matrix,
     Number,
@@ -326,11 +334,6 @@ class Followed(NamedTuple):
     signal_before: Array  # (m,), D times `before`
 
 
-def _judging(law: Law, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """A very small lam, so that the layer returns the code with the least residual."""
-    return {"lam": law.lams(0.02)[0]}
-
-
 class lfista_cp(FromISTA, Shrinking):
     r"""K steps of FISTA; each step has its own W, which contains a step size for every atom.
 
@@ -364,7 +367,7 @@ class lfista_cp(FromISTA, Shrinking):
     )
 
     forms = (Unrolled(None, WeightsAndMomentum),)
-    recipe = Recipe(5e-4, options=_judging, calibrated=True, weighted=True)
+    recipe = Recipe(5e-4, options=judging, calibrated=True, weighted=True)
 
     def at_ista(self, D, L, theta):
         return _along(D, jnp.full_like(theta, 1 / L), theta)

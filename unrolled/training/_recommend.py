@@ -58,7 +58,7 @@ class _Rules(NamedTuple):
 RULES = _Rules()
 _ASKED = 256  # signals whose exact codes are computed
 _DEPTH = 16
-_FEW_NUMBERS = "fista"  # the family that `unsupervised` trains without weights
+_FEW_NUMBERS = "fista"  # the family of few numbers for a large random D
 _OR_TRAIN = (
     " If gradients must pass through the codes, or every call must take the same time, train a "
     "network with ur.training.unsupervised(D, Y, {lam!r}, key=0{mask}) instead."
@@ -411,7 +411,7 @@ def _of_unknown(
     why, method, options = _why_exact(D, nonzeros, n, seen, share), "lasso_batch", {}
     instead = _OR_TRAIN.format(lam=lam, mask=marks)
     if why is None:
-        method, options, instead = _FEW_NUMBERS, {"weights": False}, ""
+        method, options, instead = _FEW_NUMBERS, {"family": "fista"}, ""
         why = (
             f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
             f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} "

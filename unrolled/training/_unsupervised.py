@@ -15,7 +15,14 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.numbers import mean_norm
-from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, column_norms
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    Structured,
+    as_dictionary,
+    column_norms,
+    refuse_parts,
+)
 from unrolled.layers import (
     Layer,
     StepAndThreshold,
@@ -51,10 +58,11 @@ __all__ = ["unsupervised"]
 
 
 _NAME = "unsupervised"
+_FAMILIES = ("bcd", "lfista_cp", "fista")
 # We chose these rates, numbers of training steps and largest gradient norm on some problems and
 # tested them on others (benchmarks/recipe.py). They are for signals and atoms of mean norm 1.
 _RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # rates of `fista`, and the rate of `lfista_cp`
-_SWEEP_RATES = (4e-3, 1.6e-2, 5e-2)  # rates of `bcd`
+_SWEEP_RATES = (1e-3, 4e-3, 1.6e-2)  # rates of `bcd`
 _TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
 
@@ -68,7 +76,7 @@ def unsupervised(
     depth: int = 16,
     *,
     key: Key,
-    weights: bool = True,
+    family: str | None = None,
     steps: int = 2000,
     validation: tuple | Any = None,
     evaluate_every: int = 50,
@@ -82,17 +90,20 @@ def unsupervised(
     reduction: str = "tree",
     mask: ArrayLike | None = None,
 ) -> Fit:
-    r"""Train `layers.lfista_cp` on signals without codes: minimise the mean objective of the LASSO.
+    r"""Train a layer on signals without codes: minimise the mean objective of the LASSO.
 
     .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
 
-    The recipe first trains the 2 K numbers of a guarded `fista` for 300 steps at each of four
-    rates, and for 1,500 steps at the best rate. It then trains `lfista_cp` for 300 steps from the
-    best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains `lfista_cp` for
-    `steps` steps from the start whose 300 steps gave the smaller loss; this run begins again at the
-    start. All choices use the validation loss on held-back signals. Rates are in units of the mean
-    norms of signals and atoms: if you scale D, or scale the signals and `lam` by the same factor,
-    the params scale accordingly.
+    For a matrix D the recipe trains `layers.bcd`: for 300 steps at each of three rates, and for
+    `steps` steps at the best rate. For a structured dictionary, or if samples are missing, the
+    recipe trains `layers.lfista_cp`. It first trains the 2 K numbers of a guarded `fista` for 300
+    steps at each of four rates, and for 1,500 steps at the best rate; then `lfista_cp` for 300
+    steps from the best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains
+    `lfista_cp` for `steps` steps from the start whose 300 steps gave the smaller loss.
+
+    Every run begins at its start, and all choices use the validation loss on held-back signals.
+    Rates are in units of the mean norms of signals and atoms: if you scale D, or scale the signals
+    and `lam` by the same factor, the params scale accordingly.
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -101,48 +112,48 @@ def unsupervised(
         lam: the weight of the LASSO, one number.
         depth: K.
         key: the key of the batches; an int is a seed.
-        weights: False trains only the 2 K numbers of `fista`, also in the last run. These numbers
-            are enough if D is random and large, and their training takes a tenth of the memory.
+        family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
+            trains 2 K numbers alone, which takes the least time if D is random and large.
         steps: number of training steps of the last run; no earlier run takes more steps.
-        validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the
-            training of `lfista_cp`. A resumed run repeats the trials of `fista`, which take
-            seconds.
+        validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the last
+            training. A resumed run repeats the trials, which take seconds.
         progress, accumulate, mesh, reduction, mask: as in `fit`.
 
     Returns:
-        A Fit, as returned by `fit`. `best` has the best params of the last run; `tried` has every
-        run with its rate, start and least validation loss. If FISTA is near the optimum after K
-        steps, training the weights may not lower the loss: `best` then has the steps of the trained
-        `fista`.
+        A Fit, as returned by `fit`. `model` is the layer, and `best` has the best params of the
+        last run; `tried` has every run with its rate, start and least validation loss.
 
     Warns:
         UserWarning: in the same cases as `fit`.
 
     Raises:
-        NonFiniteError: a loss or a gradient of `lfista_cp` is not finite.
+        NonFiniteError: a loss or a gradient is not finite.
         TypeError, ValueError: in the same cases as `fit`; also if lam is negative or not one
-            number, or the depth is below 1.
+            number, the depth is below 1, the family is unknown, or the family is "bcd" and D has
+            codes in parts.
 
     Not claimed: that a trained network repays the cost of its training. If codes have few nonzeros,
-    or you need a gap (F - F*) / F* below 0.01, use `pursuit.lasso_batch`; `recommend` chooses
-    between these methods.
+    or every code must be exact, use `pursuit.lasso_batch`; `recommend` chooses between these
+    methods.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 10, 20)
         >>> Y, _ = ur.problems.sampler(D, batch=64)(jax.random.key(1))
         >>> trained = ur.training.unsupervised(D, Y, 0.1, depth=3, key=0, steps=20)
         >>> trained.model, trained.judged["best"] < trained.judged["ista"]
-        (lfista_cp(3), True)
-        >>> [(each.family, each.start) for each in trained.tried[3:]]
-        [('fista', 'init'), ('lfista_cp', 'fista'), ('lfista_cp', 'init'), ('lfista_cp', 'fista')]
+        (bcd(3), True)
+        >>> [(each.family, each.steps) for each in trained.tried]
+        [('bcd', 20), ('bcd', 20), ('bcd', 20), ('bcd', 20)]
     """
     lam = checks.as_number(lam, "lam", _NAME)
     checks.nonnegative(lam, "lam", _NAME)
     depth = checks.as_depth(depth, "depth", _NAME, least=1)
-    steps, weights = (
-        checks.as_index(steps, "steps", _NAME),
-        checks.as_bool(weights, "weights", _NAME),
-    )
+    steps = checks.as_index(steps, "steps", _NAME)
+    if family not in (None, *_FAMILIES):
+        raise ValueError(
+            f"{_NAME}: unknown family {family!r}; expected one of {', '.join(_FAMILIES)}, or None"
+            f"{checks.meant(str(family), _FAMILIES)}"
+        )
     how = evaluate_every, patience, checkpoint, callbacks, log, progress
     options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
     key, D, sample, validation = check_data(
@@ -150,12 +161,15 @@ def unsupervised(
     )
     atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
     problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
-    if weights and mask is None and not isinstance(atoms, Structured):
+    if family is None:
+        family = "lfista_cp" if isinstance(atoms, Structured) or mask is not None else "bcd"
+    if family == "bcd":
+        refuse_parts(atoms, _NAME, "try family='lfista_cp'")
         sweeps = bcd(depth, lam=lam)
         return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, options)
     few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
     short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
-    if not weights:
+    if family == "fista":
         return _few_numbers(problem, few, plain, _RATES, steps, options)
     lengths = short, min(_LONG, steps)
     params, trials = _trials(problem, few, plain, _RATES, lengths, options)
@@ -223,7 +237,9 @@ def _few_numbers(
     trials = _trials(problem, layer, start, rates, (min(_TRIAL, steps), 0), options)[1]
     rate = _least(trials).rate
     enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
-    fit = run_stages(*problem.training(layer, start), options, steps, [Stage(enter=enter)])
+    config = {"lam": problem.lam, "steps": steps}
+    training = problem.training(layer, start)
+    fit = run_stages(*training, options, steps, [Stage(enter=enter)], config)
     best = Tried(layer.family, "init", rate, steps, fit.judged["best"])
     return fit.replace(tried=(*trials, best))
 

@@ -187,8 +187,8 @@ class Training(Record):
         default="end_to_end",
         choices=("end_to_end", "curriculum", UNSUPERVISED),
         help="train all steps at once (end_to_end), or one step after another (curriculum); "
-        "unsupervised, which trains lfista_cp by one recipe, is the default for signals without "
-        "codes if no family, start, loss or method is given",
+        "unsupervised, which trains bcd or lfista_cp by one recipe, is the default for signals "
+        "without codes if no family, start, loss or method is given",
     )
     loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
     deep: bool = option(default=False, help="sum the loss over all steps, not only the last one")
@@ -347,6 +347,7 @@ def _check_pairs(config: Config) -> None:
         )
 
 
+_BY_RECIPE = ("bcd", "lfista_cp")  # the families that the recipe trains
 _SET_BY_RECIPE = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictionary")
 
 
@@ -354,9 +355,9 @@ def _check_unsupervised(config: Config) -> None:
     """Raise ConfigError if an option is given that the recipe for signals without codes sets."""
     training, (model, *others) = config.training, config.layers
     lam = PLANTED_LAM if config.problem.lam is None else config.problem.lam
-    plain = FAMILIES["lfista_cp"](model.depth, lam=lam)  # type: ignore[call-arg]
+    plain = [FAMILIES[name](model.depth, lam=lam) for name in _BY_RECIPE]  # type: ignore[call-arg]
     _refuse(["a chain"] if others else [], f"method {UNSUPERVISED}")
-    wrong = [] if model.layer == plain else [repr(model.layer)]
+    wrong = [] if model.layer in plain else [repr(model.layer)]
     wrong += [] if model.start == "init" else [f"start {model.start}"]
     wrong += [] if training.loss == "lasso" else [f"loss {training.loss}"]
     default = Training()
@@ -411,7 +412,7 @@ class Given(NamedTuple):
 
 
 Table = dict[str, Given]
-_LFISTA_CP = Given("lfista_cp", "model.family", "train", Path())
+_BCD = Given("bcd", "model.family", "train", Path())
 
 
 def all_options() -> Mapping[str, Option]:
@@ -573,7 +574,7 @@ def _configuration(tables: Mapping[str | None, Any]) -> Config:
     training = _accepted(Training, tables.get("training", {}))
     if training.get("method") == UNSUPERVISED:
         training = {"loss": "lasso", "steps": 2000} | training
-        layers = layers if chained else {"family": _LFISTA_CP} | layers
+        layers = layers if chained else {"family": _BCD} | layers
     layers = layers if chained else [layers]
     families = [_family(table) for table in layers]
     problem = Problem(**_accepted(Problem, tables.get("problem", {})))

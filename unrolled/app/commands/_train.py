@@ -306,7 +306,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         _ARGUMENTS,
         help="train a layer or a chain, configured by a TOML file and flags",
         description="Train a layer, and write its weights, the history and checkpoints into a run\n"
-        "folder. On signals without codes the command trains lfista_cp by one recipe, unless you\n"
+        "folder. On signals without codes the command trains bcd by one recipe, unless you\n"
         "give a family, a start, a loss or a method. The exit status is 3 if the best codes are\n"
         "worse than zero codes, or than codes of ISTA of the same depth, on the validation\n"
         "signals.\n"
@@ -499,6 +499,7 @@ def _trained(
         if chosen.method == UNSUPERVISED:
             lam: Any = config.problem.lam  # a number: `settled`
             options = {name: shared[name] for name in shared if name != "loss"}
+            options["family"] = config.layers[0].layer.family
             signals = ready.D, ready.sample, lam, config.layers[0].depth
             return training.unsupervised(*signals, steps=chosen.steps, **options)
         if chosen.method == "curriculum":
