@@ -123,7 +123,8 @@ def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
     seconds, wall = time.process_time() - began, time.perf_counter() - clock
     found, F = judged(name, seed, fit.model, fit.best)
     others = {}
-    for family, K in (("ista", depth), *(("fista", K) for K in depths_of_fista(depth))):
+    rivals = ("ista", depth), ("bcd", depth), *(("fista", K) for K in depths_of_fista(depth))
+    for family, K in rivals:
         layer = ur.layers.FAMILIES[family](K, lam=lam)
         numbers, of_other = judged(name, seed, layer, layer.init(None, D))
         numbers["not better"] = float(np.mean(F <= of_other * (1 + 1e-6)))
@@ -208,10 +209,10 @@ def table(rows: dict[str, list[dict]], depth: int) -> str:
     depths = depths_of_fista(depth)
     lines = [
         f"| signals | nonzeros per code | gap of FISTA, K = {', '.join(map(str, depths))} | gap of "
-        f"the recipe, K = {depth} | codes no worse than FISTA, K = 32 | codes worse than the zero "
+        f"bcd before training, K = {depth} | gap of the recipe, K = {depth} | codes no worse than FISTA, K = 32 | codes worse than the zero "
         "code | CPU seconds of the call | CPU microseconds per signal: recipe, FISTA with K = 32, "
         "exact codes |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, own in rows.items():
         gaps = sorted(row["recipe"]["mean"] for row in own)
@@ -221,6 +222,7 @@ def table(rows: dict[str, list[dict]], depth: int) -> str:
             f"{name.replace('_', ' ')}, {m} x {d}",
             f"{middle(own, 'nonzeros'):.1f}",
             ", ".join(f"{middle(own, f'fista {K}', 'mean'):.2g}" for K in depths),
+            f"{middle(own, f'bcd {depth}', 'mean'):.2g}",
             f"{middle(own, 'recipe', 'mean'):.2g} ({gaps[0]:.2g} to {gaps[-1]:.2g})",
             f"{middle(own, 'fista 32', 'not better'):.0%}".replace("%", " %"),
             str(int(max(row["recipe"]["above zero"] for row in own))),
@@ -253,7 +255,7 @@ def add_rows(names: list[str], depths: list[int]) -> None:
                 if (name, seed, depth) in there:
                     continue
                 write(ROWS, row := measured(name, seed, depth))
-                gaps = {key: row[key]["mean"] for key in row if "ista" in key}
+                gaps = {key: row[key]["mean"] for key in row if key.endswith(tuple("0123456789"))}
                 print(name, seed, depth, row["recipe"], gaps, round(row["seconds"]), flush=True)
 
 
