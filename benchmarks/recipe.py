@@ -207,13 +207,18 @@ def tables(depth: int) -> str:
 def table(rows: dict[str, list[dict]], depth: int) -> str:
     """A line for each kind, with medians over the seeds and the range of the gap."""
     depths = depths_of_fista(depth)
-    lines = [
-        f"| signals | nonzeros per code | gap of FISTA, K = {', '.join(map(str, depths))} | gap of "
-        f"bcd before training, K = {depth} | gap of the recipe, K = {depth} | codes no worse than FISTA, K = 32 | codes worse than the zero "
-        "code | CPU seconds of the call | CPU microseconds per signal: recipe, FISTA with K = 32, "
-        "exact codes |",
-        "|---|---|---|---|---|---|---|---|---|",
+    heads = [
+        "signals",
+        "nonzeros per code",
+        f"gap of FISTA, K = {', '.join(map(str, depths))}",
+        f"gap of bcd before training, K = {depth}",
+        f"gap of the recipe, K = {depth}",
+        "codes no worse than FISTA, K = 32",
+        "codes worse than the zero code",
+        "CPU seconds of the call",
+        "CPU microseconds per signal: recipe, FISTA with K = 32, exact codes",
     ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, own in rows.items():
         gaps = sorted(row["recipe"]["mean"] for row in own)
         m, d = own[0]["shape"]
