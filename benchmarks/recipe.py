@@ -14,14 +14,17 @@ have nonzeros in the mean.
 
     T="taskset -c 0 env OPENBLAS_NUM_THREADS=1 XLA_FLAGS='--xla_cpu_multi_thread_eigen=false"
     eval "$T intra_op_parallelism_threads=1' python benchmarks/recipe.py"       adds missing rows
-    python benchmarks/recipe.py --depths 8,16,24,32   adds rows for these numbers of steps
+    python benchmarks/recipe.py --family lfista_cp --seeds 0  adds rows of this family
+    python benchmarks/recipe.py --depths 8,24,32 --seeds 0    adds rows for these numbers of steps
     python benchmarks/recipe.py --table               prints the tables
+    python benchmarks/recipe.py --depths 8,16,24,32 --table   a column for each number of steps
     python benchmarks/recipe.py --starts              adds missing rows of starts
     python benchmarks/recipe.py --starts --table      prints the table of starts
 """
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import time
@@ -41,6 +44,7 @@ from unrolled.pursuit import default_lam
 HERE = Path(__file__).parent
 ROWS, STARTS = HERE / "recipe.jsonl", HERE / "recipe_starts.jsonl"
 TESTED_ON, SEEDS, DEPTH = 1000, (0, 1, 2), 16
+RECOMMENDED = "bcd"  # the family that the recipe chooses for a matrix
 CALLS = 5  # timed calls; the least time counts
 TEST = tuple(name for name in KINDS if name not in CHOOSE)
 
@@ -115,11 +119,13 @@ def judged(name: str, seed: int, layer: ur.layers.Layer, params: Any) -> tuple[d
     return {key: float(f"{value:.4g}") for key, value in numbers.items()}, F
 
 
-def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
-    """Measure one row."""
+def measured(name: str, seed: int, depth: int, family: str) -> dict[str, Any]:
+    """Measure one row; `family` is the family that the recipe trains."""
     (D, train, _, lam), optimum = problem_of(name, seed), exact(name, seed)
     began, clock = time.process_time(), time.perf_counter()
-    fit = ur.training.unsupervised(D, train, lam, depth, key=seed, progress=False)
+    options = {} if family == RECOMMENDED else {"family": family}
+    fit = ur.training.unsupervised(D, train, lam, depth, key=seed, progress=False, **options)
+    assert fit.model.family == family
     seconds, wall = time.process_time() - began, time.perf_counter() - clock
     found, F = judged(name, seed, fit.model, fit.best)
     others = {}
@@ -134,6 +140,7 @@ def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
         "problem": name,
         "seed": seed,
         "depth": depth,
+        "family": family,
         "shape": D.shape,
         "lam": lam,
         "nonzeros": float(np.mean((optimum.codes != 0).sum(1))),
@@ -149,7 +156,7 @@ def measured(name: str, seed: int, depth: int) -> dict[str, Any]:
 
 
 def depths_of_fista(depth: int) -> tuple[int, ...]:
-    return tuple(dict.fromkeys((depth, 24, 32, 64)))
+    return tuple(sorted({depth, 2 * depth, 24, 32, 64}))
 
 
 def started(name: str, seed: int = 0) -> dict[str, Any]:
@@ -183,13 +190,18 @@ def middle(rows: list[dict], *path: str) -> float:
     return statistics.median(functools.reduce(dict.__getitem__, path, row) for row in rows)
 
 
+def rows_of(depth: int, family: str = RECOMMENDED) -> dict[str, list[dict]]:
+    """The rows of every kind of signal that has some, the kinds that chose the rates first."""
+    rows: dict[str, list[dict]] = {name: [] for name in (*CHOOSE, *TEST)}
+    for row in read(ROWS):
+        if (row["depth"], row["family"]) == (depth, family):
+            rows[row["problem"]].append(row)
+    return {name: own for name, own in rows.items() if own}
+
+
 def tables(depth: int) -> str:
     """A table of the kinds on which we chose the rates, one of the other kinds, and a sentence."""
-    rows = {name: [] for name in (*CHOOSE, *TEST)}
-    for row in read(ROWS):
-        if row["depth"] == depth:
-            rows[row["problem"]].append(row)
-    rows = {name: own for name, own in rows.items() if own}
+    rows = rows_of(depth)
     tests = [own for name, own in rows.items() if name in TEST]
     won = [middle(own, "recipe", "mean") <= middle(own, "fista 32", "mean") for own in tests]
     return "\n\n".join(
@@ -204,15 +216,33 @@ def tables(depth: int) -> str:
     )
 
 
+def by_depth(depths: list[int]) -> str:
+    """A line for each kind: the gap of the recipe, and the gap of FISTA with twice the steps."""
+    heads = [f"K = {depth}; FISTA with {2 * depth} steps" for depth in depths]
+    lines = [f"| signals | {' | '.join(heads)} |", "|---" * (1 + len(depths)) + "|"]
+    rows = {depth: rows_of(depth) for depth in depths}
+    for name in (*CHOOSE, *TEST):
+        own = {depth: rows[depth].get(name) for depth in depths}
+        if all(own.values()):
+            cells = (
+                f"{middle(part, 'recipe', 'mean'):.2g}; "
+                f"{middle(part, f'fista {2 * depth}', 'mean'):.2g}"
+                for depth, part in own.items()
+            )
+            lines.append(f"| {name.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table(rows: dict[str, list[dict]], depth: int) -> str:
     """A line for each kind, with medians over the seeds and the range of the gap."""
-    depths = depths_of_fista(depth)
+    depths, coupled = depths_of_fista(depth), rows_of(depth, "lfista_cp")
     heads = [
         "signals",
         "nonzeros per code",
         f"gap of FISTA, K = {', '.join(map(str, depths))}",
         f"gap of bcd before training, K = {depth}",
         f"gap of the recipe, K = {depth}",
+        f"gap of lfista_cp by its recipe, K = {depth}",
         "codes no worse than FISTA, K = 32",
         "codes worse than the zero code",
         "CPU seconds of the call",
@@ -229,6 +259,7 @@ def table(rows: dict[str, list[dict]], depth: int) -> str:
             ", ".join(f"{middle(own, f'fista {K}', 'mean'):.2g}" for K in depths),
             f"{middle(own, f'bcd {depth}', 'mean'):.2g}",
             f"{middle(own, 'recipe', 'mean'):.2g} ({gaps[0]:.2g} to {gaps[-1]:.2g})",
+            f"{middle(coupled[name], 'recipe', 'mean'):.2g}" if name in coupled else "",
             f"{middle(own, 'fista 32', 'not better'):.0%}".replace("%", " %"),
             str(int(max(row["recipe"]["above zero"] for row in own))),
             f"{middle(own, 'seconds'):.0f}",
@@ -252,16 +283,14 @@ def table_of_starts() -> str:
     return "\n".join(lines)
 
 
-def add_rows(names: list[str], depths: list[int]) -> None:
-    there = {(row["problem"], row["seed"], row["depth"]) for row in read(ROWS)}
-    for seed in SEEDS:
-        for name in names:
-            for depth in depths:
-                if (name, seed, depth) in there:
-                    continue
-                write(ROWS, row := measured(name, seed, depth))
-                gaps = {key: row[key]["mean"] for key in row if key.endswith(tuple("0123456789"))}
-                print(name, seed, depth, row["recipe"], gaps, round(row["seconds"]), flush=True)
+def add_rows(names: list[str], depths: list[int], seeds: list[int], family: str) -> None:
+    there = {(row["problem"], row["seed"], row["depth"], row["family"]) for row in read(ROWS)}
+    for seed, name, depth in itertools.product(seeds, names, depths):
+        if (name, seed, depth, family) in there:
+            continue
+        write(ROWS, row := measured(name, seed, depth, family))
+        gaps = {key: row[key]["mean"] for key in row if key[-1].isdigit()}
+        print(name, seed, depth, family, row["recipe"], gaps, round(row["seconds"]), flush=True)
 
 
 def add_starts(names: list[str]) -> None:
@@ -277,6 +306,8 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--starts", action="store_true")
     parser.add_argument("--depths", default=str(DEPTH))
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--family", default=RECOMMENDED, choices=(RECOMMENDED, "lfista_cp"))
     parser.add_argument("--problems", default=",".join(KINDS))
     arguments = parser.parse_args()
     names = arguments.problems.split(",")
@@ -287,8 +318,10 @@ def main() -> None:
         print(table_of_starts())
         return
     if not arguments.table:
-        add_rows(names, depths)
-    print("\n\n".join(map(tables, depths)))
+        add_rows(
+            names, depths, [int(seed) for seed in arguments.seeds.split(",")], arguments.family
+        )
+    print(tables(*depths) if len(depths) == 1 else by_depth(depths))
 
 
 if __name__ == "__main__":

@@ -107,10 +107,12 @@ def test_the_recipe_is_judged_by_kinds_of_signals_on_which_nothing_was_chosen(sc
         for seed, mean in enumerate(means):
             own, solver = ({"mean": m, "microseconds": 1, "above zero": 0} for m in (mean, 2))
             solvers = {f"fista {K}": {**solver, "not better": 0.5} for K in (16, 24, 32, 64)}
+            solvers |= {"bcd 16": solver, "family": "bcd"}
             row = {"problem": name, "seed": seed, "depth": 16, "shape": (2, 3), "nonzeros": 1}
             row |= {"recipe": own, "seconds": 1, "exact microseconds": 1, **solvers}
             recipe.write(recipe.ROWS, row)
-            recipe.write(recipe.ROWS, row | {"depth": 8, "recipe": {**own, "mean": 0}})
+            for other in ({"depth": 8}, {"family": "lfista_cp"}):
+                recipe.write(recipe.ROWS, row | other | {"recipe": {**own, "mean": 0}})
     *_, chosen, _, tested, sentence = recipe.tables(16).split("\n\n")
     assert sentence.startswith("On 2 of these 3 kinds")
     assert len(chosen.splitlines()) == 3 and len(tested.splitlines()) == 5
