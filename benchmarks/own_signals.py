@@ -15,6 +15,7 @@ the table has the result of the learning rate with the least objective on valida
 
     python benchmarks/own_signals.py            adds the missing rows, most informative first
     python benchmarks/own_signals.py --minutes 30    begins no new row after 30 minutes
+    python benchmarks/own_signals.py --family bcd    adds the missing rows of one family
     python benchmarks/own_signals.py --time     times all families, on a machine without other work
     python benchmarks/own_signals.py --table    prints the tables
     python benchmarks/own_signals.py --costs    CPU time of the methods in the figure
@@ -43,6 +44,8 @@ from unrolled import layers
 
 HERE = Path(__file__).parent
 ROWS, SECONDS = HERE / "own_signals.jsonl", HERE / "own_signals_seconds.json"
+# The dictionaries of the rows; other versions of `online` round differently.
+DICTIONARIES = HERE / "own_signals.npz"
 COSTS = HERE / "own_signals_costs.json"
 ROUNDS = 9  # rounds of a measurement of CPU time
 SIDE, LAM, BATCH, CLIP = 8, 0.1, 128, 0.01
@@ -62,13 +65,16 @@ OPTIONS = {
 }
 CALIBRATED_ON = 1024  # signals
 DRAWN = {
+    "bcd": "#CC79A7",
     "lfista_cp": "#D55E00",
     "lista_cp, untied": "#0072B2",
     "lfista": "#009E73",
     "fista": "#7f7f7f",
 }
 # The families with the smallest gaps after short training come first.
-BEST = ("lfista_cp", "fista", "lista_cp, untied", "lfista", "glista", "tilista")
+BEST = ("bcd", "lfista_cp", "fista", "lista_cp, untied", "lfista", "glista", "tilista")
+# These families compare objectives themselves: a guard changes no code.
+JUDGING = ("bcd", "lfista_cp")
 # Training of these families takes several times as long.
 SLOW = ("robust_alista", "na_alista", "vamp_bg", "vamp_bg, em")
 NAMES = tuple(n for n in dict.fromkeys([*BEST, *layers.FAMILIES, *OPTIONS]) if n not in SLOW)
@@ -212,7 +218,11 @@ def problem_of(name: str) -> Problem:
     train, validation, test = signals(name)
     size = np.sqrt(np.mean(np.sum(np.concatenate(train) ** 2, 1)))
     train = [(Y / size).astype(np.float32) for Y in train]
-    D = learned(name, np.concatenate(train))
+    stored = np.load(DICTIONARIES)
+    if name in stored and (name == "digits" or len(train) > 1):
+        D = jnp.asarray(stored[name])
+    else:
+        D = learned(name, np.concatenate(train))
     sets = {"validation": validation, "test": test}
     sets = {n: (Y / size).astype(np.float32) for n, Y in sets.items()}
     found = {n: optima(D, Y) for n, Y in sets.items()}
@@ -342,11 +352,11 @@ def read() -> dict[Row, dict]:
     return {Row(**entry["row"]): entry for entry in map(json.loads, lines)}
 
 
-def run(minutes: float) -> None:
-    """Add rows until the time is over; the last row may take longer."""
+def run(minutes: float, family: str | None) -> None:
+    """Add rows, all or those of a family, until the time is over; the last row may take longer."""
     there, began = read(), time.monotonic()
     for row in rows(there):
-        if row in there:
+        if row in there or family not in (None, row.family):
             continue
         if time.monotonic() - began > 60 * minutes:
             break
@@ -393,7 +403,6 @@ def chosen(there: dict[Row, dict], **cell: Any) -> dict | None:
 
 def gap_of(entries: list[dict], word: str = "") -> str:
     """The median gap on test pictures over seeds, and the number of seeds if it exceeds 1."""
-    # lfista_cp always has a guard.
     gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
     return f"{np.median(gaps):.3g}" + (f" ({len(gaps)})" if len(gaps) > 1 else "")
 
@@ -496,7 +505,8 @@ def table_of(there: dict[Row, dict], problem: str, depth: int) -> list[str]:
             cells += [gap_of(trained), f"{worse:.3g}", gap_of(trained, "guarded_")]
             cells += [str(products or "-")]
         cells += [""] * (8 - len(cells)) + [gap_of(long) if long else ""]
-        cells += [f"{times[n]:.2g}" for n in (name, f"{name}, guarded")] if times else []
+        both = (name, f"{name}, guarded")
+        cells += [f"{times[n]:.2g}" if n in times else "" for n in both if times]
         lines.append("| " + " | ".join(cells) + " |")
     if not lines:
         return []
@@ -529,9 +539,7 @@ def costs() -> None:
         params = layer.init(jax.random.key(0), problem.D)
         kinds = {"": layer, ", guarded": dataclasses.replace(layer, guard=LAM)}
         for word, model in kinds.items():
-            if (name == "lfista_cp" and word) or (
-                depth == WHOLE[-1] and (name, word) != ("fista", "")
-            ):
+            if (name in JUDGING and word) or (depth == WHOLE[-1] and (name, word) != ("fista", "")):
                 continue
             code = jax.jit(jax.vmap(model.apply, (None, None, 0)))
             functions[f"{name}, {depth}{word}"] = functools.partial(code, params, problem.D, Y)
@@ -562,7 +570,7 @@ def draw(there: dict[Row, dict]) -> None:
         found = []
         for depth in WHOLE:
             cell = dict(problem=PATCHES, family=name, depth=depth, pictures=None)
-            label = f"{name}, {depth}{', guarded' * bool(word and name != 'lfista_cp')}"
+            label = f"{name}, {depth}{', guarded' * bool(word and name not in JUDGING)}"
             if (entries := seeds_of(there, steps=steps, **cell)) and label in times:
                 gaps = [entry.get(f"{word}gap", entry["gap"])["test"] for entry in entries]
                 found.append((times[label][1], np.median(gaps)))
@@ -577,19 +585,23 @@ def draw(there: dict[Row, dict]) -> None:
         line = points(name, SHORT, "guarded_")
         axes.plot(*line, "-", marker="o", markersize=4, color=colour)
         label = "fista, trained" if name == "fista" else name
-        end, place, side = (-1, 6, "left") if name == "lfista" else (0, -6, "right")
+        end, place, side = (-1, 6, "left") if name in ("lfista", "bcd") else (0, -6, "right")
         axes.annotate(label, line[:, end], (place, -3), ha=side, color=colour, **note)
-    long = points("lfista_cp", LONG)
-    axes.plot(*long, marker="*", markersize=9, color=DRAWN["lfista_cp"], linestyle="")
-    text = f"{LONG:,} steps"
-    axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=DRAWN["lfista_cp"], **note)
+    for name in JUDGING:
+        long, colour = points(name, LONG), DRAWN[name]
+        axes.plot(*long, marker="*", markersize=9, color=colour, linestyle="")
+        text = f"{LONG:,} steps"
+        axes.annotate(text, long[:, 0], (-8, -4), ha="right", color=colour, **note)
     axes.set(xscale="log", yscale="log", xlabel="CPU time per signal, microseconds")
     low, high = axes.get_xlim()
     axes.set_xlim(low / 2.2, high * 2.6)  # space for the names
-    top = axes.get_ylim()[1]
-    for name in (name for name in ("lasso_batch", "SPAMS LARS") if name in times):
-        axes.axvline(times[name][1], color="#444444", linestyle=":", linewidth=1.5)
-        axes.annotate(f"{name},\nexact", (times[name][1], top), (4, -4), va="top", **note)
+    bottom, top = axes.get_ylim()
+    ends = {"SPAMS LARS": (bottom, (-4, 4), "bottom", "right")}
+    ends |= {"lasso_batch": (top, (4, -4), "top", "left")}
+    for name in (name for name in ends if name in times):
+        x, (y, place, up, side) = times[name][1], ends[name]
+        axes.axvline(x, color="#444444", linestyle=":", linewidth=1.5)
+        axes.annotate(f"{name},\nexact", (x, y), place, va=up, ha=side, **note)
     axes.set_xticks(ticks := (1, 2, 5, 10, 20, 50), map(str, ticks))
     axes.minorticks_off()
     axes.set(ylabel="(F - F*) / F* on other pictures", title="64 x 128, patches of pictures")
@@ -602,6 +614,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=np.inf, help="begin no new row after this time"
     )
+    parser.add_argument("--family", choices=NAMES, help="measure the rows of this family alone")
     parser.add_argument("--time", action="store_true", help="time the codes of all families")
     parser.add_argument("--costs", action="store_true", help="CPU time of methods in the figure")
     parser.add_argument("--table", action="store_true", help="print the tables of the rows")
@@ -616,7 +629,7 @@ def main() -> None:
     elif options.figure:
         draw(read())
     else:
-        run(options.minutes)
+        run(options.minutes, options.family)
 
 
 if __name__ == "__main__":
