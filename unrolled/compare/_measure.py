@@ -539,7 +539,8 @@ def products(
 ) -> int | None:
     """The number of products with a matrix, or of convolutions, for the code of one signal.
 
-    The result is None if the number depends on the signal.
+    A product with less than m of the columns of D counts as its share of the d columns, as in
+    `layers.bcd`. The result is None if the number depends on the signal.
 
     Example:
         >>> layer, D = ur.layers.fista(16), jnp.eye(3)
@@ -548,26 +549,38 @@ def products(
     """
     checks.has(model, "apply", "a Layer or a Network", "model", "products")
     checks.arrays(params, "params", "products")
-    return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
+    shape = None if isinstance(D, tuple) else D.shape
+    total = _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr, shape)
+    return None if total is None else round(total)
 
 
-def _count(jaxpr: Any) -> int | None:
+def _count(jaxpr: Any, shape: tuple[int, ...] | None) -> float | None:
+    """The products in a program for a dictionary of this shape, or for a chain."""
     from jax.extend.core import jaxprs_in_params
 
-    total = 0
+    total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name in _PRODUCTS:
             shapes = [variable.aval.shape for variable in equation.invars]
-            total += max(map(len, shapes)) > 1  # not a product of two vectors
+            if max(map(len, shapes)) > 1:  # not a product of two vectors
+                total += _share_of_columns(max(shapes, key=math.prod), shape)
             continue
-        counts = [_count(part) for part in jaxprs_in_params(equation.params)]
+        counts = [_count(part, shape) for part in jaxprs_in_params(equation.params)]
         inner = [count for count in counts if count is not None]
         if len(inner) < len(counts) or (name == "while" and any(inner)):
             return None
         times = equation.params["length"] if name == "scan" else 1
         total += times * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
+
+
+def _share_of_columns(matrix: tuple[int, ...], shape: tuple[int, ...] | None) -> float:
+    """The share of the columns of D that a block of fewer than m columns has; 1 for all others."""
+    if shape is None or len(matrix) != 2 or shape[0] not in matrix:
+        return 1.0
+    columns = math.prod(matrix) // shape[0]
+    return columns / shape[1] if columns < min(shape) else 1.0
 
 
 def _worse_from(worse: np.ndarray) -> int:

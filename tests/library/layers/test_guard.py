@@ -125,3 +125,10 @@ def test_theorems_speak_of_the_last_step(problem):
     message_passing = layers.lamp(K, guard=LAM)
     with pytest.raises(TypeError, match="and no guard"):
         ur.theory.state_evolution(message_passing, D, probability=0.1)
+
+
+def test_products_with_blocks_of_atoms_count_as_their_share(problem):
+    """A sweep of `bcd` has the two products of a step of FISTA, in pieces."""
+    D, Y = problem
+    layer = layers.bcd(K, block=5)
+    assert ur.compare.products(layer, layer.init(None, D), D, Y[0]) == 2 * K
