@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._base.checks import Array, Key
+from unrolled._base.numbers import widened
 from unrolled._base.programs import program, scan
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._layer import Recipe, judging
@@ -145,6 +146,7 @@ class bcd(Shrinking):
 
 def _cut(part: Array, size: int) -> Array:
     """Blocks of `size` atoms along the last axis, as a new first axis; the last block has zeros."""
+    size = min(size, part.shape[-1])
     pad = [(0, 0)] * (part.ndim - 1) + [(0, -part.shape[-1] % size)]
     blocks = jnp.pad(part, pad).reshape(*part.shape[:-1], -1, size)
     return jnp.moveaxis(blocks, -2, 0)
@@ -164,12 +166,14 @@ def _distributed(D: Array, size: int) -> tuple[Array, Array]:
     The atom with the largest inner products chooses first; it joins the block that has room and the
     least sum of squared inner products with this atom.
     """
+    dtype, D = D.dtype, widened(D)
     d = D.shape[1]
+    size = min(size, d)
     count = -(-d // size)
     norms = column_norms(D)
-    U = D / jnp.where(norms > 0, norms, 1)
+    U = D / jnp.where(norms > 0, norms, 1)[None]
     with jax.default_matmul_precision("highest"):
-        visited = jnp.argsort(-jnp.sum((U @ (U.T @ U)) * U, axis=0))
+        visited = jnp.argsort(-jnp.sum(((U @ U.T) @ U) * U, axis=0))
 
         def join(carry, i):
             sums, room = carry
@@ -185,6 +189,6 @@ def _distributed(D: Array, size: int) -> tuple[Array, Array]:
         largest = jax.vmap(lambda A: jnp.linalg.eigvalsh(A.T @ A)[-1])(parts)
     # Rounding may lower an eigenvalue by about size eps.
     L = largest * (1 + 4 * size * jnp.finfo(D.dtype).eps) * unit * unit
-    steps = jnp.repeat(jnp.where(L > 0, 1 / L, 0), size)[:d]
+    steps = jnp.repeat(jnp.where(jnp.isinf(1 / L), 0, 1 / L), size)[:d]
     ranks = jnp.argsort(order)
-    return ranks.astype(D.dtype), steps[ranks]
+    return ranks.astype(dtype), steps[ranks].astype(dtype)
