@@ -33,6 +33,7 @@ LAYERS |= {
     "alista, support, leaky_relu": partial(
         ur.layers.alista, support=(0.2, 0.2), activation=ur.activations.leaky_relu(0.1)
     ),
+    "bcd": partial(ur.layers.bcd, block=4),
     # No magnitude of the suite is so near to this part of the largest that rounding decides.
     "alista_rt": partial(ur.layers.alista_rt, ratio=0.6),
     "alista_at, onsager": partial(ur.layers.alista_at, onsager=True, support=(0.1, 0.3)),

@@ -71,7 +71,7 @@ _FAMILIES = (
     *("ista", "fista", "lista_cp", "alista", "alista_ss", "lista", "lista_cpss", "na_alista"),
     *("hyperlista", "lamp_bg", "lamp", "lfista", "lista_ss", "tilista", "step_lista", "glista"),
     *("tista", "ada_lista", "robust_alista", "liht", "alista_at", "vamp_bg", "lfista_cp"),
-    "alista_rt",
+    *("alista_rt", "bcd"),
 )
 
 _Look = tuple[str, str, str]  # colour, dashes, marker

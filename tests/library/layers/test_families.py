@@ -489,7 +489,7 @@ WITHOUT_MEMORY = {
 }
 # Their steps carry more than the code, or end in another estimate than shrinkage.
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
-OTHERS |= {"alista_at", "alista_rt", "vamp_bg", "lfista_cp"}
+OTHERS |= {"alista_at", "alista_rt", "vamp_bg", "lfista_cp", "bcd"}
 
 
 @pytest.mark.few(13)
@@ -519,8 +519,9 @@ def test_weights_are_those_that_act_in_the_step(problem, name, per_atom):
 FAMILIES = {n: f for n, f in layers.FAMILIES.items() if f.__module__.startswith("unrolled.")}
 
 
-def test_every_family_has_weights_but_those_whose_steps_depend_on_the_signal():
+def test_every_family_has_weights_but_those_of_blocks_and_those_that_depend_on_the_signal():
     assert {name for name, family in FAMILIES.items() if family.weights is None} == {
+        "bcd",
         "na_alista",
         "vamp_bg",
     }
@@ -535,7 +536,7 @@ TOLD = {
     **dict.fromkeys(["na_alista", "glista"], SELECTED),
     **dict.fromkeys(["lista", "lista_cp"], dict(tied=False)),
     **dict.fromkeys(["lista_ss", "lista_cpss"], dict(tied=False) | SELECTED),
-    "lfista_cp": dict(lam=0.08),
+    **dict.fromkeys(["lfista_cp", "bcd"], dict(lam=0.08)),
     "lamp_bg": PRIOR,
     "tista": PRIOR | dict(noise=0.01),
     "vamp_bg": PRIOR | dict(noise_ratio=0.01 / 0.2),

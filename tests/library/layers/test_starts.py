@@ -69,6 +69,7 @@ STARTS = {
     "fista": layers.fista,
     "lfista": layers.lfista,
     "lfista_cp": layers.lfista_cp,
+    "bcd": layers.bcd,
 }
 # A start whose weights are not D / L solves a problem of its own. Where ISTA has reached its
 # optimum in K steps, no other code is as good: by so much it may be worse.
