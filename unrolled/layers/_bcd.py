@@ -167,7 +167,7 @@ def _distributed(D: Array, size: int) -> tuple[Array, Array]:
     d = D.shape[1]
     count = -(-d // size)
     norms = column_norms(D)
-    U = D / jnp.where(norms > 0, norms, 1)
+    U = D / jnp.where(norms > 0, norms, 1)[None]
     with jax.default_matmul_precision("highest"):
         visited = jnp.argsort(-jnp.sum((U @ (U.T @ U)) * U, axis=0))
 
