@@ -539,7 +539,8 @@ def products(
 ) -> int | None:
     """The number of products with a matrix, or of convolutions, for the code of one signal.
 
-    The result is None if the number depends on the signal.
+    If a step visits D block by block, the products with all blocks count as one product. The result
+    is None if the number depends on the signal.
 
     Example:
         >>> layer, D = ur.layers.fista(16), jnp.eye(3)
@@ -548,20 +549,30 @@ def products(
     """
     checks.has(model, "apply", "a Layer or a Network", "model", "products")
     checks.arrays(params, "params", "products")
-    return _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr)
+    Ds = D if isinstance(D, tuple | list) else (D,)
+    whole = min((np.size(each) for each in Ds if not isinstance(each, Structured)), default=0)
+    count = _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr, whole)
+    return None if count is None else round(count)
 
 
-def _count(jaxpr: Any) -> int | None:
+def _count(jaxpr: Any, whole: int, scans: int = 0) -> float | None:
+    """The products of a program inside of `scans` scans; `whole` is the number of entries of D.
+
+    A scan inside of the scan of all steps visits D in blocks, each a part of a product.
+    """
     from jax.extend.core import jaxprs_in_params
 
-    total = 0
+    total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name in _PRODUCTS:
             shapes = [variable.aval.shape for variable in equation.invars]
-            total += max(map(len, shapes)) > 1  # not a product of two vectors
+            if max(map(len, shapes)) > 1:  # not a product of two vectors
+                blocks = scans > 1 and whole > 0
+                total += min(1, max(map(math.prod, shapes)) / whole) if blocks else 1
             continue
-        counts = [_count(part) for part in jaxprs_in_params(equation.params)]
+        within = scans + (name == "scan")
+        counts = [_count(part, whole, within) for part in jaxprs_in_params(equation.params)]
         inner = [count for count in counts if count is not None]
         if len(inner) < len(counts) or (name == "while" and any(inner)):
             return None
