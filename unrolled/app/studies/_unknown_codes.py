@@ -59,6 +59,8 @@ _TESTED_ON = 2000  # signals, approximately
 # Half of the loss is a loss of all steps, so that the objective falls at almost every step.
 _DEEP = 0.5
 
+_CALIBRATED = "alista", "alista_ss"  # left out by default, because known codes calibrate them
+
 Methods = dict[str, tuple[Layer, Unrolled]]
 
 
@@ -292,13 +294,7 @@ def _trained_on_lasso(
     D, K = samples.D, run.depth
     params = analytic.ista(D, lam, K)
     methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
-    families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
-        "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
-        "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
-        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
-        "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
-        "bcd": ("BCD", layers.bcd(K, lam=lam), 0.0),  # `unsupervised` chooses the rate
-    }
+    families = _families(lam, sparsity, run)
     objective = training.lasso_loss(lam)
 
     def loss(codes, X, D, Y):
@@ -308,17 +304,11 @@ def _trained_on_lasso(
     names = run.methods
     if run.methods == BY_DEFAULT:
         names = "lista_cp", "lfista_cp" if isinstance(D, Structured) else "bcd"
-        left = ", ".join(name for name in run.methods if name not in (*families, "fista"))
+        left = ", ".join(_CALIBRATED)
         remarks.append(
             f"Without known codes the tables have no rows of {left} and of learned ISTA unless you "
             "name these methods."
         )
-    else:
-        families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
-        families["alista_ss"] = ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3)
-    for name in run.others:
-        if name not in families:
-            families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
 
     def trained(family: str) -> tuple[Methods, dict[str, float], list[str]]:
         name, layer, rate = families[family]
@@ -342,6 +332,24 @@ def _trained_on_lasso(
         seconds |= spent
         remarks += broken
     return methods
+
+
+def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Layer, float]]:
+    """The title, the layer and the learning rate of every family that may be trained."""
+    K = run.depth
+    families: dict[str, tuple[str, Layer, float]] = {
+        "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
+        "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
+        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
+        "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
+        "bcd": ("BCD", layers.bcd(K, lam=lam), 0.0),  # `unsupervised` chooses the rate
+        "alista": ("ALISTA", layers.alista(K, lam=lam), 1e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3),
+    }
+    for name in run.others:
+        if name not in families:
+            families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
+    return families
 
 
 def _by_recipe(
