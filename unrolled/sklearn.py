@@ -105,7 +105,8 @@ class SparseCoder(_Coder):
             layer or a network.
         depth: number of steps; if given, `method` is the name of a family of layers.
         params: params of the layer or the network. If None, `fit` takes the params from `init`, but
-            trains `bcd` and `lfista_cp` on the samples by `training.unsupervised`.
+            trains a `bcd` or `lfista_cp` without options other than lam on the samples, by
+            `training.unsupervised`.
         random_state: the seed of `init`, for families that draw their params, and of the training:
             an int, a RandomState that draws the seed, or None for a new seed at each `fit`.
         split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many,
@@ -206,8 +207,9 @@ class SparseCoder(_Coder):
         self.max_steps = max_steps
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
-        """Check the dictionary, the method and its options against X; train a layer if it has
-        no params.
+        """Check the dictionary, the method and its options against X.
+
+        If `params` is None, also make the params of a layer or a network, see `params`.
         """
         X = _samples(self, X, reset=True)
         with jax.enable_x64(True):
@@ -379,7 +381,7 @@ class SparseCoder(_Coder):
 
 
 def _has_recipe(layer: Any) -> bool:
-    """Whether `unsupervised` trains this layer: bcd or lfista_cp with no option but lam."""
+    """Whether `unsupervised` trains this layer: bcd or lfista_cp, with no option but lam."""
     return isinstance(layer, bcd | lfista_cp) and layer == type(layer)(layer.depth, lam=layer.lam)
 
 

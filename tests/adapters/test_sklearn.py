@@ -209,20 +209,38 @@ def test_layers_and_networks_by_name_as_records_and_with_params():
     assert SparseCoder(D, "ista", depth=3, lam=0.1).fit(Y).method_ == ur.layers.ista(3, lam=0.1)
 
 
-@pytest.mark.slow
-def test_a_bare_lfista_cp_is_trained_on_the_samples_by_the_recipe(monkeypatch):
+@pytest.mark.few(1)
+@pytest.mark.parametrize("family", ["bcd", "lfista_cp"])
+def test_a_bare_layer_is_trained_on_the_samples_by_the_recipe(family, monkeypatch):
     """With the seed, the lam and the dtype of the estimator; params that are given stay."""
     few = functools.partial(ur.training.unsupervised, steps=3)
     monkeypatch.setattr("unrolled.sklearn.unsupervised", few)
-    coder = SparseCoder(D, "lfista_cp", depth=2, lam=0.2, random_state=5).fit(Y)
+    coder = SparseCoder(D, family, depth=2, lam=0.2, random_state=5).fit(Y)
     with jax.enable_x64(True):
-        expected = few(D, Y, 0.2, 2, key=5, progress=False).best
-    jax.tree.map(np.testing.assert_array_equal, coder.params_, expected)
-    layer = ur.layers.lfista_cp(2, lam=0.2)
+        fit = few(D, Y, 0.2, 2, key=5, family=family, progress=False)
+        start = fit.model.init(None, jnp.asarray(D))
+    assert coder.method_ == fit.model == ur.layers.FAMILIES[family](2, lam=0.2)
+    jax.tree.map(np.testing.assert_array_equal, coder.params_, fit.best)
+    assert not all(map(np.array_equal, jax.tree.leaves(fit.best), jax.tree.leaves(start)))
+    kept = SparseCoder(D, fit.model, params=start).fit(Y)
+    jax.tree.map(np.testing.assert_array_equal, kept.params_, start)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        ur.layers.bcd(2, lam=0.2, block=3),
+        ur.layers.bcd(2, lam=0.2, nonnegative=True),
+        ur.layers.lfista_cp(2, lam=0.2, nonnegative=True),
+    ],
+    ids=repr,
+)
+def test_a_layer_with_options_keeps_its_start(layer, monkeypatch):
+    """The recipe trains for the LASSO alone, and has no options of a family."""
+    monkeypatch.setattr("unrolled.sklearn.unsupervised", None)
     with jax.enable_x64(True):
         start = layer.init(None, jnp.asarray(D))
-    kept = SparseCoder(D, layer, params=start).fit(Y)
-    jax.tree.map(np.testing.assert_array_equal, kept.params_, start)
+    jax.tree.map(np.testing.assert_array_equal, SparseCoder(D, layer).fit(Y).params_, start)
 
 
 def test_families_that_draw_their_params_take_a_seed():
@@ -535,12 +553,14 @@ def test_a_network_runs_with_the_masked_dictionary_of_each_sample():
 
 
 @pytest.mark.slow
-def test_the_recipe_trains_on_the_known_entries(monkeypatch):
+@pytest.mark.parametrize("family", ["bcd", "lfista_cp"])
+def test_the_recipe_trains_on_the_known_entries(family, monkeypatch):
     few = functools.partial(ur.training.unsupervised, steps=3)
     monkeypatch.setattr("unrolled.sklearn.unsupervised", few)
-    coder = SparseCoder(D, "lfista_cp", depth=2, lam=0.2, random_state=5).fit(TORN)
+    coder = SparseCoder(D, family, depth=2, lam=0.2, random_state=5).fit(TORN)
     with jax.enable_x64(True):
-        expected = few(D, TORN, 0.2, 2, key=5, progress=False, mask=KNOWN).best
+        options = dict(family=family, progress=False, mask=KNOWN)
+        expected = few(D, TORN, 0.2, 2, key=5, **options).best
     jax.tree.map(np.testing.assert_array_equal, coder.params_, expected)
 
 

@@ -77,7 +77,12 @@ OTHERS = {
     "nonnegative": ("lista_cp", True),
     "bend": ("lista_cp", 3.0),
 }
-OTHERS |= {"variance": ("tista", 2.0), "noise": ("tista", 0.1), "sparsity": ("liht", 3)}
+OTHERS |= {
+    "block": ("bcd", 4),
+    "variance": ("tista", 2.0),
+    "noise": ("tista", 0.1),
+    "sparsity": ("liht", 3),
+}
 OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file
 OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}
 OTHERS |= {"by": ("alista_at", "residual"), "onsager": ("alista_at", True)}

@@ -625,7 +625,11 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
 @pytest.mark.parametrize(
     "methods, names",
     [
-        (_steps.BY_DEFAULT, ["LISTA-CP, analytic", "LISTA-CP, learned", "LFISTA-CP, learned"]),
+        (
+            _steps.BY_DEFAULT,
+            ["LISTA-CP, analytic", "LISTA-CP, learned", "BCD, analytic", "BCD, learned"],
+        ),
+        (("bcd", "lfista_cp"), ["LFISTA-CP, learned", "BCD, analytic", "BCD, learned"]),
         (("alista_ss", "ista"), ["ISTA, learned", "ALISTA-SS, analytic", "ALISTA-SS, learned"]),
         (("lamp",), ["lamp, start", "lamp, learned"]),
     ],
@@ -633,14 +637,23 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
 def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
     methods, names, monkeypatch
 ):
-    """By default are those left out that codes calibrate, and a remark names them."""
+    """The recipe trains bcd. By default are those left out that codes calibrate, and a remark
+    names them.
+    """
     of, remarks, seconds, asked = samples()._replace(chosen_on=(None, None)), [], {}, {}
 
     def train(layer, params, samples, plan, name, remarks, loss, rate):
         asked[name] = layer, params, loss, rate
         return SimpleNamespace(best=("learned", name))
 
+    def by_recipe(D, sample, lam, depth, *, key, family, steps):
+        assert D is of.D and sample is of.sample and (depth, family, steps) == (2, "bcd", 3)
+        loss = ur.training.lasso_loss(lam)
+        layer = ur.layers.bcd(depth, lam=lam)
+        return train(layer, layer.init(None, D), of, run, "BCD", remarks, loss, 1e-3)
+
     monkeypatch.setattr(_steps, "train", train)
+    monkeypatch.setattr(_unknown_codes.training, "unsupervised", by_recipe)
     run = _steps.plan(KEY, methods, None, 2, 0.1, 3, _steps.silent)
     found = _unknown_codes._trained_on_lasso(of, 0.1, 2, run, seconds, remarks)
     assert list(found) == ["ISTA", "FISTA", *names]

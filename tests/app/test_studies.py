@@ -219,6 +219,22 @@ def test_without_codes_half_of_the_loss_is_on_the_last_step_and_half_on_all(monk
 
 
 @pytest.mark.slow
+def test_bcd_comes_nearer_by_the_recipe_than_before_training_and_its_ranks_do_not_count():
+    study = studies.unknown_codes(
+        KEY, hadamard(), signals(), methods=("bcd",), **FEW | {"steps": 50}
+    )
+    gaps = {name: float(curve.gap[-1]) for name, curve in study.comparison.curves.items()}
+    assert list(gaps) == ["ISTA", "FISTA", "BCD, analytic", "BCD, learned"]
+    assert gaps["BCD, learned"] < gaps["BCD, analytic"] and "BCD, learned" in study.seconds
+    seen = study.overview()
+    numbers = 16 + 3 * FEW["depth"]  # step sizes of atoms, and three numbers a step
+    assert f"BCD with {numbers} learned numbers" in seen.sentence
+    rows = {row[0]: row[1] for row in seen.table.rows}
+    assert rows["BCD, learned"] == f"a sample; {numbers} numbers"
+    assert rows["BCD, analytic"] == "the dictionary, lam"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", ["known", "unknown"])
 def test_families_beside_each_other_are_those_of_one_after_the_other(codes, monkeypatch):
     """In the same order, too, though the second is ready first."""

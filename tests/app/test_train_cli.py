@@ -909,18 +909,22 @@ def test_signals_without_codes_calibrate_a_start_and_choose_lam(folder, run):
 
 
 @pytest.mark.slow
-def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(folder, run):
+@pytest.mark.parametrize("family", ["bcd", "lfista_cp"])
+def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(family, folder, run):
     """The same params as the library's function returns, and as the resumed run has."""
+    shutil.rmtree(folder / "by_recipe", ignore_errors=True)
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--depth", 3, "--steps", 4)
+    own += ("--family", family, "--method", "unsupervised") * (family != "bcd")
     status, out, err = run(*own, "--output", "by_recipe")
-    assert status == 0 and "training 4 steps after its trials" in err and out[:3] == "bcd"
+    assert status == 0 and "training 4 steps after its trials" in err
+    assert out.startswith(f"{family}, 3 steps")
     config = load(folder / "by_recipe" / "config.toml", {})
     assert (config.training.method, config.training.loss) == ("unsupervised", "lasso")
     assert (
         "rate" not in (folder / "by_recipe" / "config.toml").read_text()
     )  # the recipe has its own
     ready, lam = prepared(folder / "by_recipe" / "config.toml", {}), config.problem.lam
-    options = dict(key=ready.key, validation=ready.validation, steps=4)
+    options = dict(key=ready.key, validation=ready.validation, steps=4, family=family)
     fit = ur.training.unsupervised(ready.D, ready.sample, lam, 3, **options)
     saved = ur.training.restore(folder / "by_recipe" / "weights.npz")
     jax.tree.map(np.testing.assert_array_equal, saved.params, fit.best)

@@ -18,7 +18,7 @@ from unrolled._base.numbers import largest
 from unrolled._base.results import Result
 from unrolled._base.text import line, markdown, screen, table, to_json
 from unrolled.dictionaries import Dictionary, dense, normalized
-from unrolled.layers import Acting, Unrolled, names_with_role
+from unrolled.layers import Acting, Unrolled, Visits, names_with_role
 from unrolled.theory import Certificate, inner_products
 
 __all__ = [
@@ -74,7 +74,11 @@ def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupli
 def thresholds(params: Unrolled) -> np.ndarray | None:
     """The mean threshold of each step of stacked params, (K,); None without thresholds."""
     names = names_with_role(params.steps, "threshold")
-    return step_means(getattr(params.steps, names[0])) if names else None
+    if not names:
+        return None
+    means = step_means(getattr(params.steps, names[0]))
+    # The thresholds of `bcd` are in units of its step sizes.
+    return means * np.mean(params.shared.size) if isinstance(params.shared, Visits) else means
 
 
 def step_means(theta: ArrayLike) -> np.ndarray:

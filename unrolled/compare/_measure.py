@@ -539,8 +539,8 @@ def products(
 ) -> int | None:
     """The number of products with a matrix, or of convolutions, for the code of one signal.
 
-    A product with less than m of the columns of D counts as its share of the d columns, as in
-    `layers.bcd`. The result is None if the number depends on the signal.
+    If a step visits D block by block, the products with all blocks count as one product. The result
+    is None if the number depends on the signal.
 
     Example:
         >>> layer, D = ur.layers.fista(16), jnp.eye(3)
@@ -549,13 +549,18 @@ def products(
     """
     checks.has(model, "apply", "a Layer or a Network", "model", "products")
     checks.arrays(params, "params", "products")
-    shape = None if isinstance(D, tuple) else D.shape
-    total = _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr, shape)
-    return None if total is None else round(total)
+    Ds = D if isinstance(D, tuple | list) else (D,)
+    whole = min((np.size(each) for each in Ds if not isinstance(each, Structured)), default=0)
+    scans = int(type(getattr(params, "steps", None)) is tuple)  # a Python loop over the steps
+    count = _count(jax.make_jaxpr(model.apply)(params, D, y).jaxpr, whole, scans)
+    return None if count is None else round(count)
 
 
-def _count(jaxpr: Any, shape: tuple[int, ...] | None) -> float | None:
-    """The products in a program for a dictionary of this shape, or for a chain."""
+def _count(jaxpr: Any, whole: int, scans: int) -> float | None:
+    """The products of a program inside of `scans` loops; `whole` is the number of entries of D.
+
+    A scan inside of the loop over the steps visits D in blocks, each a part of a product.
+    """
     from jax.extend.core import jaxprs_in_params
 
     total = 0.0
@@ -564,23 +569,17 @@ def _count(jaxpr: Any, shape: tuple[int, ...] | None) -> float | None:
         if name in _PRODUCTS:
             shapes = [variable.aval.shape for variable in equation.invars]
             if max(map(len, shapes)) > 1:  # not a product of two vectors
-                total += _share_of_columns(max(shapes, key=math.prod), shape)
+                blocks = scans > 1 and whole > 0
+                total += min(1, max(map(math.prod, shapes)) / whole) if blocks else 1
             continue
-        counts = [_count(part, shape) for part in jaxprs_in_params(equation.params)]
+        within = scans + (name == "scan")
+        counts = [_count(part, whole, within) for part in jaxprs_in_params(equation.params)]
         inner = [count for count in counts if count is not None]
         if len(inner) < len(counts) or (name == "while" and any(inner)):
             return None
         times = equation.params["length"] if name == "scan" else 1
         total += times * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
-
-
-def _share_of_columns(matrix: tuple[int, ...], shape: tuple[int, ...] | None) -> float:
-    """The share of the columns of D that a block of fewer than m columns has; 1 for all others."""
-    if shape is None or len(matrix) != 2 or shape[0] not in matrix:
-        return 1.0
-    columns = math.prod(matrix) // shape[0]
-    return columns / shape[1] if columns < min(shape) else 1.0
 
 
 def _worse_from(worse: np.ndarray) -> int:

@@ -36,16 +36,16 @@ class _Rules(NamedTuple):
     """The bounds at which the recommended method changes; each number was measured.
 
     If codes are not known, the bounds come from the CPU time per signal, on one thread, of exact
-    solvers and networks (benchmarks/recipe.py). LARS takes as long as K steps of a network if a
-    code has m K / 128 nonzeros. If codes are known, the bounds come from benchmarks/lista.jsonl.
+    solvers and networks (benchmarks/recipe.py, benchmarks/recipe_large.py). If codes are known, the
+    bounds come from benchmarks/lista.jsonl.
     """
 
-    few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 network steps
-    many_nonzeros: float = 1 / 5  # share of m above which LARS takes twice the time of 16 steps
-    many_atoms: int = 1000  # d below which no network with a gap of 0.01 beat an exact solver
+    few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 steps of FISTA
+    many_nonzeros: float = 1 / 5  # share of m above which LARS takes twice the time of these steps
+    many_atoms: int = 1000  # d below which no training was repaid by a million signals
     many_signals: int = 100_000  # number of signals for which training pays
-    # Multiple of the coherence of a random dictionary of the same size. Above this multiple, as in
-    # learned dictionaries, trained networks keep a gap above 0.01.
+    # Multiple of the coherence of a random dictionary of the same size. Up to this multiple, 8
+    # sweeps of `bcd` have a gap below 0.01; above it, as in learned dictionaries, 16 sweeps do.
     like_random: float = 1.5
     # The largest coherence of a dictionary at which message passing was measured.
     passes_messages: float = 0.9
@@ -58,7 +58,9 @@ class _Rules(NamedTuple):
 RULES = _Rules()
 _ASKED = 256  # signals whose exact codes are computed
 _DEPTH = 16
-_FEW_NUMBERS = "fista"  # the family of few numbers for a large random D
+_SWEEPS = 8, 16  # numbers of steps of `bcd`, for a D like a random one and for other dictionaries
+_STEPS = 300  # steps of each run that trains `bcd`
+_UNSUPERVISED = ("bcd", "fista")  # the families that `unsupervised` trains
 _OR_TRAIN = (
     " If gradients must pass through the codes, or every call must take the same time, train a "
     "network with ur.training.unsupervised(D, Y, {lam!r}, key=0{mask}) instead."
@@ -97,7 +99,7 @@ class Recommendation:
         options += "" if self.data[3] is None else ", mask=mask"
         if self.method == "lasso_batch":
             return f"ur.pursuit.lasso_batch(D, Y, {self.lam!r}{options})"
-        if self.method == _FEW_NUMBERS:
+        if self.method in _UNSUPERVISED:
             return f"ur.training.unsupervised(D, Y, {self.lam!r}, key=0{options})"
         return f"ur.training.by_recipe({self.method!r}, D, (Y, X), key=0{options})"
 
@@ -110,7 +112,7 @@ class Recommendation:
         (D, Y, X, mask), lam = self.data, self.lam
         if self.method == "lasso_batch":
             return lasso_batch(D, Y, lam, mask=mask, **self.options)
-        if self.method == _FEW_NUMBERS and lam is not None:
+        if self.method in _UNSUPERVISED and lam is not None:
             return unsupervised(D, Y, lam, key=key, mask=mask, **self.options)
         return by_recipe(self.method, D, (Y, X), key=key, **self.options)
 
@@ -131,10 +133,11 @@ def recommend(
     If the codes of 1,000 signals or more are known, `recommend` chooses a network: training can aim
     at the known codes, but an exact solver returns LASSO codes. Otherwise `recommend` computes the
     exact codes of at most 256 signals, counts their nonzeros, and compares measured costs. It then
-    chooses an exact solver if codes have few nonzeros, if there are few signals to code, or if a
-    trained network would keep a gap (F - F*) / F* above 0.01, as on learned dictionaries. It
-    chooses a network if a large random-like dictionary and many nonzeros make exact codes
-    expensive.
+    chooses an exact solver if codes have few nonzeros, if D has few atoms, or if there are few
+    signals to code. If a large dictionary and many nonzeros make exact codes expensive, `recommend`
+    chooses to train `bcd`. With a mask, or if D is structured, it chooses to train `fista`, and
+    only if D has about the coherence of a random matrix: the gap (F - F*) / F* is often above 0.01
+    otherwise.
 
     The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
     `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
@@ -357,15 +360,25 @@ def _share(nonzeros: float, m: float, entries: str) -> str:
     )
 
 
-def _why_exact(D: Operator, nonzeros: float, n: int, m: float, share: str) -> str | None:
-    """The reason to prefer exact codes; None if training a network for the LASSO pays."""
+def _is_like_random(D: Operator) -> bool:
+    """Whether D has about the coherence of a random matrix."""
+    mu, random = _coherence(D)
+    return mu <= RULES.like_random * random
+
+
+def _why_exact(
+    D: Operator, nonzeros: float, n: int, m: float, share: str, sweeps: bool
+) -> str | None:
+    """The reason to prefer exact codes; None if training a network for the LASSO pays.
+
+    The network is `bcd` if `sweeps`, `fista` otherwise.
+    """
     d = D.shape[1]
     if block_of(D) > 1:
         return (
             "Exact codes have no gap to the optimum. We measured when a network pays only for "
             "codes of single entries, and these codes have parts."
         )
-    mu, random = _coherence(D)
     if nonzeros < RULES.few_nonzeros * m:
         return (
             f"{share} If this ratio is below {RULES.few_nonzeros:g}, an exact solver is cheap, and "
@@ -376,18 +389,43 @@ def _why_exact(D: Operator, nonzeros: float, n: int, m: float, share: str) -> st
             f"There are {n:,} signals to code. Training pays only for about "
             f"{RULES.many_signals:,} signals or more."
         )
-    if mu > RULES.like_random * random:
+    if not sweeps and not _is_like_random(D):
+        mu, random = _coherence(D)
         return (
             f"D has coherence {mu:.2f}; a random matrix of its size has about {random:.2f}. On "
             "dictionaries with such a coherence, for example learned dictionaries, the objective "
-            "of a trained network stays more than 1 % above the optimum."
+            f"of {_DEPTH} steps of FISTA with trained numbers is often more than 1 % above the "
+            "optimum."
         )
     if nonzeros < RULES.many_nonzeros * m or d < RULES.many_atoms:
         return (
-            f"{share} D has {d:,} atoms. A network pays only if this ratio is at least "
-            f"{RULES.many_nonzeros:g} and D has at least {RULES.many_atoms:,} atoms."
+            f"{share} D has {d:,} atoms. For up to a million signals, we measured that a network "
+            f"pays only if this ratio is at least {RULES.many_nonzeros:g} and D has at least "
+            f"{RULES.many_atoms:,} atoms."
         )
     return None
+
+
+def _network(D: Operator, share: str, n: int, sweeps: bool) -> tuple[str, dict[str, Any], str]:
+    """The family to train, the options of `unsupervised`, and the reason."""
+    d = D.shape[1]
+    if sweeps:
+        depth = _SWEEPS[not _is_like_random(D)]
+        return (
+            "bcd",
+            {"depth": depth, "steps": _STEPS},
+            f"{share} D has {d:,} atoms, and there are {n:,} signals to code. In this case {depth} "
+            f"sweeps of block coordinate descent with {d + 3 * depth:,} trained numbers come "
+            "within 1 % of the optimal objective, in less than half of the time of an exact "
+            "solver.",
+        )
+    return (
+        "fista",
+        {"family": "fista"},
+        f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
+        f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} trained "
+        "numbers come within 1 % of the optimal objective, in half of the time of an exact solver.",
+    )
 
 
 def _of_unknown(
@@ -401,24 +439,21 @@ def _of_unknown(
     known: np.ndarray | None = None,
 ) -> Recommendation:
     """The recommendation for the LASSO: an exact solver, or a network that minimises it."""
-    (m, d), nonzeros, missing = D.shape, _nonzeros(D, codes), ""
+    m, nonzeros, missing = D.shape[0], _nonzeros(D, codes), ""
     entries, seen, measured, marks = "entries", float(m), "", ""
     if known is not None:  # a code fits the known entries; `seen` is their mean number
         entries, seen, marks = "known entries", m * float(known.mean()), ", mask=mask"
         missing = f"; {m - seen:.1f} of them are missing on average"
         measured = " We measured this on signals without missing entries."
     share = _share(nonzeros, seen, entries)
-    why, method, options = _why_exact(D, nonzeros, n, seen, share), "lasso_batch", {}
-    instead = _OR_TRAIN.format(lam=lam, mask=marks)
-    if why is None:
-        method, options, instead = _FEW_NUMBERS, {"family": "fista"}, ""
-        why = (
-            f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
-            f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} "
-            "trained numbers come within 1 % of the optimal objective, in half of the time of an "
-            "exact solver."
-        )
-    why += measured + instead
+    sweeps = known is None and not isinstance(D, Structured)
+    exact = _why_exact(D, nonzeros, n, seen, share, sweeps)
+    if exact is None:
+        method, options, why = _network(D, share, n, sweeps)
+        why += measured
+    else:
+        method, options = "lasso_batch", {}
+        why = exact + measured + _OR_TRAIN.format(lam=lam, mask=marks)
     of = "a real number" if block_of(D) > 1 else "an entry"
     text = "The noise is not known."
     if noise is not None:

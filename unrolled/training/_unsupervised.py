@@ -95,11 +95,11 @@ def unsupervised(
     .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
 
     For a matrix D the recipe trains `layers.bcd`: for 300 steps at each of three rates, and for
-    `steps` steps at the best rate. For a structured dictionary, or if samples are missing, the
-    recipe trains `layers.lfista_cp`. It first trains the 2 K numbers of a guarded `fista` for 300
-    steps at each of four rates, and for 1,500 steps at the best rate; then `lfista_cp` for 300
-    steps from the best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains
-    `lfista_cp` for `steps` steps from the start whose 300 steps gave the smaller loss.
+    `steps` steps at the best rate. For a structured dictionary, or with a mask, the recipe trains
+    `layers.lfista_cp`. It first trains the 2 K numbers of a guarded `fista` for 300 steps at each
+    of four rates, and for 1,500 steps at the best rate; then `lfista_cp` for 300 steps from the
+    best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains `lfista_cp` for
+    `steps` steps from the start whose 300 steps gave the smaller loss.
 
     Every run begins at its start, and all choices use the validation loss on held-back signals.
     Rates are in units of the mean norms of signals and atoms: if you scale D, or scale the signals
@@ -120,8 +120,10 @@ def unsupervised(
         progress, accumulate, mesh, reduction, mask: as in `fit`.
 
     Returns:
-        A Fit, as returned by `fit`. `model` is the layer, and `best` has the best params of the
-        last run; `tried` has every run with its rate, start and least validation loss.
+        A Fit, as returned by `fit`. `model` is the layer, and `tried` has every run with its rate,
+        start and least validation loss. The run that comes last in `tried` gives `best`, `judged`
+        and `history`: for `bcd` and `fista` the run with the least loss, which is almost always
+        the longest run; for `lfista_cp` the last run.
 
     Warns:
         UserWarning: in the same cases as `fit`.
@@ -172,10 +174,11 @@ def unsupervised(
     if family == "fista":
         return _few_numbers(problem, few, plain, _RATES, steps, options)
     lengths = short, min(_LONG, steps)
-    params, trials = _trials(problem, few, plain, _RATES, lengths, options)
-    starts = {"fista": layer.from_fista(params, atoms), "init": layer.init(None, atoms)}
+    runs = _trials(problem, few, plain, _RATES, lengths, options)
+    best = _least(runs).fit.best
+    starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
     fit = _many_numbers(problem, layer, starts, short, steps, options)
-    return fit.replace(tried=(*trials, *fit.tried))
+    return fit.replace(tried=(*(run.tried for run in runs), *fit.tried))
 
 
 class _Units(NamedTuple):
@@ -225,6 +228,17 @@ class _Problem(NamedTuple):
         return objective, data, _optimizer(units, self.units.signal**2)
 
 
+class _Run(NamedTuple):
+    """One run, and its result."""
+
+    tried: Tried
+    fit: Fit
+
+
+def _least(runs: Sequence[_Run]) -> _Run:
+    return min(runs, key=lambda run: run.tried.validation)
+
+
 def _few_numbers(
     problem: _Problem,
     layer: Layer,
@@ -233,15 +247,20 @@ def _few_numbers(
     steps: int,
     options: Options,
 ) -> Fit:
-    """Train a layer of few numbers: short runs at all rates, and the last run at the best rate."""
-    trials = _trials(problem, layer, start, rates, (min(_TRIAL, steps), 0), options)[1]
-    rate = _least(trials).rate
+    """Train a layer of few numbers: short runs at all rates, and a run at the best rate.
+
+    The result is that of the run with the least loss, which comes last in `tried`.
+    """
+    runs = _trials(problem, layer, start, rates, (min(_TRIAL, steps), 0), options)
+    rate = _least(runs).tried.rate
     enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
     config = {"lam": problem.lam, "steps": steps}
     training = problem.training(layer, start)
     fit = run_stages(*training, options, steps, [Stage(enter=enter)], config)
-    best = Tried(layer.family, "init", rate, steps, fit.judged["best"])
-    return fit.replace(tried=(*trials, best))
+    last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
+    best = _least([last, *runs])  # `last` if another run has the same loss
+    others = [run.tried for run in (*runs, last) if run is not best]
+    return best.fit.replace(tried=(*others, best.tried))
 
 
 def _trials(
@@ -251,10 +270,10 @@ def _trials(
     rates: tuple[float, ...],
     lengths: tuple[int, int],
     options: Options,
-) -> tuple[Unrolled, list[Tried]]:
-    """The best params of a layer, after short runs at all rates and one long run."""
+) -> list[_Run]:
+    """Short runs at all rates, and a long run at the best rate."""
     short, long = lengths
-    made: dict[Tried, Unrolled] = {}
+    runs: list[_Run] = []
     with computing_on(options.mesh, _NAME):
         objective, data, optimizer = problem.training(layer, start)
         loop = make_loop(objective, data, optimizer, options.shared)
@@ -265,13 +284,15 @@ def _trials(
                 fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
             except NonFiniteError as error:  # other rates may work
                 fit = error.fit
-            made[Tried(layer.family, "init", rate, steps, fit.judged["best"])] = fit.best
+            arrays = {name: getattr(fit, name) for name in ("params", "best", "D")}
+            fit = fit.replace(**loop.processes.local(arrays))
+            runs.append(_Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit))
 
         for rate in rates:
             train(rate, short)
         if long > short:  # otherwise the run repeats an earlier run
-            train(_least(list(made)).rate, long)
-        return loop.processes.local(made[_least(list(made))]), list(made)
+            train(_least(runs).tried.rate, long)
+    return runs
 
 
 def _many_numbers(
@@ -282,7 +303,7 @@ def _many_numbers(
     steps: int,
     options: Options,
 ) -> Fit:
-    """Train a layer: one stage from each start, and a last stage from the better start."""
+    """Train a layer: one stage from each start, and a last stage from the best start."""
     wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
 
     def trials(records: Sequence[Record]) -> list[Tried]:
@@ -292,8 +313,8 @@ def _many_numbers(
         ]
 
     def enter(loop: Loop, state: Progress) -> Progress:
-        start = wholes[_least(trials(state.records)).start]
-        return _entered(loop, state, start, _RATE, steps)
+        best = min(trials(state.records), key=lambda trial: trial.validation)
+        return _entered(loop, state, wholes[best.start], _RATE, steps)
 
     stages = [
         Stage(enter=partial(_entered, start=start, rate=_RATE, steps=short), steps=short)
@@ -303,12 +324,9 @@ def _many_numbers(
     config = {"lam": problem.lam, "steps": steps}
     fit = run_stages(*training, options, steps, [*stages, Stage(enter=enter)], config)
     tried = trials(fit.history.records)
-    best = _least(tried).replace(steps=steps, validation=fit.judged["best"])
-    return fit.replace(tried=(*tried, best))
-
-
-def _least(trials: Sequence[Tried]) -> Tried:
-    return min(trials, key=lambda trial: trial.validation)
+    best = min(tried, key=lambda trial: trial.validation)
+    last = best.replace(steps=steps, validation=fit.judged["best"])
+    return fit.replace(tried=(*tried, last))
 
 
 def _least_of(records: Sequence[Record], stage: int) -> float:

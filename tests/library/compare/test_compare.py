@@ -746,6 +746,21 @@ def test_without_codes_the_objective_judges(unknown, problem):
     assert "(F - F*) / F*" in columns and "NMSE" not in columns
 
 
+def test_thresholds_of_bcd_are_products_with_its_step_sizes(problem):
+    D, Y, _ = problem
+    layer = ur.layers.bcd(2, lam=0.3)
+    params = layer.init(None, D)
+    found = ur.compare({"bcd": (layer, params)}, D, Y, lam=0.3).thresholds["bcd"]
+    np.testing.assert_allclose(found, [0.3 * np.mean(params.shared.size)] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("atoms", "expected"), [(48, 8), (20, 13)])
+def test_products_with_all_blocks_of_a_dictionary_are_one_product(atoms, expected):
+    """With zeros in the last block: 32 columns take 1.6 times the product with 20 atoms."""
+    D, layer = np.random.default_rng(0).normal(size=(12, atoms)), ur.layers.bcd(4, block=16)
+    assert ur.compare.products(layer, layer.init(None, D), D, D[:, 0]) == expected
+
+
 def test_what_codes_rebuild_and_cost(unknown, problem):
     given, found = unknown
     D, Y, _ = (np.asarray(A) for A in problem)

@@ -131,4 +131,6 @@ def test_products_with_blocks_of_atoms_count_as_their_share(problem):
     """A sweep of `bcd` has the two products of a step of FISTA, in pieces."""
     D, Y = problem
     layer = layers.bcd(K, block=5)
-    assert ur.compare.products(layer, layer.init(None, D), D, Y[0]) == 2 * K
+    params = layer.init(None, D)
+    for form in (params, layers.unstack(params)):
+        assert ur.compare.products(layer, form, D, Y[0]) == 2 * K

@@ -1,5 +1,6 @@
 """Signals without codes: the recipe that trains for them, and the advice whether to train."""
 
+import functools
 import re
 import types
 
@@ -11,7 +12,7 @@ import pytest
 
 import unrolled as ur
 from unrolled.pursuit import default_lam
-from unrolled.training import Recommendation, recommend, unsupervised
+from unrolled.training import Recommendation, _unsupervised, recommend, unsupervised
 from unrolled.training._recommend import RULES, _of_unknown
 
 M, N, K, LAM = 12, 20, 3, 0.1
@@ -61,55 +62,99 @@ def test_from_fista_refuses_params_of_another_depth():
 # The recipe
 
 
+QUICK = dict(key=0, steps=120, progress=False)
+
+
 @pytest.fixture(scope="module")
 def trained():
-    with pytest.MonkeyPatch.context():
-        return unsupervised(D, Y, LAM, K, key=0, steps=120, progress=False)
+    """The fit of each family that was asked for, `None` by default."""
+    return functools.cache(lambda family=None: unsupervised(D, Y, LAM, K, family=family, **QUICK))
 
 
-def test_the_recipe_chooses_by_signals_held_back(trained):
-    """The last training starts from the better of its trials, and ends no worse than FISTA."""
-    *few, of_fista, of_init, last = trained.tried
-    assert [each.family for each in trained.tried] == ["fista"] * len(few) + ["lfista_cp"] * 3
-    better = min(of_fista, of_init, key=lambda trial: trial.validation)
-    assert last.start == better.start and last.steps == 120
-    assert last.validation == pytest.approx(trained.judged["best"])
-    assert trained.judged["best"] <= min(each.validation for each in few)
-    held_back = objectives(trained.model, trained.best, Y=Y[-60:]).mean()
-    assert held_back == pytest.approx(trained.judged["best"], rel=1e-5)
+@pytest.mark.few(1)
+@pytest.mark.parametrize("family", ["bcd", "lfista_cp", "fista"])
+def test_the_recipe_chooses_by_signals_held_back(trained, family):
+    """Of the runs, the one that comes last made `best`; the rate is that of the best trial."""
+    fit = trained(None if family == "bcd" else family)  # bcd is the default for a matrix
+    guard = LAM if family == "fista" else None
+    assert fit.model == ur.layers.FAMILIES[family](K, lam=LAM, guard=guard)
+    *trials, last = fit.tried
+    if family == "lfista_cp":
+        *few, of_fista, of_init = trials
+        assert {each.family for each in few} == {"fista"} and last.validation <= few[-1].validation
+        trials = of_fista, of_init
+        assert [each.start for each in trials] == ["fista", "init"]
+    assert {each.family for each in (*trials, last)} == {family}
+    best = min(trials, key=lambda trial: trial.validation)
+    assert (last.start, last.rate, last.steps) == (best.start, best.rate, 120)
+    assert last.validation == fit.judged["best"] <= best.validation
+    held_back = objectives(fit.model, fit.best, Y=Y[-60:]).mean()
+    assert held_back == pytest.approx(fit.judged["best"], rel=1e-5)
+    assert fit.judged["best"] < fit.judged["first"]
 
 
-def test_the_recipe_comes_nearer_on_unseen_signals_than_fista_and_never_above_zero(trained):
+@pytest.mark.few(1)
+@pytest.mark.parametrize("family", ["bcd", "lfista_cp"])
+def test_the_recipe_comes_nearer_on_unseen_signals_than_fista_and_never_above_zero(trained, family):
     few, zero = ur.layers.fista(K, lam=LAM), (UNSEEN**2).sum(1) / 2
-    F = objectives(trained.model, trained.best)
+    fit = trained(None if family == "bcd" else family)
+    F = objectives(fit.model, fit.best)
     assert F.mean() < objectives(few, few.init(None, D)).mean()
     assert (F <= zero * (1 + 1e-6)).all()
 
 
-@pytest.mark.slow
-def test_units_scale_the_params_and_nothing_else(trained):
+def test_a_trial_with_a_smaller_loss_than_the_last_run_is_the_result(trained, monkeypatch):
+    """The last run stays at its start: it takes no step, as if all of its steps had gone wrong."""
+    run_stages, of_trial = _unsupervised.run_stages, trained().tried[-2]
+
+    def without_steps(*arguments):
+        *others, steps, stages, config = arguments
+        return run_stages(*others, 0, stages, config)
+
+    monkeypatch.setattr(_unsupervised, "run_stages", without_steps)
+    fit = unsupervised(D, Y, LAM, K, **QUICK)
+    *others, last = fit.tried
+    assert last.rate == trained().tried[-1].rate and last.steps == 120
+    assert last.validation == fit.judged["best"] < min(each.validation for each in others)
+    assert others[-1].validation == trained().judged["first"] and of_trial in fit.tried
+    assert fit.history.records[-1].step == 120
+    held_back = objectives(fit.model, fit.best, Y=Y[-60:]).mean()
+    assert held_back == pytest.approx(fit.judged["best"], rel=1e-5)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize("family", ["bcd", "lfista_cp"])
+def test_units_scale_the_params_and_nothing_else(trained, family):
     """Powers of two change no rounding: D times 1/8, and signals and lam times 2^10."""
     atom, signal = 2.0**-3, 2.0**10
-    again = unsupervised(
-        D * atom, Y * signal, LAM * signal * atom, K, key=0, steps=120, progress=False
-    )
-    steps, scaled = trained.best.steps, again.best.steps
-    np.testing.assert_allclose(scaled.W * atom, steps.W, atol=1e-6)
-    np.testing.assert_allclose(scaled.theta * (atom / signal), steps.theta, atol=1e-6)
-    np.testing.assert_allclose(scaled.beta, steps.beta, atol=1e-6)
-    assert again.judged["best"] == pytest.approx(trained.judged["best"] * signal**2, rel=1e-5)
+    whole = trained(None if family == "bcd" else family)
+    scaled = D * atom, Y * signal, LAM * signal * atom
+    again = unsupervised(*scaled, K, family=family, **QUICK)
+    params, expected = again.best, whole.best
+    if family == "bcd":
+        np.testing.assert_array_equal(params.shared.rank, expected.shared.rank)
+        np.testing.assert_allclose(params.shared.size * atom**2, expected.shared.size, rtol=1e-5)
+        np.testing.assert_allclose(params.steps.gamma, expected.steps.gamma, rtol=1e-5)
+        theta = signal * atom  # theta is in units of lam
+    else:
+        np.testing.assert_allclose(params.steps.W * atom, expected.steps.W, atol=1e-6)
+        theta = signal / atom
+    np.testing.assert_allclose(params.steps.theta / theta, expected.steps.theta, atol=1e-6)
+    np.testing.assert_allclose(params.steps.beta, expected.steps.beta, atol=1e-6)
+    assert again.judged["best"] == pytest.approx(whole.judged["best"] * signal**2, rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
-    options = dict(key=0, steps=40, evaluate_every=10, progress=False)
+@pytest.mark.parametrize(("family", "at"), [("bcd", (0, 20)), ("lfista_cp", (2, 100))])
+def test_a_run_that_was_stopped_resumes_bit_for_bit(family, at, tmp_path):
+    options = dict(key=0, steps=40, family=family, evaluate_every=10, progress=False)
     whole = unsupervised(D, Y, LAM, K, **options)
 
     class Stop(Exception):
         pass
 
     def stop(record, params):
-        if (record.stage, record.step) == (2, 100):
+        if (record.stage, record.step) == at:
             raise Stop
 
     with pytest.raises(Stop):
@@ -121,19 +166,26 @@ def test_a_run_that_was_stopped_resumes_bit_for_bit(tmp_path):
         unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **(options | {"steps": 80}))
 
 
-@pytest.mark.slow
-def test_without_weights_the_numbers_of_fista_are_trained():
-    fit = unsupervised(D, Y, LAM, K, key=0, steps=60, weights=False, progress=False)
-    assert fit.model == ur.layers.fista(K, lam=LAM, guard=LAM)
-    assert {each.family for each in fit.tried} == {"fista"}
-    assert fit.judged["best"] < fit.judged["first"] < fit.judged["ista"]
+def test_a_structured_dictionary_trains_lfista_cp_by_default_and_bcd_on_request():
+    signals = rng.normal(size=(40, CONV.shape[0])).astype("f")
+    options = dict(depth=2, key=0, steps=2, progress=False)
+    fit = unsupervised(CONV, signals, LAM, **options)
+    assert fit.model == ur.layers.lfista_cp(2, lam=LAM)
+    asked = unsupervised(CONV, signals, LAM, family="bcd", **options)
+    of_matrix = unsupervised(ur.dictionaries.dense(CONV), signals, LAM, **options)
+    assert asked.model == of_matrix.model == ur.layers.bcd(2, lam=LAM)
+    leaves = zip(jax.tree.leaves(asked.best), jax.tree.leaves(of_matrix.best))
+    assert all(np.allclose(one, other, rtol=1e-4) for one, other in leaves)
 
 
-def test_a_mask_trains_on_the_known_entries_alone():
+@pytest.mark.few(1)
+@pytest.mark.parametrize("family", [None, "bcd"])
+def test_a_mask_trains_on_the_known_entries_alone(family):
     """The loss held back is that of D and y with zeros at the entries which are not known."""
     known = np.random.default_rng(1).random(Y.shape) < 0.7
     missing, options = np.where(known, Y, np.nan), dict(key=0, steps=20, progress=False)
-    fit = unsupervised(D, missing, LAM, K, mask=known, **options)
+    fit = unsupervised(D, missing, LAM, K, mask=known, family=family, **options)
+    assert fit.model.family == (family or "lfista_cp")
     each = known[-60:, :, None] * D, (known * Y)[-60:]
     codes = jax.jit(jax.vmap(fit.model.apply, (None, 0, 0)))(fit.best, *each)
     F = jax.vmap(ur.pursuit.lasso_objective, (0, 0, 0, None))(*each, codes, LAM)
@@ -152,6 +204,14 @@ def test_a_mask_trains_on_the_known_entries_alone():
         (dict(Y=Y[:1]), ValueError, "one signal"),
         (dict(Y=0 * Y), ValueError, "zero"),
         (dict(reduction="ring"), ValueError, "reduction"),
+        (dict(family="bdc"), ValueError, "unknown family 'bdc'; expected one of bcd, .*'bcd'"),
+        (dict(family="lista"), ValueError, "unknown family 'lista'"),
+        (dict(family=bool), TypeError, "family"),
+        (
+            dict(D=ur.dictionaries.Complex.of(D + 1j), Y=Y + 1j, family="bcd"),
+            ValueError,
+            "unsupervised: .*try family='lfista_cp'",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -200,12 +260,16 @@ FEW, MANY = RULES.many_signals - 1, RULES.many_signals
         ),
         (
             dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True),
-            "lasso_batch",
-            "learned dictionaries",
+            "bcd",
+            "16 sweeps of block coordinate descent with 1,048 trained numbers come within 1 %",
         ),
         (dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY), "lasso_batch", "pays only if"),
         (dict(m=32, d=64, nonzeros=8, signals=MANY), "lasso_batch", "pays only if"),
-        (dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=MANY), "fista", "within 1 %"),
+        (
+            dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=MANY),
+            "bcd",
+            "8 sweeps of block coordinate descent with 1,024 trained numbers",
+        ),
     ],
     ids=["sparse", "few signals", "learned", "not dense enough", "small", "network"],
 )
@@ -214,7 +278,8 @@ def test_each_rule_decides_where_those_before_it_do_not(case, method, why):
     assert advice.method == method and why in advice.why
     name = "lasso_batch" if method == "lasso_batch" else "unsupervised"
     assert f".{name}(D, Y, 0.1" in repr(advice)
-    assert ("weights=False" in repr(advice)) == (method == "fista")
+    depth = 16 if case.get("coherent") else 8
+    assert repr(advice).endswith(f"key=0, depth={depth}, steps=300)") == (method == "bcd")
 
 
 KNOWN = rng.normal(size=(RULES.fewest_pairs, N)) * (rng.random((RULES.fewest_pairs, N)) < 0.1)
@@ -358,7 +423,10 @@ def test_the_shares_of_the_rules_are_of_the_known_entries():
     assert advised(**case).method == "lasso_batch"
     advice = advised(**case, mask=half)
     assert advice.method == "fista" and "0.31 times the number of known entries" in advice.why
-    assert repr(advice) == "ur.training.unsupervised(D, Y, 0.1, key=0, weights=False, mask=mask)"
+    assert repr(advice) == "ur.training.unsupervised(D, Y, 0.1, key=0, family='fista', mask=mask)"
+    coherent = dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True)
+    advice = advised(**coherent, mask=np.ones((4, 64), bool))
+    assert advice.method == "lasso_batch" and "learned dictionaries" in advice.why
 
 
 def test_known_codes_with_a_mask_have_the_exact_solver():
@@ -384,7 +452,7 @@ def test_a_complex_signal_may_miss_entries():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["fista", "fista, masked", "vamp_bg"])
+@pytest.mark.parametrize("method", ["bcd", "fista", "fista, masked", "vamp_bg"])
 def test_the_fit_of_an_advice_trains(method, monkeypatch):
     """With fewer steps; what is trained is what the code says."""
     if method == "vamp_bg":
@@ -393,12 +461,14 @@ def test_the_fit_of_an_advice_trains(method, monkeypatch):
         assert made.fit.model.family == "vamp_bg" and made.nmse < made.start.ista
         return
     mask = MASK if "masked" in method else None
-    options = {"weights": False, "steps": 30, "depth": 4}
+    family, options = method.partition(",")[0], {"depth": 4, "steps": 30}
+    options |= {"family": "fista"} if family == "fista" else {}
     signals = Y if mask is None else np.where(mask, Y, np.nan)
-    advice = Recommendation("", "fista", "", LAM, (D, signals, None, mask), options)
+    advice = Recommendation("", family, "", LAM, (D, signals, None, mask), options)
     fit = advice.fit(key=1)
-    assert fit.model.family == "fista" and fit.judged["best"] < fit.judged["ista"]
-    assert repr(advice).endswith("key=0, weights=False, steps=30, depth=4)") == (mask is None)
+    assert fit.model.family == family and fit.judged["best"] < fit.judged["ista"]
+    told = "".join(f", {name}={value!r}" for name, value in options.items())
+    assert repr(advice).endswith(f"key=0{told})") == (mask is None)
     again = unsupervised(D, signals, LAM, key=1, progress=False, mask=mask, **options)
     assert again.judged == fit.judged
 

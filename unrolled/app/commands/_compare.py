@@ -111,8 +111,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="append",
         metavar="NAMES",
         help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
-        "lista), files of weights or folders of `unrolled train`, and pursuits, shown as "
-        f"horizontal lines ({','.join(_pursuits())})",
+        "lista, and lista_cp and bcd for signals without codes), files of weights or folders of "
+        f"`unrolled train`, and pursuits, shown as horizontal lines ({','.join(_pursuits())})",
     )
     parser = add_command(
         commands,

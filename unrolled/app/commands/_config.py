@@ -187,8 +187,8 @@ class Training(Record):
         default="end_to_end",
         choices=("end_to_end", "curriculum", UNSUPERVISED),
         help="train all steps at once (end_to_end), or one step after another (curriculum); "
-        "unsupervised, which trains bcd or lfista_cp by one recipe, is the default for signals "
-        "without codes if no family, start, loss or method is given",
+        "unsupervised, which trains bcd by one recipe (or lfista_cp, if you name it), is the "
+        "default for signals without codes if no family, start, loss or method is given",
     )
     loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
     deep: bool = option(default=False, help="sum the loss over all steps, not only the last one")

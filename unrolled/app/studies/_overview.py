@@ -9,7 +9,7 @@ import numpy as np
 from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown
 from unrolled.compare import Comparison
-from unrolled.layers import Layer, Unrolled
+from unrolled.layers import Layer, Unrolled, Visits
 from unrolled.training import trainable
 
 __all__ = ["Overview"]
@@ -17,6 +17,7 @@ __all__ = ["Overview"]
 
 _MOST = 5  # the most rows, and lines with a label
 _CLASSICAL = ("ISTA", "FISTA")  # the methods that learned methods are compared with
+_FOR_LASSO = "the dictionary, lam"  # the information that a method for the LASSO uses
 
 
 class Overview(Result):
@@ -112,8 +113,8 @@ def of_unknown(
     columns = {
         "Method": [*shown, *exact],
         "Information used": [
-            *(_knows(n, methods) for n in shown),
-            *["the dictionary, lam"] * len(exact),
+            *(_knows(n, methods, _FOR_LASSO) for n in shown),
+            *[_FOR_LASSO] * len(exact),
         ],
         "Gap to the optimum": [
             *(f"{ends[name]:.2g}" for name in shown),
@@ -181,11 +182,14 @@ def _subject(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
     return f"{family}, calibrated on a sample," if kind == "calibrated" else name
 
 
-def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
+def _knows(
+    name: str, methods: Mapping[str, tuple[Layer, Unrolled]], start: str = "the dictionary"
+) -> str:
+    """The information that a method uses; `start` is the information for untrained params."""
     kind = name.partition(", ")[2]
     if kind not in ("learned", "calibrated"):
-        others = "the dictionary" if name in methods else "its file"
-        return "the dictionary, lam" if name in _CLASSICAL else others
+        others = start if name in methods else "its file"
+        return _FOR_LASSO if name in _CLASSICAL else others
     few = kind == "calibrated"
     count = f"a sample; {_numbers(*methods[name], few=few):,} numbers"
     return f"{count}, no gradients" if few else count
@@ -193,6 +197,8 @@ def _knows(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
 
 def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
     """The count of trained numbers; if `few`, of calibrated numbers: one per step and field."""
+    if isinstance(params.shared, Visits):  # ranks have no gradient
+        params = params._replace(shared=params.shared.size)
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
     sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
     return sum(size for size in sizes if not few or size <= layer.depth)

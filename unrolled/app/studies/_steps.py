@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -434,18 +435,26 @@ def train(
         optax.clip_by_global_norm(_CLIP),
         optax.adam(optax.cosine_decay_schedule(rate, max(1, plan.steps))),
     )
+    options: dict[str, Any] = dict(
+        optimizer=optimizer,
+        steps=plan.steps,
+        key=training_key(plan),
+        loss=loss or training.mostly_last,
+        evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
+    )
+    run = partial(training.fit, layer, params, samples.D, samples.sample, **options)
+    return unless_broken(run, name, remarks)
+
+
+def training_key(plan: Plan) -> Array:
+    """The key of the batches of every training."""
+    return jax.random.fold_in(plan.key, 1)
+
+
+def unless_broken(train: Callable[[], training.Fit], name: str, remarks: list[str]) -> training.Fit:
+    """The result of a training; if it breaks, the best params so far, and a remark."""
     try:
-        return training.fit(
-            layer,
-            params,
-            samples.D,
-            samples.sample,
-            optimizer=optimizer,
-            steps=plan.steps,
-            key=jax.random.fold_in(plan.key, 1),
-            loss=loss or training.mostly_last,
-            evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
-        )
+        return train()
     except training.NonFiniteError as broken:
         remarks.append(
             f"The training of {name} broke, because its loss or gradient was not finite: the row "

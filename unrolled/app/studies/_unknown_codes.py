@@ -39,7 +39,14 @@ from unrolled.app.studies._steps import (
     timed,
 )
 from unrolled.compare import Comparison, with_seconds
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, check_batch, refuse_parts
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    Structured,
+    as_dictionary,
+    check_batch,
+    refuse_parts,
+)
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
 from unrolled.vision import datasets
@@ -51,6 +58,8 @@ _BATCH = 128  # signals of a training step
 _TESTED_ON = 2000  # signals, approximately
 # Half of the loss is a loss of all steps, so that the objective falls at almost every step.
 _DEEP = 0.5
+
+_CALIBRATED = "alista", "alista_ss"  # left out by default, because known codes calibrate them
 
 Methods = dict[str, tuple[Layer, Unrolled]]
 
@@ -210,13 +219,15 @@ def unknown_codes(
         D: a dictionary of shape (m, d).
         signals: signals to train and to test on.
         methods: some of ista, fista, lista, lista_cp, alista and alista_ss, or other families,
-            whose params start from `init`; by default, the study trains lista_cp and lfista_cp, and
-            a remark names the methods that are left out.
+            whose params start from `init`. By default, the study trains lista_cp and the family
+            that `training.unsupervised` trains for D: bcd, or lfista_cp for a structured D. A
+            remark names the methods that are left out.
         pursuits: solvers to compare with, name -> options; a missing sparsity or lam comes from the
             optimal codes.
         depth: K, the number of steps.
         lam: weight of the LASSO; if None, a tenth of the lam at which nine codes in ten are 0.
-        steps: number of training steps.
+        steps: number of training steps; `training.unsupervised` trains bcd, in several runs of at
+            most this number of steps.
         tested: approximate number of test signals for which the study computes a certified optimum.
         weights: name -> the result of an earlier run, which is also compared.
         certify: as in `compare.compare`.
@@ -283,12 +294,7 @@ def _trained_on_lasso(
     D, K = samples.D, run.depth
     params = analytic.ista(D, lam, K)
     methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
-    families: dict[str, tuple[str, Layer, float]] = {  # title, layer, learning rate
-        "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
-        "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
-        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
-        "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
-    }
+    families = _families(lam, sparsity, run)
     objective = training.lasso_loss(lam)
 
     def loss(codes, X, D, Y):
@@ -297,17 +303,12 @@ def _trained_on_lasso(
 
     names = run.methods
     if run.methods == BY_DEFAULT:
-        names = "lista_cp", "lfista_cp"
-        left = ", ".join(name for name in run.methods if name not in (*families, "fista"))
+        names = "lista_cp", "lfista_cp" if isinstance(D, Structured) else "bcd"
+        left = ", ".join(_CALIBRATED)
         remarks.append(
             f"Without known codes the tables have no rows of {left} and of learned ISTA unless you "
             "name these methods."
         )
-    else:
-        families["alista"] = ("ALISTA", layers.alista(K, lam=lam), 1e-3)
-        families["alista_ss"] = ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3)
-    for name in run.others:
-        families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
 
     def trained(family: str) -> tuple[Methods, dict[str, float], list[str]]:
         name, layer, rate = families[family]
@@ -316,10 +317,13 @@ def _trained_on_lasso(
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
         with timed(spent, f"{name}, learned"):
-            # lfista_cp returns the best code of all steps: the loss of the last step is enough.
-            aim = objective if isinstance(layer, layers.lfista_cp) else loss
-            learned = _steps.train(layer, start, samples, run, name, broken, aim, rate)
-        kind = "start" if family in run.others else "analytic"
+            if family == "bcd":
+                learned = _by_recipe(samples, lam, run, name, broken)
+            else:
+                # lfista_cp returns the best code of all steps: the loss of the last is enough.
+                aim = objective if family == "lfista_cp" else loss
+                learned = _steps.train(layer, start, samples, run, name, broken, aim, rate)
+        kind = "start" if name == family else "analytic"
         made = {} if name in ("ISTA", "LFISTA-CP") else {f"{name}, {kind}": (layer, start)}
         return made | {f"{name}, learned": (layer, learned.best)}, spent, broken
 
@@ -328,6 +332,33 @@ def _trained_on_lasso(
         seconds |= spent
         remarks += broken
     return methods
+
+
+def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Layer, float]]:
+    """The title, the layer and the learning rate of every family that may be trained."""
+    K = run.depth
+    families: dict[str, tuple[str, Layer, float]] = {
+        "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
+        "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
+        "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
+        "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
+        "bcd": ("BCD", layers.bcd(K, lam=lam), 0.0),  # `unsupervised` chooses the rate
+        "alista": ("ALISTA", layers.alista(K, lam=lam), 1e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3),
+    }
+    for name in run.others:
+        if name not in families:
+            families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
+    return families
+
+
+def _by_recipe(
+    samples: Samples, lam: float, run: Plan, name: str, remarks: list[str]
+) -> training.Fit:
+    """`bcd`, trained by `training.unsupervised`."""
+    options: dict[str, Any] = dict(family="bcd", steps=run.steps, key=_steps.training_key(run))
+    train = partial(training.unsupervised, samples.D, samples.sample, lam, run.depth, **options)
+    return _steps.unless_broken(train, name, remarks)
 
 
 def _of_guarded(
