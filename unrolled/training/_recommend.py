@@ -404,8 +404,8 @@ def _why_exact(
         )
     if nonzeros < RULES.many_nonzeros * m:
         return (
-            f"{share} Only if this ratio is at least {RULES.many_nonzeros:g}, a network takes about "
-            "half of the time of an exact solver, or less (benchmarks/recipe_large.jsonl)."
+            f"{share} A network takes about half of the time of an exact solver, or less, only if "
+            f"this ratio is at least {RULES.many_nonzeros:g} (benchmarks/recipe_large.jsonl)."
         )
     return None
 
