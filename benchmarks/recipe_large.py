@@ -141,7 +141,7 @@ def table() -> str:
                 f"| {problem}, {nonzeros:.2f}, {exact:.0f} | {name} | "
                 f"{statistics.median(gaps):.2g} ({gaps[0]:.2g} to {gaps[-1]:.2g}) | {taken:.0f} | "
                 f"{seconds if trained else 0:.0f} | "
-                f"{statistics.median(repay) if trained else 0:,.0f} |"
+                f"{statistics.median(repay) if trained else 0:,.0f} |".replace("inf", "never")
             )
     return "\n".join(lines)
 
