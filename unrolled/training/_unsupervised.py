@@ -113,7 +113,7 @@ def unsupervised(
         depth: K.
         key: the key of the batches; an int is a seed.
         family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
-            trains 2 K numbers alone, which takes the least time if D is random and large.
+            trains 2 K numbers alone, in less time than "lfista_cp".
         steps: number of training steps of the last run; no earlier run takes more steps.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the last
             training. A resumed run repeats the trials, which take seconds.

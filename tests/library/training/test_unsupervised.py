@@ -259,14 +259,14 @@ FEW, MANY = RULES.many_signals - 1, RULES.many_signals
             "Training pays only",
         ),
         (
-            dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True),
+            dict(m=64, d=RULES.many_atoms, nonzeros=20, signals=MANY, coherent=True),
             "bcd",
             "16 sweeps of block coordinate descent with 1,048 trained numbers come within 1 %",
         ),
-        (dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY), "lasso_batch", "pays only if"),
-        (dict(m=32, d=64, nonzeros=8, signals=MANY), "lasso_batch", "pays only if"),
+        (dict(m=32, d=RULES.many_atoms, nonzeros=9, signals=MANY), "lasso_batch", "0.28 times"),
+        (dict(m=32, d=64, nonzeros=10, signals=MANY), "lasso_batch", "With fewer than 1,000 atoms"),
         (
-            dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=MANY),
+            dict(m=32, d=RULES.many_atoms, nonzeros=10, signals=MANY),
             "bcd",
             "8 sweeps of block coordinate descent with 1,024 trained numbers",
         ),
@@ -424,7 +424,7 @@ def test_the_shares_of_the_rules_are_of_the_known_entries():
     advice = advised(**case, mask=half)
     assert advice.method == "fista" and "0.31 times the number of known entries" in advice.why
     assert repr(advice) == "ur.training.unsupervised(D, Y, 0.1, key=0, family='fista', mask=mask)"
-    coherent = dict(m=64, d=RULES.many_atoms, nonzeros=16, signals=MANY, coherent=True)
+    coherent = dict(m=64, d=RULES.many_atoms, nonzeros=20, signals=MANY, coherent=True)
     advice = advised(**coherent, mask=np.ones((4, 64), bool))
     assert advice.method == "lasso_batch" and "learned dictionaries" in advice.why
 
