@@ -447,12 +447,12 @@ def train(
 
 
 def training_key(plan: Plan) -> Array:
-    """The key of the batches of every training."""
+    """The key of the batches of all training runs."""
     return jax.random.fold_in(plan.key, 1)
 
 
 def unless_broken(train: Callable[[], training.Fit], name: str, remarks: list[str]) -> training.Fit:
-    """The result of a training; if it breaks, the best params so far, and a remark."""
+    """The result of a training run; if it breaks, the best params so far, and a remark."""
     try:
         return train()
     except training.NonFiniteError as broken:
