@@ -452,7 +452,7 @@ def training_key(plan: Plan) -> Array:
 
 
 def unless_broken(train: Callable[[], training.Fit], name: str, remarks: list[str]) -> training.Fit:
-    """The result of a training run; if it breaks, the best params so far, and a remark."""
+    """What `train` returns; if `train` breaks, the best params so far, and a remark."""
     try:
         return train()
     except training.NonFiniteError as broken:
