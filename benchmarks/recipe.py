@@ -130,11 +130,11 @@ def measured(name: str, seed: int, depth: int, family: str) -> dict[str, Any]:
     found, F = judged(name, seed, fit.model, fit.best)
     others = {}
     rivals = ("ista", depth), ("bcd", depth), *(("fista", K) for K in depths_of_fista(depth))
-    for family, K in rivals:
-        layer = ur.layers.FAMILIES[family](K, lam=lam)
+    for rival, K in rivals:
+        layer = ur.layers.FAMILIES[rival](K, lam=lam)
         numbers, of_other = judged(name, seed, layer, layer.init(None, D))
         numbers["not better"] = float(np.mean(F <= of_other * (1 + 1e-6)))
-        others[f"{family} {K}"] = numbers
+        others[f"{rival} {K}"] = numbers
     saved = 1e-6 * (optimum.microseconds - found["microseconds"])
     return {
         "problem": name,
