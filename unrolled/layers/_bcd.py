@@ -54,11 +54,11 @@ class bcd(Shrinking):
         r \leftarrow r + D_b (x_b - u_b), \qquad x_b \leftarrow u_b
         \qquad \text{for each block } b.
 
-    A block sees the codes that the blocks before it have just found. A step size s of a block is
-    for this block alone, and is therefore longer than the step size 1 / L of ISTA: with `init`, 16
-    sweeps are nearer to the optimum of the LASSO than 32 steps of FISTA on most dictionaries. A
-    sweep takes the two products of a step of FISTA, in pieces of `block` atoms, which is slower
-    than whole products. Larger blocks are faster and have shorter steps.
+    A block sees the codes that the blocks before it have just found. The step size s of a block
+    must suit this block alone, and is therefore longer than the step size 1 / L of ISTA: with
+    `init`, 16 sweeps are nearer to the optimum of the LASSO than 32 steps of FISTA on most
+    dictionaries. A sweep takes the two products of a step of FISTA, in pieces of `block` atoms,
+    which is slower than whole products. Larger blocks are faster and have shorter steps.
 
     A sweep that raises the LASSO objective with the weight `lam` is taken back, and the next sweep
     has no momentum. Hence, up to rounding, the objective never rises from step to step, and the

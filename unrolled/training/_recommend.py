@@ -40,10 +40,10 @@ class _Rules(NamedTuple):
     bounds come from benchmarks/lista.jsonl.
     """
 
-    few_nonzeros: float = 1 / 8  # share of m below which LARS is no slower than 16 steps of FISTA
+    few_nonzeros: float = 1 / 8  # share of m below which exact codes cost little
     many_nonzeros: float = 0.3  # share of m above which `lasso_batch` takes twice a network's time
     many_atoms: int = 1000  # d below which no training was repaid by a million signals
-    many_signals: int = 200_000  # number of signals for which training pays
+    many_signals: int = 200_000  # number of signals below which training seldom pays
     # Multiple of the coherence of a random dictionary of the same size. Up to this multiple, 8
     # sweeps of `bcd` have a gap below 0.01; above it, as in learned dictionaries, 16 sweeps do.
     like_random: float = 1.5
@@ -135,9 +135,9 @@ def recommend(
     exact codes of at most 256 signals, counts their nonzeros, and compares measured costs. It then
     chooses an exact solver if codes have few nonzeros, if D has few atoms, or if there are few
     signals to code. If a large dictionary and many nonzeros make exact codes expensive, `recommend`
-    chooses to train `bcd`. With a mask, or if D is structured, it chooses to train `fista`, and
-    only if D has about the coherence of a random matrix: the gap (F - F*) / F* is often above 0.01
-    otherwise.
+    chooses to train `bcd`. With a mask, or if D is structured, `recommend` chooses to train `fista`
+    instead, and only if D has about the coherence of a random matrix: with other dictionaries, the
+    gap (F - F*) / F* of `fista` is often above 0.01.
 
     The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
     `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
@@ -157,8 +157,8 @@ def recommend(
             and `noise` is 0 or None, lam is a tenth of the value at which nine codes in ten are 0.
             A lam that `recommend` computes is rounded to three digits. If the codes of 1,000
             signals or more are known, the recommended family aims at these codes and has no lam. If
-            you give a lam all the same, `why` has the NMSE of the LASSO with this lam, which the
-            field `nmse` of `fit()` should beat.
+            you give a lam all the same, `why` has the NMSE of the LASSO with this lam; the field
+            `nmse` of `fit()` should be lower.
         noise: standard deviation of the noise in an entry of Y (of a complex entry, not of its real
             part). If the codes of 1,000 signals or more are known, None estimates the noise from
             these codes.
@@ -387,7 +387,7 @@ def _why_exact(
     if n < RULES.many_signals:
         return (
             f"There are {n:,} signals to code. Training pays only for about "
-            f"{RULES.many_signals:,} signals or more."
+            f"{RULES.many_signals:,} signals or more in most cases that we measured."
         )
     if not sweeps and not _is_like_random(D):
         mu, random = _coherence(D)
@@ -404,8 +404,9 @@ def _why_exact(
         )
     if nonzeros < RULES.many_nonzeros * m:
         return (
-            f"{share} A network takes about half of the time of an exact solver, or less, only if "
-            f"this ratio is at least {RULES.many_nonzeros:g} (benchmarks/recipe_large.jsonl)."
+            f"{share} We recommend a network only if this ratio is at least "
+            f"{RULES.many_nonzeros:g}: the network then takes less than half of the time of an "
+            "exact solver (benchmarks/recipe_large.jsonl)."
         )
     return None
 
@@ -428,7 +429,8 @@ def _network(D: Operator, share: str, n: int, sweeps: bool) -> tuple[str, dict[s
         {"family": "fista"},
         f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
         f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} trained "
-        "numbers come within 1 % of the optimal objective, in half of the time of an exact solver.",
+        "numbers come within 1 % of the optimal objective, in less than half of the time of an "
+        "exact solver.",
     )
 
 

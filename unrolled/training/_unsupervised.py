@@ -101,9 +101,9 @@ def unsupervised(
     best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains `lfista_cp` for
     `steps` steps from the start whose 300 steps gave the smaller loss.
 
-    Every run begins at its start, and all choices use the validation loss on held-back signals.
-    Rates are in units of the mean norms of signals and atoms: if you scale D, or scale the signals
-    and `lam` by the same factor, the params scale accordingly.
+    Every run begins at its initial params, and all choices use the validation loss on held-back
+    signals. Rates are in units of the mean norms of signals and atoms: if you scale D, or scale the
+    signals and `lam` by the same factor, the params scale accordingly.
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -113,7 +113,7 @@ def unsupervised(
         depth: K.
         key: the key of the batches; an int is a seed.
         family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
-            trains 2 K numbers alone, in less time than "lfista_cp".
+            trains only 2 K numbers, in less time than "lfista_cp".
         steps: number of training steps of the last run; no earlier run takes more steps.
         validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the last
             training. A resumed run repeats the trials, which take seconds.

@@ -111,8 +111,9 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         action="append",
         metavar="NAMES",
         help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
-        "lista, and lista_cp and bcd for signals without codes), files of weights or folders of "
-        f"`unrolled train`, and pursuits, shown as horizontal lines ({','.join(_pursuits())})",
+        "lista; for signals without codes, ista, fista, lista_cp and bcd), files of weights or "
+        "folders of `unrolled train`, and pursuits, shown as horizontal lines "
+        f"({','.join(_pursuits())})",
     )
     parser = add_command(
         commands,
