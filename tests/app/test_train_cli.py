@@ -115,6 +115,20 @@ def whole(folder, tmp_path_factory):
     return output, (output.parent / "out").read_text()
 
 
+@pytest.mark.slow
+def test_complex_signals_without_codes_train_a_family_that_takes_parts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    A, X = (rng.normal(size=(n, 12, 2)) @ [1, 1j] for n in (8, 40))
+    np.save("A.npy", A)
+    np.save("Y.npy", (X * (rng.random(X.shape) < 0.15)) @ A.T)
+    files = ["train", "--dictionary", "A.npy", "--signals", "Y.npy"]
+    assert main([*files, "--depth", "2", "--steps", "3", "--output", "run"]) in (0, 3)
+    config = load(Path("run/config.toml"), {})
+    assert config.layers[0].layer.family == "lfista_cp"
+    assert config.training.method == "unsupervised"
+
+
 def test_files_of_complex_numbers_are_coded_and_trained_on(tmp_path, monkeypatch, capsys):
     """Codes are complex where signals are, in any order of the file, and pairs where they are."""
     monkeypatch.chdir(tmp_path)
