@@ -78,7 +78,9 @@ def thresholds(params: Unrolled) -> np.ndarray | None:
         return None
     means = step_means(getattr(params.steps, names[0]))
     # The thresholds of `bcd` are in units of its step sizes.
-    return means * np.mean(params.shared.size) if isinstance(params.shared, Visits) else means
+    if isinstance(params.shared, Visits):
+        means = means * np.mean(np.asarray(params.shared.size))
+    return means
 
 
 def step_means(theta: ArrayLike) -> np.ndarray:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from unrolled._base import checks
 from unrolled._base.checks import Array, Key
 from unrolled._base.numbers import widened
 from unrolled._base.programs import program, scan
@@ -102,10 +103,10 @@ class bcd(Shrinking):
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
-        lipschitz(D, self.family)  # refuses a D without a step size
-        visits = Visits(*_distributed(dense(D), self.block))
-        ones, beta = jnp.ones(self.depth, D.dtype), jnp.asarray(fista_momentum(self.depth), D.dtype)
-        return Unrolled(visits, Sweep(ones, self.lam * ones, beta))
+        params, usable = _bcd_params(self, D)
+        if not checks.may_hold(usable):
+            lipschitz(D, self.family)  # raises with the reason
+        return params
 
     def loop(self, step, params, D, y, state, *arguments, **options):
         """Run all steps on the atoms in the order of their ranks, and put the codes back."""
@@ -162,7 +163,15 @@ def _in_order(state: Any, order: Array) -> Any:
     return state._replace(x=state.x[order], before=state.before[order])
 
 
-@program("size")
+@program("layer")
+def _bcd_params(layer: bcd, D: Dictionary) -> tuple[Unrolled, Array]:
+    """The params of `init`, and whether D has a step size."""
+    L = lipschitz(D, layer.family)
+    ones, beta = jnp.ones(layer.depth, D.dtype), jnp.asarray(fista_momentum(layer.depth), D.dtype)
+    visits = Visits(*_distributed(dense(D), layer.block))
+    return Unrolled(visits, Sweep(ones, layer.lam * ones, beta)), (L > 0) & (1 / L > 0)
+
+
 def _distributed(D: Array, size: int) -> tuple[Array, Array]:
     """The ranks of the atoms and their step sizes, for blocks of `size` atoms.
 

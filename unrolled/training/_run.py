@@ -86,12 +86,14 @@ def run_stages(
     steps: int,
     stages: Sequence[Stage] = (Stage(),),
     config: dict[str, Any] | None = None,
+    loop: Loop | None = None,
 ) -> Fit:
     """Run all stages; each stage takes at most `steps` steps, or its own number of steps.
 
     Args:
         options: checked options.
         config: settings that a checkpoint must match, in addition to the key and the options.
+        loop: the compiled loop of an earlier run with these arguments.
     """
     where, mesh = objective.where, options.mesh
     lengths = [steps if stage.steps is None else stage.steps for stage in stages]
@@ -100,7 +102,7 @@ def run_stages(
     same |= {"accumulate": options.accumulate, "reduction": options.reduction}
     _check_same_arguments(objective, data, options, same | {"steps": steps})
     with computing_on(mesh, where):
-        loop = make_loop(objective, data, optimizer, options.shared)
+        loop = loop or make_loop(objective, data, optimizer, options.shared)
         with keeping(options.checkpoint, loop, same, data.start) as keeper:
             state = stages[0].enter(loop, loop.start(data.trained))
             if keeper:

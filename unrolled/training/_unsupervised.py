@@ -174,7 +174,7 @@ def unsupervised(
     if family == "fista":
         return _few_numbers(problem, few, plain, _RATES, steps, options)
     lengths = short, min(_LONG, steps)
-    runs = _trials(problem, few, plain, _RATES, lengths, options)
+    _, runs = _trials(problem.training(few, plain), _RATES, lengths, options)
     best = _least(runs).fit.best
     starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
     fit = _many_numbers(problem, layer, starts, short, steps, options)
@@ -193,7 +193,7 @@ class _Units(NamedTuple):
         The params of `bcd` have the units of its start; a unit of 0 keeps the ranks.
         """
         if isinstance(layer, bcd):
-            size = float(jnp.mean(start.shared.size))
+            size = float(np.mean(np.asarray(start.shared.size)))
             return Trained(Unrolled(Visits(0.0, size), Sweep(1.0, layer.lam, 1.0)), None)  # type: ignore[arg-type]
         theta = self.signal / self.atom
         steps: Any = StepAndThreshold(self.atom**-2, theta)
@@ -251,12 +251,12 @@ def _few_numbers(
 
     The result is that of the run with the least loss, which comes last in `tried`.
     """
-    runs = _trials(problem, layer, start, rates, (min(_TRIAL, steps), 0), options)
+    training = problem.training(layer, start)
+    loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), options)
     rate = _least(runs).tried.rate
     enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
     config = {"lam": problem.lam, "steps": steps}
-    training = problem.training(layer, start)
-    fit = run_stages(*training, options, steps, [Stage(enter=enter)], config)
+    fit = run_stages(*training, options, steps, [Stage(enter=enter)], config, loop)
     last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
     best = _least([last, *runs])  # `last` if another run has the same loss
     others = [run.tried for run in (*runs, last) if run is not best]
@@ -264,19 +264,18 @@ def _few_numbers(
 
 
 def _trials(
-    problem: _Problem,
-    layer: Layer,
-    start: Unrolled,
+    training: tuple[Objective, Data, optax.GradientTransformation],
     rates: tuple[float, ...],
     lengths: tuple[int, int],
     options: Options,
-) -> list[_Run]:
-    """Short runs at all rates, and a long run at the best rate."""
+) -> tuple[Loop, list[_Run]]:
+    """The compiled loop; short runs at all rates, and a long run at the best rate."""
+    objective, data, _ = training
+    family = objective.model.family
     short, long = lengths
     runs: list[_Run] = []
     with computing_on(options.mesh, _NAME):
-        objective, data, optimizer = problem.training(layer, start)
-        loop = make_loop(objective, data, optimizer, options.shared)
+        loop = make_loop(*training, options.shared)
 
         def train(rate: float, steps: int) -> None:
             state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
@@ -286,13 +285,13 @@ def _trials(
                 fit = error.fit
             arrays = {name: getattr(fit, name) for name in ("params", "best", "D")}
             fit = fit.replace(**loop.processes.local(arrays))
-            runs.append(_Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit))
+            runs.append(_Run(Tried(family, "init", rate, steps, fit.judged["best"]), fit))
 
         for rate in rates:
             train(rate, short)
         if long > short:  # otherwise the run repeats an earlier run
             train(_least(runs).tried.rate, long)
-    return runs
+    return loop, runs
 
 
 def _many_numbers(

@@ -751,6 +751,7 @@ def test_thresholds_of_bcd_are_products_with_its_step_sizes(problem):
     layer = ur.layers.bcd(2, lam=0.3)
     params = layer.init(None, D)
     found = ur.compare({"bcd": (layer, params)}, D, Y, lam=0.3).thresholds["bcd"]
+    assert type(found) is np.ndarray  # a report writes it as JSON
     np.testing.assert_allclose(found, [0.3 * np.mean(params.shared.size)] * 2, rtol=1e-6)
 
 

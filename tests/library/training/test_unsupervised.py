@@ -108,8 +108,8 @@ def test_a_trial_with_a_smaller_loss_than_the_last_run_is_the_result(trained, mo
     run_stages, of_trial = _unsupervised.run_stages, trained().tried[-2]
 
     def without_steps(*arguments):
-        *others, steps, stages, config = arguments
-        return run_stages(*others, 0, stages, config)
+        *others, steps, stages, config, loop = arguments
+        return run_stages(*others, 0, stages, config, loop)
 
     monkeypatch.setattr(_unsupervised, "run_stages", without_steps)
     fit = unsupervised(D, Y, LAM, K, **QUICK)
