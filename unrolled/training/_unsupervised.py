@@ -194,7 +194,8 @@ class _Units(NamedTuple):
         """
         if isinstance(layer, bcd):
             size = float(np.mean(np.asarray(start.shared.size)))
-            return Trained(Unrolled(Visits(0.0, size), Sweep(1.0, layer.lam, 1.0)), None)  # type: ignore[arg-type]
+            sweep: Any = Sweep(1.0, layer.lam, 1.0)  # type: ignore[arg-type]
+            return Trained(Unrolled(Visits(0.0, size), sweep), None)  # type: ignore[arg-type]
         theta = self.signal / self.atom
         steps: Any = StepAndThreshold(self.atom**-2, theta)
         if isinstance(layer, lfista_cp):

@@ -84,7 +84,7 @@ def by_blocks(params, D, y, block, nonnegative):
 @pytest.mark.few(3)
 @pytest.mark.parametrize("block, nonnegative", [(4, False), (1, True), (50, False), (3, True)])
 def test_the_layer_is_its_formula_block_by_block(problem, block, nonnegative):
-    """With params off by 80 %, of which some sweeps are taken back and most are not."""
+    """With params off by 80 %, some sweeps are taken back, and most sweeps are not."""
     D, Y = problem
     layer, params = bcd(K, lam=LAM, block=block, nonnegative=nonnegative), drawn(1, 0.6)
     expected = np.array(
