@@ -137,14 +137,16 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
 
 def host_exponent(x: np.ndarray, axis: Axes = None) -> Any:
     """`exponent` of a numpy array, in numpy."""
-    size = np.abs(x).max(axis, keepdims=axis is not None, initial=0)
+    high, low = (f(x, axis, keepdims=axis is not None, initial=0) for f in (np.max, np.min))
+    size = np.maximum(high, -low)
     return np.where((size > 0) & np.isfinite(size), np.frexp(size)[1] - 1, 0)
 
 
 def host_energy(x: np.ndarray, axis: Axes = None) -> tuple[Any, Any]:
     """`energy` of a numpy array, in numpy."""
     k = host_exponent(x, axis)
-    e = np.sum(np.ldexp(x, -k) ** 2, axis)
+    near = np.asarray(np.ldexp(x, -k))
+    e = np.sum(np.square(near, out=near), axis, dtype=float)
     return e, k.reshape(np.shape(e))
 
 

@@ -73,7 +73,7 @@ def energies(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The sums of (x^ - x)^2 and of x^2, each as a pair (e, k) with the value e 2^(2 k)."""
     if isinstance(X, np.ndarray):
-        estimates, X = estimates.astype(float), X.astype(float)
+        estimates, X = (v.astype(wide_dtype(v.dtype), copy=False) for v in (estimates, X))
         error, k = host_energy(estimates / 2 - X / 2, axis)
         return (error, k + 1), host_energy(X, axis)
     estimates, X = widened(estimates), widened(X)

@@ -441,17 +441,18 @@ def _matched(
         counts, inside = np.zeros(len(y), int), np.zeros(len(y), wide)
         x = match(D, y, most, weights, norms, (counts, inside), block, by_fit)
         unit = b - a - k
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             codes = np.ldexp(x, unit).astype(dtype)
-        kept = np.ldexp(codes.astype(wide), -unit)
+            kept = np.ldexp(codes.astype(wide), -unit)
+            size = np.abs(np.ldexp(x, -k)).max(1, initial=0, keepdims=True)
+            missed = np.abs(np.ldexp(kept - x, -k))
         residual = np.linalg.norm(root * (y - kept @ D.T), axis=1)
         energy = np.sum((root * y) ** 2, 1)
         gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
         # No atom in the range helps, but an atom below the range might help.
         short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
-        size = np.abs(np.ldexp(x, -k)).max(1, initial=0, keepdims=True)
-        held = np.abs(np.ldexp(kept - x, -k)) <= 2 * float(jnp.finfo(dtype).eps) * size
-        converged = (gap <= rounding) & ~short & held.all(1)
+        held = (missed <= 2 * float(jnp.finfo(dtype).eps) * size).all(1) & np.isfinite(codes).all(1)
+        converged = (gap <= rounding) & ~short & held
         residual = np.where(finite, np.ldexp(residual[:, None], b + c)[:, 0], np.nan)
         for field, values in zip(answers, (codes, gap, residual, counts, converged)):
             field[rows] = values
