@@ -2,17 +2,15 @@
 grid search instead of training.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
 
 from unrolled import metrics
 from unrolled._base import checks, programs
@@ -22,12 +20,10 @@ from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.networks import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled.training._files import Checkpoint
 from unrolled.training._fit import check_data
 from unrolled.training._loop import Data, Loop
 from unrolled.training._losses import supervised
 from unrolled.training._objective import (
-    Callback,
     Fit,
     Loss,
     Objective,
@@ -36,7 +32,8 @@ from unrolled.training._objective import (
     Trained,
     split,
 )
-from unrolled.training._run import Options, Stage, run_stages
+from unrolled.training._options import Run, RunOptions
+from unrolled.training._stages import Stage, run_stages
 
 __all__ = ["Search", "StepRates", "curriculum", "scale_steps", "search"]
 
@@ -158,15 +155,8 @@ def curriculum(
     loss: Loss = supervised,
     trainable: Any = None,
     validation: tuple | None = None,
-    evaluate_every: int = 50,
-    patience: int | None = None,
-    checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
-    log: str | Path | None = None,
-    progress: bool | None = None,
-    accumulate: int = 1,
-    mesh: Mesh | Any = None,
-    reduction: str = "tree",
+    mask: ArrayLike | None = None,
+    **run: Unpack[RunOptions],
 ) -> Fit:
     r"""Train a layer step by step: minimise the loss of the code after step k for k = 1, ..., K.
 
@@ -185,8 +175,7 @@ def curriculum(
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss gets the code after step k as
             `codes[-1]`.
-        trainable, validation, evaluate_every, checkpoint, callbacks, log: as in `fit`.
-        progress, accumulate, mesh, reduction: as in `fit`.
+        trainable, validation, mask: as in `fit`.
         steps_per_stage: the largest number of training steps in a stage; there are `K *
             len(stages)` stages.
         stages: the factor c of each stage.
@@ -197,8 +186,7 @@ def curriculum(
             with a decay of 0.3 ends at an NMSE of -43 dB and training with a decay of 1 at -62 dB.
             `fit` with as many training steps ends at -58 dB.
         optimizer: a function from a rate to an optax transformation.
-        patience: end a stage at the first evaluation at which the best params of the stage are this
-            many steps old; None ends no stage early.
+        run: the options of `training.Run`, by name. `patience` ends a stage, not the run.
 
     Returns:
         A Fit, as returned by `fit`. `best` has the best params of the last stage, by the loss of
@@ -234,11 +222,10 @@ def curriculum(
         )
     K = checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
-    how = evaluate_every, patience, checkpoint, callbacks, log, progress
-    options = Options(*how, accumulate, mesh, reduction).checked("curriculum")
+    how = Run.of("curriculum", run)
     plan = _plan(K, stages, decay)
-    arguments = params, D, sample, key, validation
-    key, whole, drawn, validation = check_data(*arguments, "curriculum")
+    arguments = params, D, sample, key, validation, "curriculum", mask
+    key, whole, drawn, validation = check_data(*arguments)
     lam = lam_of(loss, layer)
     loss = checks.without_codes(loss, "curriculum") if validation[1] is None else loss
     parts = split(params, whole, trainable=trainable, where="curriculum")
@@ -247,7 +234,7 @@ def curriculum(
     config: dict[str, Any] = {"rate": float(rate), "steps_per_stage": steps}
     config |= {"stages": [float(c) for c in stages], "decay": float(decay)}
     objective = Objective("curriculum", layer, loss, lam, staged=True)
-    return run_stages(objective, data, scaled, options, steps, plan, config)
+    return run_stages(objective, data, scaled, how, steps, plan, config)
 
 
 def _enter(rates: StepRates, loop: Loop, state: Progress) -> Progress:

@@ -1,14 +1,11 @@
 """End-to-end training by any optax optimiser."""
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
@@ -25,11 +22,9 @@ from unrolled.dictionaries import (
 from unrolled.layers import Layer, fista
 from unrolled.networks import Network, lam_of
 from unrolled.problems import resampler
-from unrolled.training._files import Checkpoint
 from unrolled.training._loop import Data
 from unrolled.training._losses import supervised
 from unrolled.training._objective import (
-    Callback,
     Dictionaries,
     Fit,
     Loss,
@@ -45,7 +40,8 @@ from unrolled.training._objective import (
     merge,
     split,
 )
-from unrolled.training._run import Options, run_stages
+from unrolled.training._options import Run, RunOptions
+from unrolled.training._stages import run_stages
 
 __all__ = ["fit"]
 
@@ -166,16 +162,8 @@ def fit(
     learn_dictionary: bool = False,
     trainable: Any = None,
     validation: tuple | Any = None,
-    evaluate_every: int = 50,
-    patience: int | None = None,
-    checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
-    log: str | Path | None = None,
-    progress: bool | None = None,
-    accumulate: int = 1,
-    mesh: Mesh | Any = None,
-    reduction: str = "tree",
     mask: ArrayLike | None = None,
+    **run: Unpack[RunOptions],
 ) -> Fit:
     """Train params, and D if `learn_dictionary` is True, by any optax optimiser.
 
@@ -185,103 +173,53 @@ def fit(
     W) or leaves that `trainable` freezes. A learned D keeps unit atoms.
 
     Args:
-        model: a layer; or a network, if `params` and `D` are tuples; or a model of flax.nnx, if
-            `params` and `D` are None, because its variables are its params (see
-            `unrolled.nnx.fit`).
-        params: the initial params, for example from `init` or `analytic`. A tuple of steps
+        model, params, D: a layer with its params (from `init`, `analytic` or training) and the
+            dictionary that it uses; or a network with tuples of both. A tuple of steps
             (`layers.unstack`) trains faster than stacked steps, and takes longer to compile.
-        D: the dictionary that the model uses (the sampler may use another dictionary).
-        sample: a sampler `sample(key) -> (Y, X)`, see `Sample`. If the sampler returns (Y, X, Ds),
-            the model and the loss get the dictionary of each signal (Ada-LISTA, robust ALISTA).
-            Instead of a sampler you can pass arrays or data frames: signals Y, (signals, m), or a
-            pair (Y, X) with their codes. Then `problems.resampler` draws the batches, and the last
-            tenth of the signals, at least one and at most 1,000, is held back for validation: no
-            training step uses these signals. If the arrays come from `np.load(path,
-            mmap_mode="r")`, each process reads only the validation rows and the rows that it draws
-            for its own devices.
+        sample: a sampler `sample(key) -> (Y, X)`, see `Sample`; if it returns (Y, X, Ds), each
+            signal has its own dictionary (Ada-LISTA, robust ALISTA). Or signals Y, (signals, m), or
+            (Y, X) with their codes, as arrays or data frames: `problems.resampler` then draws the
+            batches, and the last tenth of the signals, at most 1,000, is held back for validation.
+            Of a file, `np.load(path, mmap_mode="r")`, each process reads only the rows it needs.
         optimizer: an optax optimiser. Its argument is `Trained(params, D)`, with None at every leaf
-            that is not trained. An optimiser that asks for the loss, such as `optax.lbfgs` or
-            `optax.polyak_sgd`, gets the loss of the batch. `optax.lookahead` does not work, because
-            it changes the form of the params. Labels for `optax.multi_transform` are
-            `Trained(labels, None)` or a function of the tree.
+            that is not trained; labels for `optax.multi_transform` are `Trained(labels, None)`.
+            `optax.lbfgs` and `optax.polyak_sgd` get the loss of the batch. `optax.lookahead` does
+            not work, because it changes the form of the params.
         steps: the largest number of training steps.
         key: the key of the batches; an int is a seed.
         loss: `loss(codes, X, D, Y)`, see `Loss`: `training.supervised`, `log_nmse`, `lasso_loss`,
             `reconstruction`, `deep`, or your own.
         learn_dictionary: whether to train D too.
         trainable: a tree prefix of `params` with bools as leaves, for example `Unrolled(False,
-            StepAndThreshold(gamma=False, theta=True))`, or `Unrolled(True, (False, False, True))`
-            for unstacked steps. None trains all leaves.
+            StepAndThreshold(gamma=False, theta=True))`; None trains all leaves.
         validation: (Y, X), the batch on which `best` has the least loss. None draws eight batches
             from keys that training does not use, or holds signals back if `sample` is arrays.
-        evaluate_every: number of training steps between two evaluations. Each evaluation calls the
-            callbacks and writes a line to the log.
-        patience: stop at the first evaluation at which `best` is this many steps old; None never
-            stops.
-        checkpoint: a folder, or a `Checkpoint` that says how often to save. If you repeat the call,
-            the training resumes from the newest saved step, and the result is bit for bit the
-            result without the interruption. `steps` may be larger in the repeated call; the
-            evaluation at the former last step then stays in the history and counts for `best`. On
-            SIGINT and SIGTERM the training saves before it stops.
-        callbacks: each is called as `callback(record, params)`, see `Callback`.
-        log: a file; each evaluation appends a line of JSON to this file.
-        progress: whether to show a progress bar; None shows the bar on a terminal.
-        accumulate: number n of batches in a step, a power of two. Step k draws its batches with the
-            keys `split(fold_in(key, k), n)` and takes the mean of their losses and gradients. If a
-            loss is not a mean over the batch, as with `log_nmse`, this mean differs from the loss
-            of one large batch.
-        mesh: the devices that share the batches of a step along the axis "data"; each device draws
-            its own batches. The number of devices must divide `accumulate`. The number of devices
-            changes no bit of the result, and a run can resume on another number of devices.
-            `jax.distributed.initialize` joins the devices of several processes: all processes make
-            this call with the same arguments and read the checkpoints, and only the first process
-            writes checkpoints, log and progress bar. A SIGINT or SIGTERM to one process stops all
-            processes at the next evaluation. A second axis "atoms", within each process,
-            splits a dense D, the params with an entry or a column for each atom, and the moments of
-            the optimiser for D and these params. The result stays split and equals the result of
-            one device up to rounding. Devices exchange only parts of D x. For LISTA and LFISTA,
-            devices also exchange codes, which S multiplies; for robust ALISTA, devices also
-            exchange W.
-        reduction: how the devices add their losses and gradients. "tree" takes log2(devices)
-            exchanges, in an order that does not depend on the number of devices. "psum", for a mesh
-            of many devices, takes one exchange in the order of JAX's runtime: the number of devices
-            then changes the result by rounding.
         mask: bools in the shape of Y, only if `sample` is arrays. True marks a known entry; unknown
             entries may be NaN. The model and the loss get `dictionaries.Masked(D, mask)` of each
             signal. A validation batch is then (Y, X, mask).
+        run: the options of `training.Run`, by name: evaluations, patience, checkpoints, devices.
 
     Returns:
         Fit, with the last params, the best params, D and the history.
 
     Warns:
-        UserWarning: training changes nothing (all codes are zero, the gradient is zero at the
-            start, or the validation loss never changes). `fit` also warns if the validation loss at
-            the start or at the end is above the loss of zero codes, or if the last params are worse
-            than the initial params and no evaluation has a smaller loss than the initial params.
-            With `training.lasso_loss`, `fit` also warns if the loss at the start is above the loss
-            of ISTA, or if a `fista` without a guard is trained. The field `worsened` of the result
-            is True if the last params are worse than zero codes or than the initial params.
+        UserWarning: training changes nothing; the validation loss at the start or at the end is
+            above the loss of zero codes; training made nothing better; or, for
+            `training.lasso_loss`, the loss at the start is above the loss of ISTA, or a `fista`
+            without a guard is trained. See also the field `worsened` of the result.
 
     Raises:
         NonFiniteError: a loss, gradient or update is not finite. The message names the training
             step and, if possible, the first code, gradient or param that is not finite. The
-            attribute `fit` of the error holds the best params and the params before that step; if
-            the update was not finite, both are the best params.
-        TypeError: the optimiser is not from optax, the model is neither a layer, a network nor a
-            model of flax.nnx, the sample is neither a function nor arrays, or signals are integers.
-            `fit` also raises TypeError if params have no floating-point leaf, `learn_dictionary` is
-            not a bool, `trainable` holds anything but bools, a loss or a callback is not a
-            function, or a loss is not one floating-point number.
+            attribute `fit` of the error holds the params before that step and the best params.
+        TypeError: an argument has the wrong type; params have no floating-point leaf; or a loss is
+            not one floating-point number.
         ValueError: a batch does not fit or is not finite; the loss needs codes and there are none;
-            there is only one signal, or all signals are zero; the labels of an optimiser form
-            another tree; steps, patience or evaluate_every is out of range; the model has depth 0;
-            or `trainable` is not a tree prefix of params or freezes everything. `fit` also raises
-            ValueError if `accumulate` is not a power of two, the mesh lacks the axis "data", the
-            devices of the mesh cannot share the batches equally, or `reduction` is unknown or is
-            "psum" without a mesh or with one batch per step. If the mesh has an axis "atoms", `fit`
-            raises ValueError if D is not dense or the devices cannot share the atoms equally. If
-            several processes train, `fit` raises ValueError if the processes have different
-            arguments (the message has a table) or the mesh has only some of the processes.
+            there is only one signal, or all signals are zero; a number is out of range; the labels
+            of an optimiser form another tree; `trainable` is not a tree prefix of params or freezes
+            everything; an option of the run is refused (see `training.Run`); with a mesh axis
+            "atoms", D is not dense or the devices cannot share the atoms equally; or several
+            processes have different arguments (the message has a table).
         RuntimeError: another process of the training has ended or is out of reach.
         CheckpointError: the folder holds another run (the message has a table), is in use, is
             damaged or cannot be written. All options of the model except `unroll` and `remat` must
@@ -300,14 +238,13 @@ def fit(
     """
     steps = checks.as_index(steps, "steps", "fit")
     check_optimizer(optimizer, "fit")
-    how = evaluate_every, patience, checkpoint, callbacks, log, progress
-    options = Options(*how, accumulate, mesh, reduction).checked("fit")
+    how = Run.of("fit", run)
     check_loss(loss, "fit")
-    others = learn_dictionary, trainable is not None, accumulate > 1, mask is not None
+    others = learn_dictionary, trainable is not None, how.accumulate > 1, mask is not None
     any_model = params is None and D is None and not isinstance(model, Layer | Network)
     if any_model and is_nnx(model):
         outputs, data = _of_outputs(model, loss, sample, key, validation, others)
-        return run_stages(outputs, data, optimizer, options, steps)
+        return run_stages(outputs, data, optimizer, how, steps)
     key, D, drawn, validation = check_data(params, D, sample, key, validation, "fit", mask)
     check_model(model, "fit")
     lam, of_last = lam_of(loss, model), getattr(loss, "of_last", False)
@@ -329,7 +266,7 @@ def fit(
             "then explodes although the mean loss of the other signals is small; try "
             f"fista({model.depth}, guard=lam)"
         )
-    return run_stages(objective, data, optimizer, options, steps)
+    return run_stages(objective, data, optimizer, how, steps)
 
 
 def _of_outputs(

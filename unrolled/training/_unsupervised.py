@@ -1,15 +1,13 @@
 """Training without codes: one recipe for your signals and dictionary."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
@@ -35,13 +33,11 @@ from unrolled.layers import (
     ista_params,
     lfista_cp,
 )
-from unrolled.training._files import Checkpoint
 from unrolled.training._fit import check_data
 from unrolled.training._loop import Data, Loop, make_loop
 from unrolled.training._losses import lasso_loss
 from unrolled.training._mesh import computing_on
 from unrolled.training._objective import (
-    Callback,
     Fit,
     NonFiniteError,
     Objective,
@@ -52,7 +48,8 @@ from unrolled.training._objective import (
     Tried,
     split,
 )
-from unrolled.training._run import Options, Stage, run_stages
+from unrolled.training._options import Run, RunOptions
+from unrolled.training._stages import Stage, run_stages
 
 __all__ = ["unsupervised"]
 
@@ -79,16 +76,8 @@ def unsupervised(
     family: str | None = None,
     steps: int = 2000,
     validation: tuple | Any = None,
-    evaluate_every: int = 50,
-    patience: int | None = None,
-    checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
-    log: str | Path | None = None,
-    progress: bool | None = None,
-    accumulate: int = 1,
-    mesh: Mesh | Any = None,
-    reduction: str = "tree",
     mask: ArrayLike | None = None,
+    **run: Unpack[RunOptions],
 ) -> Fit:
     r"""Train a layer on signals without codes: minimise the mean objective of the LASSO.
 
@@ -115,9 +104,9 @@ def unsupervised(
         family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
             trains only 2 K numbers, in less time than "lfista_cp".
         steps: number of training steps of the last run; no earlier run takes more steps.
-        validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the last
-            training. A resumed run repeats the trials, which take seconds.
-        progress, accumulate, mesh, reduction, mask: as in `fit`.
+        validation, mask: as in `fit`.
+        run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
+            last training: a resumed run repeats the trials, which take seconds.
 
     Returns:
         A Fit, as returned by `fit`. `model` is the layer, and `tried` has every run with its rate,
@@ -156,8 +145,7 @@ def unsupervised(
             f"{_NAME}: unknown family {family!r}; expected one of {', '.join(_FAMILIES)}, or None"
             f"{checks.meant(str(family), _FAMILIES)}"
         )
-    how = evaluate_every, patience, checkpoint, callbacks, log, progress
-    options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
+    how = Run.of(_NAME, run)
     key, D, sample, validation = check_data(
         None, as_dictionary(D, _NAME), Y, key, validation, _NAME, mask
     )
@@ -168,16 +156,16 @@ def unsupervised(
     if family == "bcd":
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
         sweeps = bcd(depth, lam=lam)
-        return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, options)
+        return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, how)
     few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
     short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
     if family == "fista":
-        return _few_numbers(problem, few, plain, _RATES, steps, options)
+        return _few_numbers(problem, few, plain, _RATES, steps, how)
     lengths = short, min(_LONG, steps)
-    _, runs = _trials(problem.training(few, plain), _RATES, lengths, options)
+    _, runs = _trials(problem.training(few, plain), _RATES, lengths, how)
     best = _least(runs).fit.best
     starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
-    fit = _many_numbers(problem, layer, starts, short, steps, options)
+    fit = _many_numbers(problem, layer, starts, short, steps, how)
     return fit.replace(tried=(*(run.tried for run in runs), *fit.tried))
 
 
@@ -246,18 +234,18 @@ def _few_numbers(
     start: Unrolled,
     rates: tuple[float, ...],
     steps: int,
-    options: Options,
+    how: Run,
 ) -> Fit:
     """Train a layer of few numbers: short runs at all rates, and a run at the best rate.
 
     The result is that of the run with the least loss, which comes last in `tried`.
     """
     training = problem.training(layer, start)
-    loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), options)
+    loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), how)
     rate = _least(runs).tried.rate
     enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
     config = {"lam": problem.lam, "steps": steps}
-    fit = run_stages(*training, options, steps, [Stage(enter=enter)], config, loop)
+    fit = run_stages(*training, how, steps, [Stage(enter=enter)], config, loop)
     last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
     best = _least([last, *runs])  # `last` if another run has the same loss
     others = [run.tried for run in (*runs, last) if run is not best]
@@ -268,20 +256,20 @@ def _trials(
     training: tuple[Objective, Data, optax.GradientTransformation],
     rates: tuple[float, ...],
     lengths: tuple[int, int],
-    options: Options,
+    how: Run,
 ) -> tuple[Loop, list[_Run]]:
     """The compiled loop; short runs at all rates, and a long run at the best rate."""
     objective, data, _ = training
     family = objective.model.family
     short, long = lengths
     runs: list[_Run] = []
-    with computing_on(options.mesh, _NAME):
-        loop = make_loop(*training, options.shared)
+    with computing_on(how.mesh, _NAME):
+        loop = make_loop(*training, how.shared)
 
         def train(rate: float, steps: int) -> None:
             state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
             try:
-                fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
+                fit = loop.result(loop.run(state, steps, how, lambda state, at: None))
             except NonFiniteError as error:  # other rates may work
                 fit = error.fit
             arrays = {name: getattr(fit, name) for name in ("params", "best", "D")}
@@ -301,7 +289,7 @@ def _many_numbers(
     starts: dict[str, Unrolled],
     short: int,
     steps: int,
-    options: Options,
+    how: Run,
 ) -> Fit:
     """Train a layer: one stage from each start, and a last stage from the best start."""
     wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
@@ -322,7 +310,7 @@ def _many_numbers(
     ]
     training = problem.training(layer, next(iter(starts.values())))
     config = {"lam": problem.lam, "steps": steps}
-    fit = run_stages(*training, options, steps, [*stages, Stage(enter=enter)], config)
+    fit = run_stages(*training, how, steps, [*stages, Stage(enter=enter)], config)
     tried = trials(fit.history.records)
     best = min(tried, key=lambda trial: trial.validation)
     last = best.replace(steps=steps, validation=fit.judged["best"])
