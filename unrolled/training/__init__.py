@@ -19,7 +19,7 @@ from unrolled.training._losses import lasso_loss as lasso  # its former name, in
 from unrolled.training._objective import *
 from unrolled.training._objective import as_dictionaries
 from unrolled.training._options import *
-from unrolled.training._options import OptionsWithoutProgress, PlainRun, RunOptions
+from unrolled.training._options import OptionsWithoutProgress, PlainRun
 from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *

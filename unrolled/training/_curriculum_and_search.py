@@ -17,10 +17,16 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.results import Result
-from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
+from unrolled.dictionaries import (
+    Dictionary,
+    as_dictionary,
+    check_batch,
+    known_part,
+    signal_axes,
+)
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.networks import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled.training._fit import check_data
+from unrolled.training._fit import check_data, each_known
 from unrolled.training._loop import Data, Loop
 from unrolled.training._losses import supervised
 from unrolled.training._objective import (
@@ -328,6 +334,7 @@ def search(
     *,
     loss: Loss | None = None,
     chunk: int = 8,
+    mask: ArrayLike | None = None,
     **values: ArrayLike | Sequence[float],
 ) -> Search:
     """Try all combinations of values for scalar fields of the params, in one compiled call.
@@ -340,6 +347,8 @@ def search(
         loss: the loss `loss(codes, X, D, Y)` to minimise, as in `fit`, such as
             `training.lasso_loss(lam)`; None minimises the NMSE.
         chunk: number of combinations to compute at once; memory grows with chunk times batch.
+        mask: bools, in the shape of Y, True where an entry is known; unknown entries may be NaN.
+            The layer and the loss get `dictionaries.Masked(D, mask)` of each signal.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
             at all steps.
@@ -368,11 +377,15 @@ def search(
         ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), checks.as_index(chunk, "chunk", "search", least=1)
-    own = X is None
+    own, known = X is None, None
+    if mask is not None:
+        known = each_known(D, Y, mask, "search")
+        Y = np.where(known, np.asarray(Y), 0)
     Y = checks.as_signals(Y, "Y", "search") if own else checks.as_float(Y, "Y", "search")
     X = None if own else checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
     aim = loss_of(loss, X, "search")
+    atoms, Y = known_part(D, Y, known)
     axes = {name: _tried(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
@@ -381,7 +394,7 @@ def search(
     grids = [grid.ravel() for grid in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
     points = dict(zip(axes, grids))
-    errors = _errors(layer, aim, params, D, Y, X, points, chunk)
+    errors = _errors(layer, aim, params, atoms, Y, X, points, chunk)
     tables: dict[str, Any] = {
         name: np.asarray(error, float).reshape(shape) for name, error in errors.items()
     }
@@ -390,7 +403,7 @@ def search(
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(decides), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    zero, of_ista = map(float, _beside_zero_and_ista(layer, aim, lam_of(loss, layer), D, Y, X))
+    zero, of_ista = map(float, _beside_zero_and_ista(layer, aim, lam_of(loss, layer), atoms, Y, X))
     tables = {"nmse": None, "mean_nmse": None, **tables}
     result = Search(with_values(params, chosen), chosen, axes, **tables, zero=zero, ista=of_ista)
     if result.worsened:
@@ -417,7 +430,7 @@ def _errors(layer, aim, params, D, Y, X, points, chunk):
     """The errors at every point of the grid, by name; nan if a code is not finite."""
 
     def one(point):
-        paths = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)
+        paths = jax.vmap(layer.iterates, (None, signal_axes(D), 0), out_axes=1)
         path = paths(with_values(params, point), D, Y)
         errors = {} if aim is None else {"loss": aim(path, X, D, Y)}
         if X is not None:

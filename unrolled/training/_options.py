@@ -21,16 +21,12 @@ class PlainRun(Record):
     """The options of a run that a file can spell."""
 
     evaluate_every: int = option(
-        default=50,
-        least=1,
-        help="number of training steps between two evaluations; each evaluation calls the "
-        "callbacks and writes a line to the log",
+        default=50, least=1, help="number of training steps between two evaluations"
     )
     patience: int | None = option(
         default=None,
         least=1,
-        help="stop at the first evaluation at which `best` is this many steps old; None never "
-        "stops",
+        help="stop at the first evaluation at which `best` is this many steps old (None: never)",
     )
     accumulate: int = option(
         default=1,
@@ -47,9 +43,6 @@ class PlainRun(Record):
         help="how devices add their losses and gradients: tree takes log2(devices) exchanges and "
         "gives the same bits on any number of devices; psum takes one exchange, and the number of "
         "devices changes the result by rounding",
-    )
-    progress: bool | None = option(
-        default=None, help="whether to show a progress bar; None shows the bar on a terminal"
     )
 
 
@@ -109,6 +102,9 @@ class Run(PlainRun):
         "optimiser for D and these params. The result stays split and equals the result of one "
         "device up to rounding. Devices exchange only parts of D x. For LISTA and LFISTA, devices "
         "also exchange codes, which S multiplies; for robust ALISTA, devices also exchange W",
+    )
+    progress: bool | None = option(
+        default=None, help="whether to show a progress bar; None shows the bar on a terminal"
     )
     is_kept = False  # callbacks may hold large arrays
 
