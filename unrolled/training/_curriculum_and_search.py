@@ -26,20 +26,13 @@ from unrolled.dictionaries import (
 )
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.networks import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled.training._fit import check_data, each_known
-from unrolled.training._loop import Data, Loop
+from unrolled.training._loop import Loop
 from unrolled.training._losses import supervised
-from unrolled.training._objective import (
-    Fit,
-    Loss,
-    Objective,
-    Progress,
-    Sample,
-    Trained,
-    split,
-)
+from unrolled.training._objective import Data, Objective
 from unrolled.training._options import Run, RunOptions
+from unrolled.training._signals import Signals, each_known
 from unrolled.training._stages import Stage, run_stages
+from unrolled.training._types import Fit, Loss, Progress, Sample
 
 __all__ = ["Search", "StepRates", "curriculum", "scale_steps", "search"]
 
@@ -230,16 +223,15 @@ def curriculum(
     steps = checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
     how = Run.of("curriculum", run)
     plan = _plan(K, stages, decay)
-    arguments = params, D, sample, key, validation, "curriculum", mask
-    key, whole, drawn, validation = check_data(*arguments)
-    lam = lam_of(loss, layer)
-    loss = checks.without_codes(loss, "curriculum") if validation[1] is None else loss
-    parts = split(params, whole, trainable=trainable, where="curriculum")
-    data = Data(key, drawn, validation, Trained(params, whole), *parts)
+    objective = Objective.of("curriculum", layer, loss, staged=True)
+    dtype = checks.common_dtype(params, D)
+    signals = Signals.of(
+        D, sample, key, validation=validation, mask=mask, dtype=dtype, where="curriculum"
+    )
+    data = Data.of(objective, params, signals, trainable=trainable)
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
     config: dict[str, Any] = {"rate": float(rate), "steps_per_stage": steps}
     config |= {"stages": [float(c) for c in stages], "decay": float(decay)}
-    objective = Objective("curriculum", layer, loss, lam, staged=True)
     return run_stages(objective, data, scaled, how, steps, plan, config)
 
 

@@ -29,7 +29,7 @@ from unrolled._base.checks import Array
 from unrolled._base.programs import DATA
 from unrolled.dictionaries import Structured
 from unrolled.layers import along_atoms
-from unrolled.training._objective import Trained
+from unrolled.training._types import Trained
 
 ATOMS = "atoms"  # the name of the second axis of a mesh
 

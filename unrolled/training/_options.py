@@ -12,7 +12,7 @@ from unrolled._base.programs import data_mesh
 from unrolled.records import Record, accept, option
 from unrolled.training._files import Checkpoint
 from unrolled.training._mesh import Sharing, sharing
-from unrolled.training._objective import Callback
+from unrolled.training._types import Callback
 
 __all__ = ["Run"]
 

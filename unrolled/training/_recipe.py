@@ -32,10 +32,11 @@ from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, s
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
 from unrolled.training._curriculum_and_search import search
-from unrolled.training._fit import check_sample, fit, from_arrays, is_own
+from unrolled.training._fit import fit
 from unrolled.training._losses import Codes, deep, log_nmse, true_codes
-from unrolled.training._objective import Fit, Sample
 from unrolled.training._options import Run, RunOptions
+from unrolled.training._signals import check_sample, from_arrays, is_own
+from unrolled.training._types import Fit, Sample
 
 __all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 

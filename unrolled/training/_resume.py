@@ -19,7 +19,7 @@ from unrolled.training import _forms
 from unrolled.training._files import Checkpoint, Steps, newest, opened
 from unrolled.training._forms import CheckpointError
 from unrolled.training._loop import Loop
-from unrolled.training._objective import Dictionaries, Model, Params, Progress, Record, Trained
+from unrolled.training._types import Dictionaries, Model, Params, Progress, Record, Trained
 
 _HISTORY = ("losses", "records")  # leaves that grow with the run
 _ONLY_SPEED = ("unroll", "remat")  # options of a model that a resumed run may change

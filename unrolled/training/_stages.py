@@ -7,11 +7,12 @@ import optax
 
 from unrolled._base.processes import processes_of
 from unrolled.training import _forms
-from unrolled.training._loop import Data, Loop, make_loop
+from unrolled.training._loop import Loop, make_loop
 from unrolled.training._mesh import computing_on
-from unrolled.training._objective import Fit, Objective, Progress
+from unrolled.training._objective import Data, Objective
 from unrolled.training._options import Run
 from unrolled.training._resume import keeping, key_text
+from unrolled.training._types import Fit, Progress
 from unrolled.training._watch import watcher
 
 
@@ -40,13 +41,20 @@ def run_stages(
         config: settings that a checkpoint must match, in addition to the key and the run's own.
         loop: the compiled loop of an earlier run with these arguments.
     """
-    where, mesh = objective.where, run.mesh
+    where = objective.where
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"{where}: optimizer must be an optax GradientTransformation, "
+            f"got {type(optimizer).__name__}"
+        )
     lengths = [steps if stage.steps is None else stage.steps for stage in stages]
     total = sum(lengths)
-    same = {"key": key_text(data.key), "evaluate_every": run.evaluate_every} | (config or {})
+    same = {"key": key_text(data.signals.key), "evaluate_every": run.evaluate_every} | (
+        config or {}
+    )
     same |= {"accumulate": run.accumulate, "reduction": run.reduction}
     _check_same_arguments(objective, data, run, same | {"steps": steps})
-    with computing_on(mesh, where):
+    with computing_on(run.mesh, where):
         loop = loop or make_loop(objective, data, optimizer, run.shared)
         with keeping(run.checkpoint, loop, same, data.start) as keeper:
             state = stages[0].enter(loop, loop.start(data.trained))
@@ -72,7 +80,11 @@ def _check_same_arguments(
     """Raise ValueError if the processes of a mesh train with different arguments."""
     processes = processes_of(run.mesh, objective.where)
     if processes.several:  # only then, because hashes take time
-        trees = {"params": data.start.params, "D": data.start.D, "validation": data.validation}
+        trees = {
+            "params": data.start.params,
+            "D": data.start.D,
+            "validation": data.signals.validation,
+        }
         config |= {"patience": run.patience, "model": objective.model}
         config |= {"loss": getattr(objective.loss, "__name__", type(objective.loss).__name__)}
         config |= {name: _forms.digest(tree) for name, tree in trees.items()}

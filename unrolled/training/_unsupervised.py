@@ -33,23 +33,14 @@ from unrolled.layers import (
     ista_params,
     lfista_cp,
 )
-from unrolled.training._fit import check_data
-from unrolled.training._loop import Data, Loop, make_loop
+from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import lasso_loss
 from unrolled.training._mesh import computing_on
-from unrolled.training._objective import (
-    Fit,
-    NonFiniteError,
-    Objective,
-    Progress,
-    Record,
-    Sample,
-    Trained,
-    Tried,
-    split,
-)
+from unrolled.training._objective import Data, Objective, split
 from unrolled.training._options import Run, RunOptions
+from unrolled.training._signals import Signals
 from unrolled.training._stages import Stage, run_stages
+from unrolled.training._types import Fit, NonFiniteError, Progress, Record, Sample, Trained, Tried
 
 __all__ = ["unsupervised"]
 
@@ -146,11 +137,11 @@ def unsupervised(
             f"{checks.meant(str(family), _FAMILIES)}"
         )
     how = Run.of(_NAME, run)
-    key, D, sample, validation = check_data(
-        None, as_dictionary(D, _NAME), Y, key, validation, _NAME, mask
-    )
-    atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
-    problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
+    D = as_dictionary(D, _NAME)
+    signals = Signals.of(D, Y, key, validation=validation, mask=mask, where=_NAME)
+    judged_on = signals.validation[0]
+    atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
+    problem = _Problem(signals._replace(D=atoms), lam, _units(atoms, judged_on))
     if family is None:
         family = "lfista_cp" if isinstance(atoms, Structured) or mask is not None else "bcd"
     if family == "bcd":
@@ -199,10 +190,7 @@ def _units(D: Operator, Y: Array) -> _Units:
 class _Problem(NamedTuple):
     """The data that all runs share."""
 
-    key: Array
-    D: Operator
-    sample: Sample
-    validation: tuple
+    signals: Signals
     lam: float
     units: _Units
 
@@ -210,10 +198,9 @@ class _Problem(NamedTuple):
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
         """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
-        objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
-        parts = split(start, self.D, where=_NAME)
-        data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
-        units = self.units.of(layer, start)._replace(D=parts[0].D)  # its leaves are None
+        objective = Objective.of(_NAME, layer, lasso_loss(self.lam))
+        data = Data.of(objective, start, self.signals)
+        units = self.units.of(layer, start)._replace(D=data.trained.D)  # its leaves are None
         return objective, data, _optimizer(units, self.units.signal**2)
 
 
@@ -243,7 +230,7 @@ def _few_numbers(
     training = problem.training(layer, start)
     loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), how)
     rate = _least(runs).tried.rate
-    enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
+    enter = partial(_entered, start=split(start, problem.signals.D)[0], rate=rate, steps=steps)
     config = {"lam": problem.lam, "steps": steps}
     fit = run_stages(*training, how, steps, [Stage(enter=enter)], config, loop)
     last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
@@ -292,7 +279,7 @@ def _many_numbers(
     how: Run,
 ) -> Fit:
     """Train a layer: one stage from each start, and a last stage from the best start."""
-    wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
+    wholes = {name: split(start, problem.signals.D)[0] for name, start in starts.items()}
 
     def trials(records: Sequence[Record]) -> list[Tried]:
         return [

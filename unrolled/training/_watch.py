@@ -14,8 +14,8 @@ import numpy as np
 from unrolled._base import checks
 from unrolled.networks import exceeds, worse
 from unrolled.training._loop import Loop
-from unrolled.training._objective import Callback, Progress, ends
 from unrolled.training._options import Run
+from unrolled.training._types import Callback, Progress, ends
 
 
 @contextmanager
