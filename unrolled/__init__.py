@@ -12,6 +12,11 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from unrolled._base.interrupts import end_quietly_while_importing
+
+if not TYPE_CHECKING:
+    end_quietly_while_importing()
+
 from unrolled import (
     activations,
     analytic,
