@@ -162,7 +162,7 @@ def prepare(
 
 
 class Made(Result):
-    """The result of training by recipe; pass its field `fit` to `compare.compare`."""
+    """The result of training by recipe; pass its field `fit` to `compare`."""
 
     start: Start  # the result of `prepare`, before training
     fit: Fit  # the result of the training

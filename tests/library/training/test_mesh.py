@@ -265,7 +265,7 @@ adam = optax.adam(1e-2)
 CALLS = {
     "calibrate": lambda Y, X: ur.analytic.calibrate(layer, params, D, Y, X),
     "search": lambda Y, X: ur.training.search(layer, params, D, Y, X, theta=[0.05, 0.1]).loss,
-    "compare": lambda Y, X: ur.compare({"a": (layer, params)}, D, Y, X).curves["a"].nmse,
+    "compare": lambda Y, X: ur.compare({"a": (layer, params)}, D, Y, X)["a"].curve.nmse,
     "fit": lambda Y, X: ur.fit(layer, params, D, (Y, X), optimizer=adam, steps=1, key=0).params,
     "sampler": lambda Y, X: ur.fit(
         layer, params, jax.device_put(D, jax.devices()[0]), ur.problems.resampler(Y, X),
