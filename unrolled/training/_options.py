@@ -56,7 +56,7 @@ def _as_callbacks(callbacks: Any, name: str, where: str) -> tuple:
 
 
 class Run(PlainRun):
-    """How a training proceeds: what `fit`, `curriculum`, `unsupervised` and others take by name.
+    """How a run proceeds: what `fit`, `curriculum`, `unsupervised` and others take by name.
 
     No option but `accumulate` and `reduction` changes the params of a step.
 
