@@ -23,7 +23,6 @@ from unrolled.compare._comparison import (
     Proved,
     Weights,
     coupling,
-    thresholds,
 )
 from unrolled.compare._measure import (
     ClassOf,
@@ -364,6 +363,7 @@ class _Block(NamedTuple):
     silent: bool
     params: Unrolled | None = None  # for given codes, this and all later fields are None
     weights: Weights | None = None
+    thresholds: np.ndarray | None = None
     guarantee: Guarantee | None = None
     proved: Proved | None = None  # also None if codes are not known
     cost: Cost | None = None
@@ -498,18 +498,26 @@ def _blocks(
     proved: list[Any] = [None] * len(Ds)
     if sample.known and not masked:
         proved = proofs(model, method.each(params), Ds, sample.pairs, list(noises))
+    stacked = [stack(p) if p.steps else p for p in method.each(params)]
     return [
         block._replace(
-            params=stack(p) if p.steps else p,
-            weights=model.weights(j) if isinstance(model, Network) else model.weights,
+            params=p,
+            **_of_block(model, j, p),
             guarantee=guarantee,
             proved=share,
             cost=cost,
         )
         for j, (block, p, guarantee, share) in enumerate(
-            zip(_measured(method, paths, sample), method.each(params), certified, proved)
+            zip(_measured(method, paths, sample), stacked, certified, proved)
         )
     ]
+
+
+def _of_block(model: Layer | Network, j: int, params: Unrolled) -> dict[str, Any]:
+    """The thresholds and the weights of a layer, or of block j of a network."""
+    if isinstance(model, Network):
+        return dict(thresholds=model.thresholds(j, params), weights=model.weights(j))
+    return dict(thresholds=model.thresholds(params), weights=model.weights)
 
 
 def _measured(method: _Method, paths: Paths, sample: Sample) -> list[_Block]:
@@ -540,7 +548,7 @@ def _comparison(
     optima = sample.optima[j]
     return Comparison(
         {name: block.curve for name, block in blocks.items()},
-        _without_none({name: thresholds(p) for name, p in params.items()}),
+        _without_none({name: blocks[name].thresholds for name in params}),
         references,
         changes,
         _without_none({n: coupling(blocks[n].weights, p, blocks[n].D) for n, p in params.items()}),

@@ -1,6 +1,7 @@
 """Thresholds, weights and their coupling during the training of a layer, next to theory."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, overload
 
 import numpy as np
@@ -10,7 +11,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table, to_json
-from unrolled.compare._comparison import Coupling, Weights, coupling, step_means, thresholds
+from unrolled.compare._comparison import Coupling, Weights, coupling, step_means
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
@@ -60,10 +61,12 @@ class Evolution:
             )
         layer: Any = self.layer
         layer.check(params, self.D)
-        self._measure(record, params, layer.weights)
+        self._measure(record, params, layer.thresholds, layer.weights)
 
-    def _measure(self, record: Any, params: Unrolled, weights: Weights | None) -> None:
-        """Append the measurements of checked params, with the `weights` of the layer."""
+    def _measure(
+        self, record: Any, params: Unrolled, thresholds: Any, weights: Weights | None
+    ) -> None:
+        """Append the measurements of checked params, by functions of the layer."""
         params = stack(params) if params.steps else params
         theta, expected = thresholds(params), getattr(self.prediction, "theta", None)
         if expected is not None and theta is not None and len(theta) != len(expected):
@@ -209,7 +212,8 @@ class ChainEvolution:
         """Append the measurements of the params of every layer."""
         self.network.check(params, [layer.D for layer in self.layers])
         for j, (layer, p) in enumerate(zip(self.layers, params)):
-            layer._measure(record, p, self.network.weights(j))
+            thresholds = partial(self.network.thresholds, j)
+            layer._measure(record, p, thresholds, self.network.weights(j))
 
     def __repr__(self) -> str:
         """The tables, cut to the size of the screen."""

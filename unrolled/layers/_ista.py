@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import program
@@ -14,7 +13,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting, Recipe, penalties
 from unrolled.layers._records import Gamma, Shape, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
-from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
+from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz, with_step_size
 from unrolled.records import option
 
 __all__ = [
@@ -50,10 +49,7 @@ def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unroll
         [0.025 0.025]
     """
     lam = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
-    params, usable = _ista_params(D, lam, depth)
-    if not checks.may_hold(usable):
-        lipschitz(D, where)  # raises with the reason
-    return params
+    return with_step_size(_ista_params(D, lam, depth), D, where)
 
 
 @program("depth")
@@ -142,7 +138,7 @@ class fista(FromISTA, Shrinking):
     """
 
     forms = ista.forms
-    recipe = ista.recipe
+    recipe = ista.recipe._replace(without_codes=(3e-4, 1e-3, 2e-3, 5e-3))
     starts_from_theory = True
     weights = ista.weights
 

@@ -22,6 +22,7 @@ from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
 from unrolled.training._unsupervised import *
+from unrolled.training._unsupervised import family_without_codes, has_recipe
 from unrolled.training._weights import *
 
 _offer(

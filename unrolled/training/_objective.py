@@ -26,7 +26,7 @@ from unrolled.dictionaries import (
     shared_part,
     signal_axes,
 )
-from unrolled.layers import Fixed, Layer, Unrolled, fold_thresholds
+from unrolled.layers import Layer, Unrolled, fold_thresholds, is_trained
 from unrolled.networks import Network, codes_of_ista, exceeds
 
 __all__ = [
@@ -280,13 +280,9 @@ def trainable(params: Params) -> Any:
 def _marks(params: Params) -> Any:
     """The function `trainable` under another name, because an option has the name `trainable`."""
 
-    def is_fixed(node):
-        return isinstance(node, Fixed)
-
-    def mark(node):
-        return jax.tree.map(lambda leaf: not is_fixed(node) and is_float(leaf), node)
-
-    return jax.tree.map(mark, params, is_leaf=is_fixed)
+    return jax.tree.map(
+        lambda trained, leaf: trained and is_float(leaf), is_trained(params), params
+    )
 
 
 def is_float(leaf: Any) -> bool:

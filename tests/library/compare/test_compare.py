@@ -762,6 +762,18 @@ def test_products_with_all_blocks_of_a_dictionary_are_one_product(atoms, expecte
     assert ur.compare.products(layer, layer.init(None, D), D, D[:, 0]) == expected
 
 
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [(ur.layers.vamp_bg(16), 33), (ur.layers.tista(16), 32)],
+)
+def test_products_without_the_signal_are_made_once(layer, expected):
+    """y U once, and two products a step; the energy of D takes none."""
+    D = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 8)
+    params = layer.init(None, ur.dictionaries.dense(D))
+    D = D if layer.family == "tista" else ur.dictionaries.dense(D)
+    assert ur.compare.products(layer, params, D, np.ones(D.shape[0])) == expected
+
+
 def test_what_codes_rebuild_and_cost(unknown, problem):
     given, found = unknown
     D, Y, _ = (np.asarray(A) for A in problem)
