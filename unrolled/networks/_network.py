@@ -94,9 +94,9 @@ class Network(Interned):
         """The `weights` of block j, as in `Layer`; None for a block without weights."""
         return None
 
-    def thresholds(self, j: int, params: Unrolled) -> np.ndarray | None:
-        """The `thresholds` of stacked params of block j, as in `Layer`."""
-        return mean_thresholds(params.steps)
+    def thresholds(self, j: int) -> Callable[[Unrolled], np.ndarray | None]:
+        """The `thresholds` of block j, as in `Layer`."""
+        return lambda params: mean_thresholds(params.steps)
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         """The usual initial params, a tuple with one entry per block."""
@@ -189,8 +189,8 @@ class dsc(Network):
     def weights(self, j):
         return self.layers[j].weights
 
-    def thresholds(self, j, params):
-        return self.layers[j].thresholds(params)
+    def thresholds(self, j):
+        return self.layers[j].thresholds
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         Ds = chain_of(self, Ds, len(self.layers))
