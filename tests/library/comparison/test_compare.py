@@ -800,7 +800,7 @@ def test_products_without_the_code_are_made_once(layer):
     D = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 8)
     A = ur.dictionaries.dense(D)
     D = D if layer.family == "tista" else A
-    assert ur.compare.products(layer, layer.init(None, A), D, np.ones(D.shape[0])) == 33
+    assert ur.comparison.products(layer, layer.init(None, A), D, np.ones(D.shape[0])) == 33
 
 
 def test_what_codes_rebuild_and_cost(unknown, problem):
