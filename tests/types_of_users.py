@@ -30,9 +30,9 @@ assert_type(ur.training.Checkpoint("folder"), ur.training.Checkpoint)
 assert_type(ur.pursuit.lasso(D, Y[0], lam=0.1).x, jax.Array)
 
 methods = {"start": (layer, params)}
-comparison: ur.compare.Comparison = ur.compare(methods, D, Y, X)
-assert_type(ur.compare(methods, D, Y, X), ur.compare.Comparison)
-assert_type(ur.compare(methods, (D, X.T), Y), ur.compare.ChainComparison)
+comparison: ur.comparison.Comparison = ur.compare(methods, D, Y, X)
+assert_type(ur.compare(methods, D, Y, X), ur.comparison.Comparison)
+assert_type(ur.compare(methods, (D, X.T), Y), ur.comparison.ChainComparison)
 assert_type(ur.lasso(D, Y[0], lam=0.1).x, jax.Array)
 assert_type(ur.gaussian(0, 8, 12), jax.Array)
 assert_type(ur.load("weights.npz"), ur.training.Restored)

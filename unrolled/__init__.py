@@ -20,6 +20,7 @@ if not TYPE_CHECKING:
 from unrolled import (
     activations,
     analytic,
+    comparison,
     dictionaries,
     dictionary_learning,
     export,
@@ -38,6 +39,7 @@ from unrolled import (
 from unrolled._base import missing, text
 from unrolled.activations import shrink, soft_threshold
 from unrolled.analytic import calibrate
+from unrolled.comparison import compare
 from unrolled.dictionaries import gaussian
 from unrolled.layers import alista, lfista_cp, lista, lista_cp
 from unrolled.networks import dsc
@@ -50,11 +52,8 @@ from unrolled.training import restore as load
 if TYPE_CHECKING:
     from unrolled import app, nnx, vision  # at run time these modules are imported on first use
     from unrolled import sklearn as sklearn
-    from unrolled.compare import called as compare  # a module that can be called
 
     __version__: str
-else:
-    from unrolled import compare
 
 __all__ = [
     "activations",
@@ -64,6 +63,7 @@ __all__ = [
     "calibrate",
     "certify",
     "compare",
+    "comparison",
     "dictionaries",
     "dictionary_learning",
     "dsc",
