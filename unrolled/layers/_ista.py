@@ -13,7 +13,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting, Recipe, penalties
 from unrolled.layers._records import Gamma, Shape, Theta, Unrolled, magnitude
 from unrolled.layers._shrinking import Coupled, FromISTA, Shrinking
-from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz, with_step_size
+from unrolled.pursuit import Momentum, State, fista_step, ista_step, lipschitz
 from unrolled.records import option
 
 __all__ = [
@@ -48,15 +48,23 @@ def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unroll
         >>> print(ur.layers.ista_params(2 * jnp.eye(3), 0.1, 2, "caller").steps.theta.round(3))
         [0.025 0.025]
     """
-    lam = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
-    return with_step_size(_ista_params(D, lam, depth), D, where)
+    with np.errstate(over="ignore"):
+        weight = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
+    params, usable = _ista_params(D, weight, depth)
+    if not checks.may_hold(usable):
+        lipschitz(D, where)  # raises unless lam is the reason
+        raise ValueError(
+            f"{where}: lam is {lam}, and the threshold lam / norm(D)^2 is infinite in {D.dtype}"
+        )
+    return params
 
 
 @program("depth")
 def _ista_params(D: Dictionary, lam: ArrayLike, depth: int) -> tuple[Unrolled, Array]:
     L = lipschitz(D, "ista_params")
     gamma = jnp.full(depth, 1 / L, D.dtype)
-    return Unrolled(None, StepAndThreshold(gamma, gamma * lam)), (L > 0) & (1 / L > 0)
+    usable = (L > 0) & (1 / L > 0) & jnp.isfinite(lam / L).all()
+    return Unrolled(None, StepAndThreshold(gamma, gamma * lam)), usable
 
 
 class ista(Coupled, FromISTA, Shrinking):

@@ -91,7 +91,7 @@ class Problem(Record):
         default=None, least=1, help="condition number of an ill_conditioned D (default 10)"
     )
     dictionary_seed: int | None = option(
-        default=None, least=0, help="seed of a generated D (default 0)"
+        default=None, least=0, most=2**32 - 1, help="seed of a generated D (default 0)"
     )
     signals: str = option(
         default=PLANTED,
@@ -220,7 +220,9 @@ class Config(Record):
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
     seed: int = option(
-        default=0, least=0, help="seed of all random numbers except those of the dictionary"
+        default=0,
+        check=checks.as_seed,
+        help="seed of all random numbers except those of the dictionary",
     )
     problem: Problem = option()
     model: Model | tuple[Model, ...] = option()  # a tuple for a chain
