@@ -5,7 +5,7 @@ The method runs in float64 on the host; threads share the signals.
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,13 +28,12 @@ from unrolled.dictionaries import (
 from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._lasso import Lasso, one_penalty
-from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
+from unrolled.pursuit._many import Answers, Units, on_the_host, operands_of_many, share
 from unrolled.pursuit._problem import (
     Pursuit,
     StaticPart,
     fixed_norm,
     flat_code,
-    least_of,
     one_by_one,
     run,
 )
@@ -47,10 +46,14 @@ __all__ = ["lasso_batch"]
 # nonzeros and takes about min(m, d)^2 d products.
 _CHUNK, _FEWEST = 256, 16
 _PRODUCTS = 2**30
+# The methods. With `GRAM`, all signals share D'D; with `SETS`, a signal has the Gram matrix of its
+# working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
+# and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
+GRAM, SETS = "gram", "working sets"
+FEW, GRAMS, LARGEST = 512, 0, 8192
 # A constraint counts as met if its violation, relative to the product of the norms of the atom and
 # the signal, is at most this value.
 _SLACK = 1e-11
-_LARGEST = np.finfo(float).max
 
 
 def lasso_batch(
@@ -140,10 +143,15 @@ def lasso_batch(
     )
     if block_of(D) > 1:
         return _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
-    host = partial(lasso_of_rows, dtype=np.dtype(dtype), **options)
     weight = as_rows(spread(D, flat_code(D, weight)))
-    operands = dense(D), signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
-    return on_the_host(host, operands, D.shape[1], dtype, grid)
+    operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
+    how = _method(D, weight, n, where)
+    host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), **options)
+    if how == SETS:
+        host = partial(_by_sets, dtype=np.dtype(dtype), **options)
+    whole: Any = D if how == SETS and checks.is_concrete((D, operands)) else dense(D)
+    result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid)
+    return result.replace(how=how)
 
 
 def _by_parts(
@@ -197,6 +205,30 @@ def _together(
     return jax.vmap(one, axes)(D, Y, lam, start)
 
 
+def _method(D: Operator, lam: Any, n: int, where: str) -> str:
+    """The method for n signals: `GRAM`, or `SETS` if D is large or the signals are few.
+
+    Raises:
+        ValueError: some atoms have no penalty, so that only `GRAM` would do, and D is too large.
+    """
+    d = D.shape[1]
+    free = checks.is_concrete(lam) and not np.asarray(lam).all()
+    if free and d > LARGEST:
+        raise ValueError(
+            f"{where}: D has {d} atoms and some of them have lam 0; expected at most {LARGEST} "
+            "atoms with free ones, try a small lam, or lasso under vmap"
+        )
+    many = d <= FEW or d * d <= GRAMS * n
+    return GRAM if free or (many and d <= LARGEST) else SETS
+
+
+def _by_sets(*operands: Any, **options: Any) -> Answers:
+    """`lasso_by_sets`, whose file imports numba."""
+    from unrolled.pursuit import _working_sets
+
+    return _working_sets.lasso_by_sets(*operands, **options)
+
+
 def lasso_of_rows(
     D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
     nonnegative=False, max_steps=10_000,
@@ -220,8 +252,8 @@ def lasso_of_rows(
         return answers
     a = int(host_exponent(D))
     near = np.ldexp(D, -a)
-    ridge = min(float(np.ldexp(float(l2), -2 * a)), _LARGEST)
-    units = Units(Y, lam, start, masks, np.dtype(dtype), a, D.any(0), np.abs(near).max(0))
+    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, np.abs(near).max(0))
+    ridge = units.ridge
     problem = _active_set.problem_of(near, ridge, nonnegative)
     levels: dict[bytes, float] = {}
 
@@ -251,76 +283,6 @@ def lasso_of_rows(
 
     share(work, len(Y), _chunk(D.shape))
     return answers
-
-
-class Units(NamedTuple):
-    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
-
-    Y: np.ndarray
-    lam: np.ndarray
-    start: np.ndarray | None
-    masks: np.ndarray | None
-    dtype: np.dtype  # of the codes
-    a: int
-    used: np.ndarray  # (d,), whether the atom is not zero
-    sizes: np.ndarray  # (d,), the largest entries of the scaled atoms
-
-    @property
-    def digits(self) -> int:
-        """The binary digits of an entry of a code."""
-        return int(jnp.finfo(self.dtype).nmant) + 1
-
-    @property
-    def finest(self) -> int:
-        """The exponent of the smallest number of the dtype."""
-        return int(jnp.finfo(self.dtype).minexp) - self.digits + 1
-
-    def signals(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Some signals, divided by 2^b; b, (n, 1); and the masks if every signal has its own."""
-        y, known = rows_of(self.Y, rows, self.dtype, "lasso_batch"), self.masks
-        if known is not None:
-            known = known if known.ndim == 1 else known[rows]
-            y = np.where(known, y, 0)
-        b = host_exponent(y, 1)
-        return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
-
-    def penalties(
-        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
-    ) -> np.ndarray:
-        """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
-        lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
-        with np.errstate(invalid="ignore", over="ignore"):
-            if relative:
-                top = products if nonnegative else np.abs(products)
-                return lam * np.maximum(top.max(1, keepdims=True), 0)
-            return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
-
-    def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
-        """The indices of the signals that get a code.
-
-        An atom that is below the range in these units may belong to the code if its penalty is also
-        below the range. Then the signal gets no code.
-        """
-        range_of = wide_dtype(self.dtype), np.dtype(float)
-        least = max(least_of(range_of[0]), math.sqrt(least_of(range_of[1])))  # D'D has squares
-        lost = self.used & (self.sizes < least)
-        finite = np.isfinite(y).all(1) & np.isfinite(lam).all(1)
-        return np.flatnonzero(finite & ~(lost & (lam < least)).any(1) if lost.any() else finite)
-
-    def starts(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-        """The codes to start from, scaled."""
-        if self.start is None:
-            return None
-        return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
-
-    def store(self, answers, rows, b, tol, x, gap, residual, steps) -> None:
-        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
-        with np.errstate(over="ignore"):
-            codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
-        gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
-        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol
-        for field, values in zip(answers, fields):
-            field[rows] = values
 
 
 def gap_beside_free_atoms(

@@ -65,6 +65,9 @@ class Pursuit(Result):
     residual: Array  # () norm(y - D x) of the returned x
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
+    how: str = ""  # the method that `lasso_batch` chose: "gram", "working sets" or "fista"
+
+    _static = ("how",)
 
 
 class DeepPursuit(Result):
