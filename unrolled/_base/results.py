@@ -36,14 +36,12 @@ class Result:
     """
 
     _fields: ClassVar[tuple[str, ...]]  # the names, in their order
-    _static: ClassVar[tuple[str, ...]] = ()  # the fields that are no arrays, part of the structure
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
         cls._fields = tuple(field.name for field in dataclasses.fields(made))
-        arrays = [name for name in cls._fields if name not in cls._static]
-        jax.tree_util.register_dataclass(cls, arrays, cls._static)
+        jax.tree_util.register_dataclass(cls, cls._fields, ())
 
     def replace(self, **changes: Any) -> Self:
         """A copy of the result with new values of some fields.

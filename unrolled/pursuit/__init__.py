@@ -28,11 +28,12 @@ from unrolled.pursuit._multilayer import *
 from unrolled.pursuit._omp import *
 from unrolled.pursuit._omp import match
 from unrolled.pursuit._problem import *
+from unrolled.pursuit._sparse import SparseCodes
 from unrolled.pursuit._splitting import *
 
 _offer(
     __name__,
-    results="Constrained DeepPursuit Layered Path Pursuit",
+    results="Constrained DeepPursuit Layered Path Pursuit SparseCodes",
     own="Momentum PURSUITS State extrapolated fista_step half_quadratic_step ista_step "
     "lipschitz ml_ista_step register sweep",
 )

@@ -37,6 +37,7 @@ from unrolled.pursuit._problem import (
     one_by_one,
     run,
 )
+from unrolled.pursuit._sparse import Collected, check_out
 
 __all__ = ["lasso_batch"]
 
@@ -50,7 +51,7 @@ _PRODUCTS = 2**30
 # working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
 # and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
 GRAM, SETS = "gram", "working sets"
-FEW, GRAMS, LARGEST = 512, 0, 8192
+FEW, GRAMS, LARGEST = 512, 8192, 8192
 # A constraint counts as met if its violation, relative to the product of the norms of the atom and
 # the signal, is at most this value.
 _SLACK = 1e-11
@@ -68,6 +69,8 @@ def lasso_batch(
     start: ArrayLike | None = None,
     max_steps: int = 10_000,
     mask: ArrayLike | None = None,
+    sparse: bool = False,
+    out: np.ndarray | None = None,
 ) -> Pursuit:
     r"""`lasso` for many signals with one dictionary, by an active set method.
 
@@ -75,20 +78,27 @@ def lasso_batch(
         \quad \text{for every row } y \text{ of } Y.
 
     The method moves towards the minimiser and stops at the first code whose duality gap, computed
-    in float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
+    in float64, is at most tol. If D has few atoms for the number of signals, all signals share the
+    matrix D'D (`how` of the result is "gram"). Otherwise (`how` is "working sets") all signals of a
+    block go through the same rounds: one product of all residuals with D gives the gap of every
+    signal and the atoms that violate their constraints, and each signal is then minimised over its
+    own tens of atoms. No matrix D'D is formed, and structured dictionaries and arrays on an
+    accelerator are used only through products r @ D, which run where the arrays are, and single
+    columns. The products may run in float32: the gap allows for their rounding errors. The rest of
+    the method runs on the host, compiled by numba: the first call takes seconds
     unless an earlier process has saved the machine code. The function is traceable. For a
     derivative, use `lasso` under `vmap`. If the codes of D come in parts, `lasso_batch` itself runs
     `lasso` under `vmap`. Then |x_i| is the norm of a part, the gap has the precision of the dtype,
     and `steps` counts steps of FISTA.
 
     Args:
-        D: (m, d). Structured dictionaries without parts are converted to matrices; if the matrix
-            would be too large, use `lasso` under `vmap`.
+        D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
+            the number of signals, or if an argument is traced.
         Y: (batch, m). Y may also be a batch of signal grids of a `Conv` (the codes then have the
             shape `D.code_grid`), of complex signals of a `Complex` D, or of signals of a `Joint` D
             (the codes then have the same form as the signals). The batch may be empty. If Y comes
             from `np.load(path, mmap_mode="r")`, the function reads Y in chunks and returns the same
-            codes. All codes must fit in memory; to write codes to a file, use `unrolled encode`.
+            codes.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
             signal (batch, 1), or one per signal and atom (batch, d). If codes come in parts, lam
             has one number per part instead of one per atom.
@@ -101,6 +111,11 @@ def lasso_batch(
         mask: array of bool, in the shape of Y or (m,) for all signals, True where an entry is
             known. The codes fit only the known entries, as with `dictionaries.Masked`; unknown
             entries may be NaN. `ratio`, `gap` and `residual` then refer to the known entries.
+        sparse: whether `x` is a record with the indices and the values of the nonzeros, and the
+            methods `dense()`, `scipy()` and `D @ x`. Only the nonzeros of finished codes are in
+            memory.
+        out: numpy array (batch, d) in the dtype of the codes, such as a memmap, to write the codes
+            into; `x` is this array.
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves. The code has
@@ -113,9 +128,11 @@ def lasso_batch(
         largest entries of D and of the signal.
 
     Raises:
-        TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
+        TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape, or if
+            D has more than 8,192 atoms and some of them have no penalty.
 
-    Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
+    Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Massias,
+    Gramfort, Salmon (2018) for working sets.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -141,17 +158,23 @@ def lasso_batch(
     options: dict[str, Any] = dict(
         relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps
     )
+    into = _destination(D, signals, sparse, out, dtype, grid, where)
     if block_of(D) > 1:
-        return _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
+        result = _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
+        if into is None:
+            return result
+        into[np.arange(n)] = np.asarray(result.x)
+        return result.replace(x=into.codes() if sparse else into)
     weight = as_rows(spread(D, flat_code(D, weight)))
     operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
     how = _method(D, weight, n, where)
-    host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), **options)
+    host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), into=into, **options)
     if how == SETS:
-        host = partial(_by_sets, dtype=np.dtype(dtype), **options)
+        host = partial(_by_sets, dtype=np.dtype(dtype), into=into, **options)
     whole: Any = D if how == SETS and checks.is_concrete((D, operands)) else dense(D)
-    result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid)
-    return result.replace(how=how)
+    result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, into)
+    object.__setattr__(result, "how", how)  # of a frozen record
+    return result
 
 
 def _by_parts(
@@ -205,6 +228,24 @@ def _together(
     return jax.vmap(one, axes)(D, Y, lam, start)
 
 
+def _destination(
+    D: Operator, Y: Any, sparse: bool, out: Any, dtype: np.dtype, grid: Any, where: str
+) -> Any:
+    """Where to write the codes: `out`, an object that keeps the nonzeros, or None."""
+    sparse, shape = checks.as_bool(sparse, "sparse", where), (len(Y), D.shape[1])
+    if not sparse and out is None:
+        return None
+    if sparse and out is not None:
+        raise ValueError(f"{where}: expected one of sparse and out, got both")
+    checks.on_host((D, Y), where, "an argument of a call with sparse or out")
+    if grid is not None:
+        raise ValueError(
+            f"{where}: sparse and out need flat signals, got Y with shape {np.shape(Y)} after the "
+            f"signals were flattened; expected (batch, {D.shape[0]})"
+        )
+    return Collected(*shape, np.dtype(dtype)) if sparse else check_out(out, shape, dtype, where)
+
+
 def _method(D: Operator, lam: Any, n: int, where: str) -> str:
     """The method for n signals: `GRAM`, or `SETS` if D is large or the signals are few.
 
@@ -231,7 +272,7 @@ def _by_sets(*operands: Any, **options: Any) -> Answers:
 
 def lasso_of_rows(
     D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
-    nonnegative=False, max_steps=10_000,
+    nonnegative=False, max_steps=10_000, into=None,
 ):  # fmt: skip
     """The codes of the rows of Y, with the gap and the residual of the codes as they are returned.
 
@@ -242,10 +283,11 @@ def lasso_of_rows(
         dtype: the dtype of the codes.
         relative: whether lam is a ratio to lam_max of every signal.
         tol, nonnegative, max_steps: as in `lasso_batch`.
+        into: array to write the codes into; None for a new one.
     """
     from unrolled.pursuit import _active_set  # imports numba
 
-    answers = Answers.empty(len(Y), D.shape[1], dtype)
+    answers = Answers.empty(len(Y), D.shape[1], dtype, into)
     D = np.asarray(D, float)
     D = D if masks is None or masks.ndim > 1 else D * masks[:, None]
     if not (np.isfinite(D).all() and D.any()):

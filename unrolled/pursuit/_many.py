@@ -17,6 +17,7 @@ from unrolled._base.threads import threads
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, as_flat
 from unrolled.pursuit import _problem
 from unrolled.pursuit._problem import Grid, Pursuit, least_of
+from unrolled.pursuit._sparse import Collected
 
 _LARGEST = np.finfo(float).max
 
@@ -42,18 +43,21 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
 class Answers(NamedTuple):
     """The fields of `Pursuit` for many signals, as arrays of numpy."""
 
-    x: np.ndarray  # (n, d)
+    x: Any  # (n, d), an array or `Collected`
     gap: np.ndarray  # (n,)
     residual: np.ndarray
     steps: np.ndarray
     converged: np.ndarray
 
     @classmethod
-    def empty(cls, n: int, d: int, dtype: np.dtype) -> "Answers":
-        """Zero codes whose gaps are infinite."""
+    def empty(cls, n: int, d: int, dtype: np.dtype, into: Any = None) -> "Answers":
+        """Zero codes whose gaps are infinite; the codes go into an array if it is given."""
         steps = np.zeros(n, jax.dtypes.canonicalize_dtype(int))
         gap, residual = np.full(n, np.inf, dtype), np.full(n, np.nan, dtype)
-        return cls(aligned((n, d), dtype), gap, residual, steps, np.zeros(n, bool))
+        x = aligned((n, d), dtype) if into is None else into
+        if isinstance(x, np.ndarray) and into is not None:
+            x[:] = 0
+        return cls(x, gap, residual, steps, np.zeros(n, bool))
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -65,7 +69,12 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def on_the_host(
-    host: Callable[..., Answers], operands: tuple, d: int, dtype: np.dtype, grid: Grid = None
+    host: Callable[..., Answers],
+    operands: tuple,
+    d: int,
+    dtype: np.dtype,
+    grid: Grid = None,
+    into: Any = None,
 ) -> Pursuit:
     """The codes of the signals, computed by a function of numpy, also within a compiled program.
 
@@ -75,6 +84,7 @@ def on_the_host(
         d: the length of a code.
         dtype: the dtype of the codes, the gaps and the residuals.
         grid: the form of a code, as `operands_of_many` returns it.
+        into: the caller's array, into which the host writes the codes.
     """
 
     def answers(*operands):
@@ -82,6 +92,9 @@ def on_the_host(
 
     if checks.is_concrete(operands):
         x, *rest = answers(*operands)
+        if isinstance(x, Collected):
+            codes: Any = x.codes()
+            return Pursuit(codes, *map(jax.device_put, rest))
     else:
         n = len(operands[1])
         shapes = jax.tree.map(
@@ -91,7 +104,8 @@ def on_the_host(
         x, *rest = jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
     if grid is not None:
         x = grid(x) if callable(grid) else x.reshape(-1, *grid)
-    return Pursuit(*map(jax.device_put, (x, *rest)))
+    given = into is not None
+    return Pursuit(x if given else jax.device_put(x), *map(jax.device_put, rest))
 
 
 def _in_numpy(v: Any) -> Any:

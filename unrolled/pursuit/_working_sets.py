@@ -111,11 +111,11 @@ class Task(NamedTuple):
 
 def lasso_by_sets(
     D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
-    nonnegative=False, max_steps=10_000,
+    nonnegative=False, max_steps=10_000, into=None,
 ):  # fmt: skip
     """`lasso_of_rows` by working sets; D may be a dictionary of any kind, or on a device."""
     (m, d), wide = D.shape, wide_dtype(D.dtype)
-    answers, terms = Answers.empty(len(Y), d, dtype), m + 2
+    answers, terms = Answers.empty(len(Y), d, dtype, into), m + 2
     if isinstance(D, np.ndarray):
         if not (np.isfinite(D).all() and D.any()):
             return answers
