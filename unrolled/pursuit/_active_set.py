@@ -1,4 +1,4 @@
-r"""The LASSO and orthogonal matching pursuit of many signals in one dictionary, compiled by numba.
+r"""The LASSO of many signals in one dictionary, compiled by numba.
 
 For each signal, the LASSO code minimises, over all codes or over codes x >= 0,
 
@@ -14,8 +14,7 @@ An atom that is linearly dependent on the active atoms replaces one of them.
 
 This file imports numba, so other files import this file only inside functions.
 
-Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Rubinstein,
-Zibulevsky, Elad (2008) for the pursuit.
+Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 """
 
 import ctypes
@@ -122,49 +121,13 @@ def minimise(
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
     squares, vectors, lists = _workspace(m, d)
-    _entry(_many)(
+    _entry(_many, _MANY)(
         *map(_operand, (*floats, first, known)),
         *map(_pointer, (*result, squares, vectors, lists)),
         *(n, m, d, lam.shape[1], len(first), len(known), moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol),
     )
     return result
-
-
-def match(
-    problem: Problem,
-    Y: np.ndarray,
-    products: np.ndarray,
-    favour: np.ndarray,
-    most: int,
-    least: float,
-    by_fit: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes (n, d) by matching pursuit, their numbers of atoms (n,), and rounding errors (n,).
-
-    The rounding error is the squared norm of the part of the residual in the span of the atoms.
-
-    Args:
-        problem: the problem of the dictionary, without l2.
-        Y, products: signals near 1, (n, m), and Y D, (n, d).
-        favour: (d,), factors by which |d_i . r| is multiplied in the choice of an atom.
-        most: maximum number of atoms in a code.
-        least: the correlation of a normalised atom with the residual counts as zero if it is below
-            this share of the norm of the signal. An atom counts as dependent if its squared
-            distance from the span of the chosen atoms is below the larger of this share and
-            `_DEPENDENT`, times its squared norm.
-        by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
-            `favour`.
-    """
-    (m, d), n = problem.D.shape, len(Y)
-    x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
-    operands = (problem.gram, problem.inverse, Y, products, favour)
-    _entry(_matched)(
-        *map(_operand, operands),
-        *map(_pointer, (x, inside, counts, *_workspace(m, d))),
-        *(n, m, d, most, least, by_fit),
-    )
-    return x, counts, inside
 
 
 def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,7 +140,12 @@ def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 _FLOATS, _INTEGERS = types.CPointer(types.float64), types.CPointer(types.int64)
-_KINDS: dict[np.dtype, Any] = {np.dtype(float): ctypes.c_double, np.dtype(np.int64): ctypes.c_int64}
+_KINDS: dict[np.dtype, Any] = {
+    np.dtype(np.float32): ctypes.c_float,
+    np.dtype(np.float64): ctypes.c_double,
+    np.dtype(np.int32): ctypes.c_int32,
+    np.dtype(np.int64): ctypes.c_int64,
+}
 
 
 def _operand(array: np.ndarray) -> Any:
@@ -191,28 +159,22 @@ def _pointer(array: np.ndarray) -> Any:
 
 
 @functools.cache
-def _entry(function: Callable) -> Callable:
+def _entry(function: Callable, signature: Any) -> Callable:
     """The compiled function; its machine code is cached on disk if the folder is writable.
 
     The compiled function takes pointers and converts them to arrays without reference counts,
     because counting would take as long as the arithmetic of a code with few nonzeros.
     """
     try:
-        return cfunc(_SIGNATURES[function.__name__], cache=True)(function).ctypes
+        return cfunc(signature, cache=True)(function).ctypes
     except (RuntimeError, OSError):
-        return cfunc(_SIGNATURES[function.__name__])(function).ctypes
+        return cfunc(signature)(function).ctypes
 
 
-_SIGNATURES = {
-    "_many": types.void(
-        *[_FLOATS] * 12, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
-        *[types.int64] * 9, types.float64, types.boolean, types.float64,
-    ),
-    "_matched": types.void(
-        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64,
-        types.boolean,
-    ),
-}  # fmt: skip
+_MANY = types.void(
+    *[_FLOATS] * 12, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
+    *[types.int64] * 9, types.float64, types.boolean, types.float64,
+)  # fmt: skip
 
 
 @_compiled
@@ -478,87 +440,6 @@ def _constraint(value, lam, nonnegative):
     if nonnegative:
         return 1.0
     return np.sign(value) if lam > 0 else 0.0
-
-
-# Matching pursuit
-
-
-def _matched(
-    gram, inverse, Y, products, favour, X, inside, counts, squares, vectors, lists, n, m, d, most,
-    least, by_fit,
-):  # fmt: skip
-    """The compiled part of `match`."""
-    gram, inverse, favour = carray(gram, (d, d)), carray(inverse, (d,)), carray(favour, (d,))
-    Y, products, X = carray(Y, (n, m)), carray(products, (n, d)), carray(X, (n, d))
-    inside, counts = carray(inside, (n,)), carray(counts, (n,))
-    work, own = _arrays(squares, vectors, lists, m, d)
-    for i in range(n):
-        counts[i] = _atom_by_atom(
-            (gram, inverse, favour, by_fit), Y[i], products[i], most, least, work, own, X[i]
-        )
-        inside[i] = _in_span(work, counts[i])
-
-
-@_compiled
-def _atom_by_atom(shared, y, products, most, least, work, own, out):
-    """Compute the code of a signal; return its number of atoms."""
-    gram, inverse, favour, by_fit = shared
-    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    full, along, _, apart, inside, fresh = own  # apart: squared distances from the active atoms
-    energy, k, depends = 0.0, 0, max(least, _DEPENDENT)
-    for value in y:
-        energy += value**2
-    inside[:] = 0
-    for i in range(len(full)):
-        apart[i] = gram[i, i]
-    while k < most:
-        _subtract(full, products, gram, atoms, x, k, len(full))
-        best, entering = 0.0, -1
-        for i in range(len(full)):
-            size = abs(full[i]) * favour[i]
-            if by_fit:
-                far = apart[i] > depends * gram[i, i]
-                size = abs(full[i]) / math.sqrt(apart[i]) if far else 0.0
-            if size > best and not inside[i]:
-                best, entering = size, i
-        if entering < 0 or abs(full[entering]) * inverse[entering] <= least * math.sqrt(energy):
-            break
-        fresh[0] = entering
-        _join(work, gram, products, along, inverse, fresh, 1, inside, k)
-        pivot = _border(A, M, u, order, k)
-        if pivot <= depends * A[k, k]:
-            break
-        if by_fit:
-            _subtract(along, gram[entering], gram, atoms, u, k, len(full))
-            for i in range(len(full)):
-                apart[i] -= along[i] ** 2 / pivot
-        x[k] = full[entering] / pivot
-        for i in range(k):
-            x[i] -= x[k] * u[i]
-        _extend(M, u, pivot, k)
-        k += 1
-    for _ in range(2):  # to correct the rounding errors so far
-        _subtract(g, b, A, order, x, k, k)
-        change[:k] = 0
-        _subtract(change, change, M, order, g, k, k)
-        for i in range(k):
-            x[i] -= change[i]
-    for i in range(k):
-        out[atoms[i]] = x[i]
-    return k
-
-
-@_compiled
-def _in_span(work, k):
-    """The squared norm of the part of y - D x that is in the span of the k active atoms."""
-    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    _subtract(g, b, A, order, x, k, k)
-    change[:k] = 0
-    _subtract(change, change, M, order, g, k, k)
-    squares = 0.0
-    for i in range(k):
-        squares -= g[i] * change[i]
-    return max(squares, 0.0)
 
 
 # The working set, and the inverse Gram matrix of its active atoms
