@@ -155,6 +155,7 @@ def _operand(array: np.ndarray) -> Any:
 
 def _pointer(array: np.ndarray) -> Any:
     """A pointer to the first entry of a numpy array; the pointer keeps the array alive."""
+    assert array.flags.c_contiguous
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 

@@ -12,6 +12,7 @@ from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.threads import threads
 from unrolled.dictionaries import Dictionary, Operator, Structured, block_of, column_norms, dense
+from unrolled.pursuit._derivative import Conditions, with_derivative
 from unrolled.pursuit._lasso_batch import BLOCK, in_chunks, operands_of_many
 from unrolled.pursuit._omp import is_by_fit, most_atoms, negligible
 from unrolled.pursuit._problem import Pursuit
@@ -112,7 +113,12 @@ def omp_batch(
 
     def solved(Y: Array, rows: slice | None) -> Pursuit:
         V: Any = weights[rows] if rows and np.ndim(weights) == 2 else weights  # type: ignore[index]
-        x, *rest = _on_the_host(host, (D, Y) if V is None else (D, Y, V), dtype, d)
+        fixed = jax.lax.stop_gradient((D, Y) if V is None else (D, Y, V))
+        x, *rest = _on_the_host(host, fixed, dtype, d)
+        if not checks.is_concrete((D, Y, V)):
+            known = Y if V is None else jnp.where(jnp.asarray(V) > 0, Y, 0)
+            V = None if V is None else jnp.broadcast_to(jnp.asarray(V), Y.shape)
+            x = with_derivative(x, Conditions(D, known, V=V))
         if grid is not None:
             x = grid(x) if callable(grid) else x.reshape(-1, *grid)
         return Pursuit(x, *rest)
@@ -151,7 +157,9 @@ class Atoms:
         remote = isinstance(D, jax.Array) and D.devices().pop().platform != "cpu"
         small = self.shape[0] * self.shape[1] <= _MATRIX
         if as_matrix or small or not (remote or isinstance(D, Structured)):
-            matrix = np.asarray(dense(D) if isinstance(D, Structured) else D).T.astype(float)
+            matrix = np.asarray(dense(D) if isinstance(D, Structured) else D).T.astype(
+                float, order="C"
+            )
             self.k = np.frexp(np.abs(matrix).max(1, initial=0))[1]
             self.matrix = np.ldexp(matrix, -self.k[:, None])
             self.norms = np.linalg.norm(self.matrix, axis=1)
@@ -295,7 +303,7 @@ def in_shares(work: Callable, rows: np.ndarray, atoms: Atoms, k: int) -> None:
     m, d = atoms.shape
     size = max(1, min(_CHUNK, _FLOATS // (2 * d + k * (m + 2 * k))))
     blocks = np.split(rows, np.searchsorted(rows, range(BLOCK, rows.max(initial=0) + 1, BLOCK)))
-    parts = [some[i : i + size] for some in blocks for i in range(0, len(some), size)]
+    parts = [part for some in blocks for part in np.array_split(some, -(-len(some) // size) or 1)]
     if len(parts) == 1:
         return work(parts[0])
     with threads() as team:
