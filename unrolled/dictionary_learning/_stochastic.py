@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ from unrolled.dictionary_learning._learning import (
     weighted_signals,
 )
 from unrolled.layers import Layer
-from unrolled.pursuit import lasso, lasso_of_many
+from unrolled.pursuit import lasso, lasso_of_rows
 
 __all__ = ["online", "unrolled"]
 
@@ -75,7 +75,7 @@ def lasso_codes(
     if V is not None:
         root = np.sqrt(V)
         return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype), nonnegative))
-    return lasso_of_many(D, Y, np.full((len(Y), 1), lam), tol=TOL, nonnegative=nonnegative)[0]
+    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=TOL, nonnegative=nonnegative).x
 
 
 @partial(jax.jit, static_argnums=4)
@@ -427,8 +427,10 @@ def unrolled(
     key: Key = 0,
     start: str | Dictionary = "data",
     params: Any = None,
-    progress: Progress | None = None,
-    checkpoint: str | Path | None = None,
+    progress: Progress | bool | None = None,
+    trainable: Any = None,
+    validation: tuple | None = None,
+    **run: Unpack[training.OptionsWithoutProgress],
 ) -> Learned:
     r"""Learn a dictionary and the params of a layer by gradients through the steps of the layer.
 
@@ -436,7 +438,7 @@ def unrolled(
         \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
 
     `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso_loss(lam)`,
-    Adam, and random batches of the signals. To set other options, call `training.fit`.
+    Adam, and random batches of the signals.
 
     Args:
         layer: a layer such as `layers.lista(8)`.
@@ -449,9 +451,10 @@ def unrolled(
         key: a typed key, or a seed, for the start, the first params and the batches.
         start: as in `ksvd`.
         params: initial params of the layer; None for the result of `layer.init`.
-        progress: called as `progress(step)` at every evaluation, with a `Step`.
-        checkpoint: a folder for the checkpoints of `training.fit`. If the folder has a checkpoint,
-            the same call continues from it.
+        progress: called as `progress(step)` at every evaluation, with a `Step`; or a bool, whether
+            to show a progress bar.
+        trainable, validation: as in `training.fit`; a validation batch is (Y, None).
+        run: the other options of `training.Run`, by name.
 
     Returns:
         Learned, where X are the codes of the layer with the best params, `objective` is the mean
@@ -487,10 +490,9 @@ def unrolled(
     rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
     loss = training.lasso_loss(lam)
 
-    def tell(record, params):
-        if progress is not None:
-            progress(_as_step(record))
-
+    if callable(progress):
+        tell: Any = progress  # for the type checker, to which a bool may be callable
+        run["callbacks"] = [*run.get("callbacks", ()), lambda record, _: tell(_as_step(record))]
     fit = training.fit(
         layer,
         layer.init(key, D) if params is None else params,
@@ -501,9 +503,10 @@ def unrolled(
         key=key,
         loss=loss,
         learn_dictionary=True,
-        checkpoint=checkpoint,
-        callbacks=[tell],
-        progress=False,
+        trainable=trainable,
+        validation=validation,
+        progress=progress is True,
+        **run,
     )
     X, objective = _encoded(layer, fit, rows, loss)
     return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)

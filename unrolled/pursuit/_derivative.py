@@ -37,7 +37,7 @@ class Conditions(NamedTuple):
     Y: Array  # (n, m)
     lam: Any = 0.0  # (), or an array that broadcasts to (n, d)
     l2: Any = 0.0  # ()
-    V: Any = None  # (n, m), the diagonal of V for each signal; None for ones
+    V: Any = None  # (m,) or (n, m), the diagonal of V for each signal; None for ones
 
 
 def with_derivative(X: Array, of: Conditions) -> Array:
@@ -49,6 +49,9 @@ def with_derivative(X: Array, of: Conditions) -> Array:
         return X
     dtype = wide_dtype(X.dtype)
     D, Y, lam, l2, V = checks.cast(of, dtype)
+    if V is not None:
+        V = jnp.broadcast_to(V, Y.shape)
+        Y = jnp.where(V > 0, Y, 0)
     fixed_D, fixed_Y = lax.stop_gradient((D, Y))
     a = jnp.zeros((), jnp.int32) if isinstance(D, Structured) else exponent(fixed_D)
     b = exponent(fixed_Y, 1)

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._base import checks, programs
+from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.threads import threads
+from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import Dictionary, Operator, Structured, block_of, column_norms, dense
-from unrolled.pursuit._derivative import Conditions, with_derivative
-from unrolled.pursuit._lasso_batch import BLOCK, in_chunks, operands_of_many
+from unrolled.pursuit._derivative import Conditions
+from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
 from unrolled.pursuit._omp import is_by_fit, most_atoms, negligible
 from unrolled.pursuit._problem import Pursuit
 
@@ -110,36 +110,8 @@ def omp_batch(
             )
     options = dict(by_fit=by_fit, nonnegative=nonnegative, block=block_of(D))
     host = partial(_coded, most=most, dtype=np.dtype(dtype), **options)
-
-    def solved(Y: Array, rows: slice | None) -> Pursuit:
-        V: Any = weights[rows] if rows and np.ndim(weights) == 2 else weights  # type: ignore[index]
-        fixed = jax.lax.stop_gradient((D, Y) if V is None else (D, Y, V))
-        x, *rest = _on_the_host(host, fixed, dtype, d)
-        if not checks.is_concrete((D, Y, V)):
-            known = Y if V is None else jnp.where(jnp.asarray(V) > 0, Y, 0)
-            V = None if V is None else jnp.broadcast_to(jnp.asarray(V), Y.shape)
-            x = with_derivative(x, Conditions(D, known, V=V))
-        if grid is not None:
-            x = grid(x) if callable(grid) else x.reshape(-1, *grid)
-        return Pursuit(x, *rest)
-
-    return in_chunks(solved, signals, where)
-
-
-def _on_the_host(host: Callable, operands: tuple, dtype: np.dtype, d: int) -> Any:
-    """The fields of a `Pursuit`, computed by a numpy function of D, the signals and weights."""
-    if checks.is_concrete(operands):
-        return [jnp.asarray(v) for v in host(*operands)]
-    n, (D, *others) = len(operands[1]), operands
-    kinds = dtype, dtype, jax.dtypes.canonicalize_dtype(int), bool, dtype
-    shapes = [jax.ShapeDtypeStruct((n, d), dtype)]
-    shapes += [jax.ShapeDtypeStruct((n,), kind) for kind in kinds]
-
-    @programs.on_auto_axes
-    def called(*operands: Any) -> Any:
-        return jax.pure_callback(host, shapes, *operands, vmap_method="sequential")
-
-    return called(dense(D), *others)
+    conditions = Conditions(D, signals, V=weights)
+    return on_the_host(host, (D, signals, weights), d, dtype, grid, conditions)
 
 
 class Atoms:
@@ -218,61 +190,56 @@ def _applied(product: Callable, D: Any, rows: np.ndarray) -> np.ndarray:
 
 def _coded(
     D: Any,
-    Y: Any,
-    weights: Any = None,
+    Y: np.ndarray,
+    weights: np.ndarray | None,
     *,
     most: int,
     dtype: np.dtype,
     block: int,
     by_fit: bool,
     nonnegative: bool,
-) -> tuple[np.ndarray, ...]:
-    """x, gap, residual, steps, converged and margin of every signal.
+) -> Answers:
+    """The codes of the rows of Y, and the residuals of the codes as they are returned."""
+    n, m = Y.shape
+    answers, wide = Answers.empty(n, D.shape[1], dtype), wide_dtype(dtype)
+    atoms = Atoms(D, weights is not None)
+    if not atoms.finite:
+        return answers
+    rule, favour = rule_of(m, most, wide, by_fit, nonnegative), atoms.norms * atoms.relative
+    pays = weights is None and block == 1 and gram_pays(atoms, n, most)
+    # No atom in the range helps, but an atom below the range might help.
+    lost, rounding = ((atoms.relative == 0) & (atoms.norms > 0)).any(), 4 * m * np.finfo(wide).eps
 
-    The residual belongs to x rounded to the dtype.
-    """
-    wide = np.dtype(np.float32 if dtype.itemsize < 8 else np.float64)
-    (n, m), atoms, Y = np.shape(Y), Atoms(D, weights is not None), np.asarray(Y).astype(float)
-    finite = np.isfinite(Y).all(1) & atoms.finite
-    Y, root, b, c = _scaled(np.where(finite[:, None], Y, 0), weights)
-    x, residual, held = np.zeros((n, D.shape[1]), dtype), np.zeros(n), np.zeros(n, bool)
-    fields = np.zeros(n), np.zeros(n, int), np.zeros(n, int), np.ones(n)
-
-    def work(rows: np.ndarray) -> None:
+    def work(rows: slice) -> None:
+        V = weights if weights is None or weights.ndim == 1 else weights[rows]
+        y, root, b, c = _scaled(rows_of(Y, rows, dtype, "omp_batch"), V)
+        finite = np.isfinite(y).all(1)
+        y = np.where(finite[:, None], y, 0)
         if pays:
-            codes, left = by_gram(atoms, Y[rows], rule, favour, wide)
+            codes, left = by_gram(atoms, y, rule, favour, wide)
         else:
-            v = None if root is None else root[rows]
-            codes, left = step_by_step(atoms, Y[rows], v, rule, favour, wide, block)
+            codes, left = step_by_step(atoms, y, root, rule, favour, wide, block)
         used = np.arange(codes.atoms.shape[1]) < codes.counts[:, None]
-        shift = b[rows] - atoms.k[codes.atoms]
-        values = np.ldexp(codes.values, shift).astype(dtype)
+        shift, size = b - atoms.k[codes.atoms], np.abs(codes.values).max(1, initial=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.ldexp(codes.values, shift).astype(dtype)
+            kept = np.where(used, np.ldexp(values.astype(float), -shift), 0)
+            missed = np.where(used, np.abs(kept - codes.values), 0).max(1, initial=0)
         i, j = np.nonzero(used)
-        x[rows[i], codes.atoms[i, j]] = values[i, j]
-        near = np.where(used, np.ldexp(values.astype(float), -shift), 0)
-        residual[rows] = left(near)
-        most_of = np.abs(codes.values).max(1, initial=0, keepdims=True)
-        missed = np.where(used, np.abs(near - codes.values), 0)
-        held[rows] = (missed <= 2 * float(jnp.finfo(dtype).eps) * most_of).all(1)
-        for field, part in zip(fields, (codes.inside, codes.steps, codes.counts, codes.margins)):
+        answers.x[rows.start + i, codes.atoms[i, j]] = values[i, j]
+        residual, energy = left(kept), np.sum(y**2, 1)
+        gap = np.where(finite, codes.inside / np.where(energy > 0, energy, 1), np.inf)
+        full = codes.counts == most * block
+        short = lost & ~full & (residual > rounding * np.sqrt(energy))
+        held = missed <= 2 * float(jnp.finfo(dtype).eps) * size
+        residual = np.where(finite, np.ldexp(residual, b[:, 0] + c), np.nan)
+        margin = np.where(finite, codes.margins, 0)
+        fields = gap, residual, codes.steps, (gap <= rounding) & ~short & held, margin
+        for field, part in zip(answers[1:], fields):
             field[rows] = part
 
-    rule, favour = rule_of(m, most, wide, by_fit, nonnegative), atoms.norms * atoms.relative
-    pays = root is None and block == 1 and gram_pays(atoms, n, most)
-    with np.errstate(over="ignore", invalid="ignore"):
-        in_shares(work, np.flatnonzero(finite), atoms, most * block)
-    inside, steps, counts, margin = fields
-    energy = np.sum(Y**2, 1)
-    gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
-    rounding = 4 * m * np.finfo(wide).eps
-    # No atom in the range helps, but an atom below the range might help.
-    lost = ((atoms.relative == 0) & (atoms.norms > 0)).any()
-    short = lost & (counts < most * block) & (residual > rounding * np.sqrt(energy))
-    residual = np.where(finite, np.ldexp(residual, b[:, 0] + c), np.nan)
-    kinds = dtype, dtype, jax.dtypes.canonicalize_dtype(int), bool, dtype
-    met = finite & (gap <= rounding) & ~short & held
-    rest = gap, residual, steps, met, np.where(finite, margin, 0)
-    return x, *(value.astype(kind) for value, kind in zip(rest, kinds))
+    share(work, n, _chunk(atoms, n, most * block))
+    return answers
 
 
 def _scaled(Y: np.ndarray, weights: Any) -> tuple[np.ndarray, np.ndarray | None, Any, Any]:
@@ -282,11 +249,11 @@ def _scaled(Y: np.ndarray, weights: Any) -> tuple[np.ndarray, np.ndarray | None,
     """
     root, c = None, np.zeros(len(Y), int)
     if weights is not None:
-        V = np.broadcast_to(np.asarray(weights).astype(float), Y.shape)
-        c = np.frexp(V.max(1, initial=0))[1] // 2
+        V = np.broadcast_to(weights.astype(float), Y.shape)
+        c = host_exponent(V, 1)[:, 0] // 2
         root = np.sqrt(np.ldexp(V, -2 * c[:, None]))
         Y = root * np.where(root > 0, Y, 0)
-    b = np.frexp(np.abs(Y).max(1, initial=0, keepdims=True))[1]
+    b = host_exponent(Y, 1)
     return np.ldexp(Y, -b), root, b, c
 
 
@@ -298,16 +265,11 @@ def rule_of(m: int, most: int, dtype: np.dtype, by_fit: bool, nonnegative: bool)
     return _matching.Rule(most, least, max(least, _DEPENDENT), by_fit, nonnegative)
 
 
-def in_shares(work: Callable, rows: np.ndarray, atoms: Atoms, k: int) -> None:
-    """Call `work` on chunks of rows, on all cores; no chunk crosses a block of a mapped file."""
+def _chunk(atoms: Atoms, n: int, k: int) -> int:
+    """The number of signals in a chunk of a thread, for codes with at most k atoms."""
     m, d = atoms.shape
-    size = max(1, min(_CHUNK, _FLOATS // (2 * d + k * (m + 2 * k))))
-    blocks = np.split(rows, np.searchsorted(rows, range(BLOCK, rows.max(initial=0) + 1, BLOCK)))
-    parts = [part for some in blocks for part in np.array_split(some, -(-len(some) // size) or 1)]
-    if len(parts) == 1:
-        return work(parts[0])
-    with threads() as team:
-        team.share(work, parts)
+    most = max(1, min(_CHUNK, _FLOATS // (2 * d + k * (m + 2 * k))))
+    return -(-n // max(1, -(-n // most)))
 
 
 def gram_pays(atoms: Atoms, n: int, most: int) -> bool:
@@ -316,7 +278,7 @@ def gram_pays(atoms: Atoms, n: int, most: int) -> bool:
     A step reads as many rows of the Gram matrix as there are chosen atoms. Products with D take m
     times as many operations, about ten times as fast.
     """
-    (m, d), n = atoms.shape, min(n, BLOCK)
+    m, d = atoms.shape
     fits = atoms.matrix is not None and d * d <= _MATRIX
     return fits and m * d + 5 * n * most**2 <= 2 * n * most * m
 
@@ -450,7 +412,7 @@ def match(
     signals = Y.astype(float) if root is None else root * Y
     pays = root is None and gram_pays(atoms, len(Y), sparsity)
 
-    def work(rows: np.ndarray) -> None:
+    def work(rows: slice) -> None:
         if pays:
             codes, _ = by_gram(atoms, signals[rows], rule, ones, dtype)
         else:
@@ -458,7 +420,7 @@ def match(
             codes, _ = step_by_step(atoms, signals[rows], v, rule, ones, dtype)
         i, j = np.nonzero(np.arange(sparsity) < codes.counts[:, None])
         k = codes.atoms[i, j]
-        X[rows[i], k] = np.ldexp(codes.values[i, j], -atoms.k[k])
+        X[rows.start + i, k] = np.ldexp(codes.values[i, j], -atoms.k[k])
 
-    in_shares(work, np.arange(len(Y)), atoms, sparsity)
+    share(work, len(Y), _chunk(atoms, len(Y), sparsity))
     return X
