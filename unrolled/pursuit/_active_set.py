@@ -123,8 +123,8 @@ def minimise(
             smallest difference of two entries.
     """
     (m, d), n = problem.D.shape, len(Y)
-    counts, margin = np.zeros((2, n), np.int64), np.zeros(n)
-    result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *counts, margin)
+    counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
+    result = Minima(np.zeros((n, d)), sizes[0], sizes[1], counts[0], counts[1], sizes[2])
     # With masks, `gram` is a workspace for the Gram matrix of one signal at a time, whose rows are
     # computed as atoms join.
     gram, inverse = problem.gram, problem.inverse
