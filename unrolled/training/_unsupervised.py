@@ -66,6 +66,7 @@ def unsupervised(
     key: Key,
     family: str | None = None,
     steps: int = 2000,
+    relative: bool = False,
     validation: tuple | Any = None,
     mask: ArrayLike | None = None,
     **run: Unpack[RunOptions],
@@ -95,6 +96,10 @@ def unsupervised(
         family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
             trains only 2 K numbers, in less time than "lfista_cp".
         steps: number of training steps of the last run; no earlier run takes more steps.
+        relative: whether each signal counts relative to its energy: the recipe then minimises the
+            mean of F(x_K) / F(0), where F is the objective above, instead of the mean of F. If
+            signals have unequal sizes, fewer signals end worse than at the start, and the mean of F
+            may be larger (benchmarks/recipe.py --relative).
         validation, mask: as in `fit`.
         run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
             last training: a resumed run repeats the trials, which take seconds.
@@ -138,10 +143,11 @@ def unsupervised(
         )
     how = Run.of(_NAME, run)
     D = as_dictionary(D, _NAME)
-    signals = Signals.of(D, Y, key, validation=validation, mask=mask, where=_NAME)
+    signals = Signals.of(D, Y, key, validation, mask, where=_NAME)
     judged_on = signals.validation[0]
     atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
-    problem = _Problem(signals._replace(D=atoms), lam, _units(atoms, judged_on))
+    units = _units(atoms, judged_on)
+    problem = _Problem(signals._replace(D=atoms), lam, relative, units)
     if family is None:
         family = "lfista_cp" if isinstance(atoms, Structured) or mask is not None else "bcd"
     if family == "bcd":
@@ -192,16 +198,18 @@ class _Problem(NamedTuple):
 
     signals: Signals
     lam: float
+    relative: bool
     units: _Units
 
     def training(
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
         """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
-        objective = Objective.of(_NAME, layer, lasso_loss(self.lam))
+        loss = lasso_loss(self.lam, relative=self.relative)
+        objective = Objective.of(_NAME, layer, loss)
         data = Data.of(objective, start, self.signals)
         units = self.units.of(layer, start)._replace(D=data.trained.D)  # its leaves are None
-        return objective, data, _optimizer(units, self.units.signal**2)
+        return objective, data, _optimizer(units, 1.0 if self.relative else self.units.signal**2)
 
 
 class _Run(NamedTuple):
