@@ -98,7 +98,7 @@ def minimise(
     """The codes of finite signals with entries near 1; the function releases the GIL of Python.
 
     Codes are rounded to `digits` binary digits, and gap and residual are those of the rounded code.
-    If the gap of a code is at most tol before it is rounded, but not afterwards, the moves go on
+    If the gap of a code is at most tol before it is rounded, but not afterwards, the moves continue
     until it is at most tol times `_SHARE`.
 
     The gap is computed at the dual point s r, with r = y - D x and the largest feasible s <= 1; D'r

@@ -5,7 +5,7 @@ The method runs in float64 on the host; threads share the signals.
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,67 +234,115 @@ def lasso_of_rows(
     """
     from unrolled.pursuit import _active_set  # imports numba
 
-    answers, of = Answers.empty(len(Y), D.shape[1], dtype), jnp.finfo(dtype)
+    answers = Answers.empty(len(Y), D.shape[1], dtype)
     D = np.asarray(D, float)
     D = D if masks is None or masks.ndim > 1 else D * masks[:, None]
-    a = int(host_exponent(D))
-    near = np.ldexp(D, -a)
     if not (np.isfinite(D).all() and D.any()):
         return answers
-    wide = wide_dtype(dtype)
-    least = max(least_of(wide), math.sqrt(least_of(np.dtype(float))))  # D'D has squares
-    # An atom that is below the range in these units may belong to the code if its penalty is also
-    # below the range. Then the signal gets no code.
-    lost = D.any(0) & (np.abs(near).max(0) < least)
+    a = int(host_exponent(D))
+    near = np.ldexp(D, -a)
     ridge = min(float(np.ldexp(float(l2), -2 * a)), _LARGEST)
+    units = Units(Y, lam, start, masks, np.dtype(dtype), a, D.any(0), np.abs(near).max(0))
     problem = _active_set.problem_of(near, ridge, nonnegative)
     levels: dict[bytes, float] = {}
 
     def work(rows: slice) -> None:
-        known = None if masks is None else masks if masks.ndim == 1 else masks[rows]
-        y = rows_of(Y, rows, dtype, "lasso_batch")
-        y = y if known is None else np.where(known, y, 0)
-        b = host_exponent(y, 1)
-        y, weight = np.ldexp(y, -b), np.asarray(lam[rows] if len(lam) > 1 else lam, float)
-        with np.errstate(invalid="ignore", over="ignore"):
-            products = y @ near
-            if relative:
-                top = products if nonnegative else np.abs(products)
-                weight = weight * np.maximum(top.max(1, keepdims=True), 0)
-            else:
-                weight = np.minimum(np.ldexp(weight, -(a + b)), _LARGEST)
-        finite = np.isfinite(y).all(1) & np.isfinite(weight).all(1)
-        finite &= ~(lost & (weight < least)).any(1) if lost.any() else True
-        some = np.flatnonzero(finite)
-        at, unit = rows.start + some, b[some, 0] - a
-        known = None if known is None or known.ndim == 1 else known[some]
-        found = _active_set.minimise(
-            *(problem, y[some], products[some], weight[some]),
-            slack_of(near, y[some], weight[some], tol, known, levels),
+        y, b, known = units.signals(rows)
+        products = y @ near
+        lam = units.penalties(rows, b, products, relative, nonnegative)
+        some = units.codable(y, lam)
+        y, lam, b = y[some], lam[some], b[some, 0]
+        known = None if known is None else known[some]
+        codes = _active_set.minimise(
+            *(problem, y, products[some], lam, slack_of(near, y, lam, tol, known, levels)),
             tol=tol,
             moves=max_steps,
-            start=None if start is None else np.ldexp(start[at].astype(float), -unit[:, None]),
+            start=units.starts(rows.start + some, b),
             masks=None if known is None else known.astype(float),
-            digits=of.nmant + 1,
-            finest=of.minexp - of.nmant - unit,
+            digits=units.digits,
+            finest=units.finest + a - b,
         )
-        gap = found.gap
-        if of.nmant < 52:  # a rounded code has no r that is orthogonal to the free atoms
-            for i in np.flatnonzero((weight[some] == 0).any(1)):
+        if units.digits < 53:  # a rounded code has no r that is orthogonal to the free atoms
+            for i in np.flatnonzero((lam == 0).any(1)):
                 A = near if known is None else near * known[i][:, None]
-                gap[i] = gap_beside_free_atoms(
-                    A, y[some[i]], found.x[i], weight[some[i]], ridge, nonnegative
+                codes.gap[i] = gap_beside_free_atoms(
+                    A, y[i], codes.x[i], lam[i], ridge, nonnegative
                 )
-        with np.errstate(over="ignore"):
-            codes = np.ldexp(found.x, unit[:, None]).astype(dtype)
-            gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
-            residual = np.ldexp(found.residual, b[some, 0])
-        fields = codes, gap, residual, found.moves, gap <= tol, found.margin
-        for field, values in zip(answers, fields):
-            field[at] = values
+        units.store(answers, rows.start + some, b, tol, *codes[:4])
+        answers.margin[rows.start + some] = codes.margin
 
     share(work, len(Y), _chunk(D.shape))
     return answers
+
+
+class Units(NamedTuple):
+    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
+
+    Y: np.ndarray
+    lam: np.ndarray
+    start: np.ndarray | None
+    masks: np.ndarray | None
+    dtype: np.dtype  # of the codes
+    a: int
+    used: np.ndarray  # (d,), whether the atom is not zero
+    sizes: np.ndarray  # (d,), the largest entries of the scaled atoms
+
+    @property
+    def digits(self) -> int:
+        """The binary digits of an entry of a code."""
+        return int(jnp.finfo(self.dtype).nmant) + 1
+
+    @property
+    def finest(self) -> int:
+        """The exponent of the smallest number of the dtype."""
+        return int(jnp.finfo(self.dtype).minexp) - self.digits + 1
+
+    def signals(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Some signals, divided by 2^b; b, (n, 1); and the masks if every signal has its own."""
+        y, known = rows_of(self.Y, rows, self.dtype, "lasso_batch"), self.masks
+        if known is not None:
+            known = known if known.ndim == 1 else known[rows]
+            y = np.where(known, y, 0)
+        b = host_exponent(y, 1)
+        return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
+
+    def penalties(
+        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
+    ) -> np.ndarray:
+        """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
+        lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if relative:
+                top = products if nonnegative else np.abs(products)
+                return lam * np.maximum(top.max(1, keepdims=True), 0)
+            return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
+
+    def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        """The indices of the signals that get a code.
+
+        An atom that is below the range in these units may belong to the code if its penalty is also
+        below the range. Then the signal gets no code.
+        """
+        range_of = wide_dtype(self.dtype), np.dtype(float)
+        least = max(least_of(range_of[0]), math.sqrt(least_of(range_of[1])))  # D'D has squares
+        lost = self.used & (self.sizes < least)
+        finite = np.isfinite(y).all(1) & np.isfinite(lam).all(1)
+        return np.flatnonzero(finite & ~(lost & (lam < least)).any(1) if lost.any() else finite)
+
+    def starts(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+        """The codes to start from, scaled."""
+        if self.start is None:
+            return None
+        return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
+
+    def store(self, answers, rows, b, tol, x, gap, residual, steps) -> None:
+        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
+        with np.errstate(over="ignore"):
+            codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
+        gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
+        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol
+        for field, values in zip(answers, fields):
+            field[rows] = values
 
 
 def gap_beside_free_atoms(
@@ -356,8 +404,8 @@ def minima(
         some = rows[part]
         signals = Y[some]
         operands = problem, signals, signals @ D, np.ascontiguousarray(lam[some]), slack[some]
-        found = _active_set.minimise(*operands, start=start[some], **limits)
-        x[some], rounds[some] = found.x, found.rounds
+        codes = _active_set.minimise(*operands, start=start[some], **limits)
+        x[some], rounds[some] = codes.x, codes.rounds
 
     if len(rows):
         share(work, len(rows), _chunk(D.shape))
