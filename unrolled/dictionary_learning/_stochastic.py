@@ -82,8 +82,9 @@ def lasso_codes(
 def _weighted(
     D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array, nonnegative: bool
 ) -> jax.Array:
-    options = dict(tol=TOL, nonnegative=nonnegative)
-    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, **options).x)(Y, root)
+    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=TOL, nonnegative=nonnegative).x)(
+        Y, root
+    )
 
 
 class Sums(NamedTuple):

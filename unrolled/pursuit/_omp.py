@@ -186,7 +186,7 @@ class Matching:
         norms = times_power(problem.sizes[0], -k)
         fixed_D, fixed_y, norms, stop = lax.stop_gradient((D, y, norms, stop))
         penalty = (NONNEGATIVE if self.nonnegative else L1).of(D)
-        options = dict(penalty=penalty, favour=favour, by_fit=self.by_fit)
+        options: dict[str, Any] = dict(penalty=penalty, favour=favour, by_fit=self.by_fit)
         chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop, **options)
         # norm(P r)^2 for the projector P on the span of the chosen atoms, computed from the factor
         # of their Gram matrix.
@@ -326,7 +326,7 @@ def _descended(
 
     def least_squares(active):
         L = jnp.linalg.cholesky(
-            jnp.where(active & active[:, None], A, jnp.eye(len(A), dtype=A.dtype))
+            jnp.where(active[None] & active[:, None], A, jnp.eye(len(A), dtype=A.dtype))
         )
         z = _solve_L(L, _solve_L(L, jnp.where(active, b, 0)), transposed=True)
         return L, jnp.where(active, z, 0)

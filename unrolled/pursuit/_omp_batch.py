@@ -108,8 +108,8 @@ def omp_batch(
             raise ValueError(
                 f"{where}: weights have shape {shape}; expected ({m},) or {signals.shape}"
             )
-    options = dict(by_fit=by_fit, nonnegative=nonnegative, block=block_of(D))
-    host = partial(_coded, most=most, dtype=np.dtype(dtype), **options)
+    options: dict[str, Any] = dict(by_fit=by_fit, nonnegative=nonnegative)
+    host = partial(_coded, most=most, dtype=np.dtype(dtype), block=block_of(D), **options)
     conditions = Conditions(D, signals, V=weights)
     return on_the_host(host, (D, signals, weights), d, dtype, grid, conditions)
 
@@ -343,8 +343,8 @@ def step_by_step(
     while len(live):
         g = atoms.products(weighted(state.r[live], live), dtype)
         _hide(g, codes, live, block)
-        own = [v if len(v) in (1, len(live)) else v[live] for v in (factors, apart)]
-        best, margins[live] = _choices(g, *own, rule, block)
+        f, far = (v if len(v) in (1, len(live)) else v[live] for v in (factors, apart))
+        best, margins[live] = _choices(g, f, far, rule, block)
         chosen[live] = best[:, None] * block + np.arange(block)
         columns = atoms.columns(np.maximum(chosen[live], 0).ravel())
         news[live] = weighted(columns.reshape(len(live), block, -1), live)

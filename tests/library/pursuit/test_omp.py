@@ -322,10 +322,10 @@ def test_nonnegative_codes_are_those_of_nonnegative_least_squares(selection):
 @pytest.mark.parametrize("nonnegative", [False, True])
 def test_codes_by_products_with_a_structured_dictionary(selection, nonnegative, monkeypatch):
     """No matrix of these dictionaries is made."""
-    A, S = normal(11, 12, 30), normal(12, 8, 12)
+    A = normal(11, 12, 30)
     functions = dictionaries.from_functions(lambda x: A @ x, lambda r: r @ A, A.shape)
     conv = dictionaries.Conv(normal(13, 3, 1, 4), 12)
-    for D in (functions, conv, dictionaries.Composed((functions, normal(14, 30, 20)))):
+    for D in (functions, conv, dictionaries.Composed(functions, normal(14, 30, 20))):
         Y = normal(12, 8, D.shape[0])
         options = dict(selection=selection, nonnegative=nonnegative)
         expected = pursuit.omp_batch(dictionaries.dense(D), Y, 4, **options)
