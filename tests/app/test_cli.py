@@ -878,8 +878,8 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
 
     for name in ("known_codes", "certified_regime"):
         monkeypatch.setattr(studies, name, meeting(getattr(studies, name)))
-    status, out, _ = run("compare", "--output", tmp_path)
-    assert status == 0
+    status, out, err = run("compare", "--output", tmp_path)
+    assert status == 0, err
     (samples,), options = asked["known_codes"]
     assert samples.D.shape == asked["certified_regime"][0][0].shape == (250, 500)
     assert (options["depth"], options["steps"], options["lam"]) == (16, 400, None)

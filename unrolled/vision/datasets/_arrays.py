@@ -368,7 +368,8 @@ def photographs() -> dict[str, np.ndarray]:
     """
     # Importing scikit-learn would take longer than reading the two files.
     require("the sample photographs", "sklearn", "PIL")
-    folder = Path(find_spec("sklearn").origin)  # type: ignore[union-attr,arg-type]  # it is there.parent / "datasets" / "images"
+    spec: Any = find_spec("sklearn")
+    folder = Path(spec.origin).parent / "datasets" / "images"
     # ITU-R 601 weights, as in Pillow's grey conversion.
     weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
     return {
