@@ -85,6 +85,18 @@ def lipschitz(D: Dictionary, where: str) -> Array:
     return L
 
 
+def with_step_size(made: tuple[Any, Array], D: Dictionary, where: str) -> Any:
+    """The first of the pair (params, whether the step size 1 / norm(D)^2 is usable).
+
+    Raises:
+        ValueError: the step size is known not to be usable, as in `lipschitz`.
+    """
+    params, usable = made
+    if not checks.may_hold(usable):
+        lipschitz(D, where)  # raises with the reason
+    return params
+
+
 @jax.jit
 def _lipschitz(D: Dictionary) -> tuple[Array, Array, Array]:
     size = spectral_norm(D)
@@ -515,8 +527,14 @@ class Iterated:
         state, steps, least = _problem.solve(
             advance, start, distance_to_fixed_point, tol=self.tol, max_steps=self.max_steps
         )
-        met = least <= (0 if self.tol is None else self.tol)
-        return Found(state.x, gap(state.x) if self.chained else least, steps, met)
+
+        def judge(x, least=None):
+            least = distance_to_fixed_point(State(x)) if least is None else least
+            met = least <= (0 if self.tol is None else self.tol)
+            return gap(x) if self.chained else least, met
+
+        value, met = judge(state.x, least)
+        return Found(state.x, value, steps, met, judge=judge)
 
     def moves(self, once: Callable[[Array], Array], x: Array) -> tuple[Any, Callable]:
         """The first state, and the step from state to state."""

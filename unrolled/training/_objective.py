@@ -14,7 +14,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled.dictionaries import normalize, normalized, shared_part, signal_axes
-from unrolled.layers import Fixed, Layer, fold_thresholds
+from unrolled.layers import Layer, fold_thresholds, is_trained
 from unrolled.networks import Network, codes_of_ista, lam_of
 from unrolled.training._signals import Signals
 from unrolled.training._types import Dictionaries, Loss, Params, Trained
@@ -26,9 +26,10 @@ __all__ = ["merge", "split", "trainable", "with_unit_atoms"]
 def trainable(params: Params) -> Any:
     """Bools that say which leaves may be trained: a mask for your own optax loop.
 
-    The mask is True at floating-point leaves, except leaves inside a `layers.Fixed`. Fixed leaves
-    have no gradient, but weight decay and similar terms of an optimiser change them unless you mask
-    them. `fit` needs no mask, because it never changes fixed leaves.
+    The mask is True at floating-point leaves, except leaves inside a `layers.Fixed` and ranks (the
+    role "order" of a `layers.Shape`). These leaves have no gradient, but weight decay and similar
+    terms of an optimiser change them unless you mask them. `fit` needs no mask, because it never
+    changes them.
 
     Args:
         params: the params of a layer; a tuple of params for a network.
@@ -54,14 +55,8 @@ def trainable(params: Params) -> Any:
 
 def _marks(params: Params) -> Any:
     """The function `trainable` under another name, because an option has the name `trainable`."""
-
-    def is_fixed(node):
-        return isinstance(node, Fixed)
-
-    def mark(node):
-        return jax.tree.map(lambda leaf: not is_fixed(node) and is_float(leaf), node)
-
-    return jax.tree.map(mark, params, is_leaf=is_fixed)
+    marks = is_trained(params)
+    return jax.tree.map(lambda trained, leaf: trained and is_float(leaf), marks, params)
 
 
 def is_float(leaf: Any) -> bool:
@@ -80,7 +75,7 @@ def split(
 ) -> tuple[Trained, Trained]:
     """Split params and D into a tree of trained and a tree of fixed leaves, with None elsewhere.
 
-    Floating-point leaves are trained, except leaves inside a `layers.Fixed`.
+    Floating-point leaves are trained, except leaves inside a `layers.Fixed` and ranks.
 
     Args:
         params, D: the params and the dictionary of a layer; tuples for a network.
@@ -188,15 +183,6 @@ def _spread(trainable, params, where: str):
         ) from error
 
 
-def check_loss(loss: Any, where: str) -> None:
-    """Raise TypeError unless `loss` is a function."""
-    if not callable(loss):
-        raise TypeError(
-            f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
-            "training.supervised, or training.lasso_loss(lam) without codes"
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Objective:
     """The mean loss of the codes of a layer or a network.
@@ -213,18 +199,13 @@ class Objective:
 
     @classmethod
     def of(cls, where: str, model: Any, loss: Any, *, staged: bool = False) -> Self:
-        """The objective of a layer or a network.
-
-        Raises:
-            TypeError: `model` is neither a layer nor a network, or `loss` is not a function.
-        """
+        """The objective of a layer or a network; TypeError for another model."""
         if not isinstance(model, Layer | Network):
             of_flax = any(base.__module__.startswith("flax.") for base in type(model).__mro__)
             raise TypeError(
                 f"{where}: expected a Layer or a Network, got {type(model).__name__}"
                 + ("; try unrolled.nnx.fit" if of_flax else "")
             )
-        check_loss(loss, where)
         of_last = not staged and getattr(loss, "of_last", False)
         return cls(where, model, loss, lam_of(loss, model), of_last, staged)
 
