@@ -40,7 +40,7 @@ def sizes(jaxpr):
         ur.theory.atom_coherence,
         ur.theory.spectral_radius,
         _convergence.atom_products,  # of certify
-        lambda W, D: _coherence._sizes(W, D, np.dtype("float32")),  # of rounding_guard
+        lambda W, D: _coherence.product_sizes(W, D, np.dtype("float32")),  # of rounding_guard
         lambda W, D: ur.theory.babel(D, 5),
         lambda W, D: ur.theory.pseudo_inverse(D),
         ur.theory.diagonal,
@@ -84,7 +84,9 @@ def test_the_guard_of_many_atoms_is_that_of_float64_from_above(of_W, of_D, monke
 
 def test_the_guard_of_many_atoms_multiplies_in_their_dtype():
     """In float64 it takes twice as long."""
-    traced = jax.make_jaxpr(lambda W, D: _coherence._sizes(W, D, np.dtype("float32")))(LARGE, LARGE)
+    traced = jax.make_jaxpr(lambda W, D: _coherence.product_sizes(W, D, np.dtype("float32")))(
+        LARGE, LARGE
+    )
     products = re.findall(r"(\w+)\[[\d,]+\] = dot_general", str(traced))
     assert products and set(products) == {"f32"}
 
