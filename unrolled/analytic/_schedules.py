@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-# Thresholds are stored in the dtype of D, and `certify` rounds its sums up.
+# `certify` rounds its sums up. Stored thresholds may be lower by u; `Certified` covers this.
 _MARGIN = 1 + 1e-6
 # Stored thresholds are at most this share of the largest number of their dtype, so they are finite.
 LARGEST_SHARE = 1 / 4
@@ -67,23 +67,22 @@ class Certified(Result):
     rounding: theory.Rounding
 
     def drift(self, nonzeros: int) -> float:
-        """The rounding per unit of norm(x* - x, 1), which enlarges mu_W and eta.
-
-        It is doubled, so that the sums and the stored thresholds of a schedule may round, too.
-        """
-        return 2 * self.G * float(self.rounding.of_error(nonzeros))
+        """The rounding per unit of norm(x* - x, 1), also of thresholds; enlarges mu_W and eta."""
+        stored = 2 * self.rounding.unit * self.mu_W + 16 * (nonzeros + 8) * np.finfo(float).eps
+        return self.G * float(self.rounding.of_error(nonzeros)) * _MARGIN + float(stored)
 
     def guard(self, nonzeros: int, size: float, noise: float) -> float:
         """The rounding that remains for codes of norm(x*, 1) up to `size` and this noise."""
         if not (size or noise):
             return 0.0
-        lost = self.rounding.lost(1.0, self.C_W, nonzeros, 2 * size, noise)
-        return float(self.G * self.rounding.of_code(nonzeros) * size + lost) * _MARGIN
+        lost = self.rounding.lost(1.0, self.C_W, self.G, nonzeros, 2 * size, noise)
+        remaining = float(self.G * self.rounding.of_code(nonzeros) * size + lost)
+        return remaining * _MARGIN * (1 + 2 * self.rounding.unit)
 
     @property
     def of_noise(self) -> float:
         """C_W with the rounding of products with the noise."""
-        return self.C_W * (1 + float(self.rounding.of_noise())) * UP
+        return self.C_W * (1 + float(self.rounding.of_noise()) + 2 * self.rounding.unit) * UP
 
 
 @host_function
@@ -384,7 +383,7 @@ def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Act
     if not planned.holds and (planned.contraction < _CONTRACTS or at(sparsity, 0).holds):
         checks.warn(
             f"the theory does not cover codes of this size in {D.dtype}: the numbers of a step may "
-            "leave its range. Try a smaller bound, or a wider dtype",
+            f"leave its range. Try a smaller bound{checks.or_float64(D.dtype)}",
             HypothesisWarning,
         )
     elif not planned.holds:

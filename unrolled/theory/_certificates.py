@@ -209,11 +209,12 @@ class Step(NamedTuple):
             spread: the bound on gamma |w_i|'|e| for the noise e, over the bound `noise`.
         """
         r, gain = self.rounding, float(self.gamma.max(initial=0))
+        C, largest = (float(v.max(initial=0)) for v in (self.products.C, self.products.G))
         G = max(float((self.products.G * self.gamma).max(initial=0)), 1.0)  # also covers x + g
-        C, size = float(self.products.C.max(initial=0)), error + code
         relative = share(r.of_error(nonzeros), error) + share(r.of_code(nonzeros), code)
         noise = noise + share(r.of_noise() * spread, noise)
-        return (noise + G * relative + r.lost(gain, C, nonzeros, size, noise_l1)) * UP
+        lost = r.lost(gain, C, largest, nonzeros, error + code, noise_l1)
+        return (noise + G * relative + lost) * UP
 
 
 class Coupled(NamedTuple):

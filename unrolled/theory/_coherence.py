@@ -526,7 +526,7 @@ def rounding_guard(
         rounding = Rounding.of(W, D, dtype, precision, width=1)
     l1, noise = s * float(bound), float(noise)
     rates = rounding.of_error(s) + rounding.of_code(s)
-    lost = rounding.lost(1.0, C_W, s, 2 * l1, noise)
+    lost = rounding.lost(1.0, C_W, G, s, 2 * l1, noise)
     return float(max(G, 1.0) * share(rates, l1) + C_W * share(rounding.of_noise(), noise) + lost)
 
 

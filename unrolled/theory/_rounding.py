@@ -160,7 +160,9 @@ class Rounding(NamedTuple):
             gap, slope = 0.0, max(1.0, activation.tail_lipschitz)
         return 2 * _VALUE * self.unit * ((1 + slope) * argument + gap)
 
-    def lost(self, gain: Any, C: Any, nonzeros: Any, size: Any, noise: Any = 0.0) -> Any:
+    def lost(
+        self, gain: float, C: float, G: float, nonzeros: Any, size: Any, noise: Any = 0.0
+    ) -> Any:
         """What underflow adds to the argument; inf if numbers of the step may overflow.
 
         Every product and every sum of D x and W'r, and each factor below the least normal number,
@@ -169,6 +171,7 @@ class Rounding(NamedTuple):
         Args:
             gain: the largest abs(gamma).
             C: the largest size of an entry of W, or of W_i.
+            G: the largest size of an entry of |W|'|D|, or of a block.
             nonzeros: the number of nonzero parts of a code.
             size: bound on norm(x, 1) + norm(x*, 1), in sizes of parts.
             noise: bound on the l1 norm of the noise.
@@ -178,7 +181,7 @@ class Rounding(NamedTuple):
         entries = 2 * (nonzeros * self.part + self.inner + rows + 2)
         codes = math.sqrt(self.block) * size
         least = self.least * (1 + gain) * (1 + l1) * (entries + (1 + column) * codes + noise)
-        largest = (1 + gain) * (1 + C * math.sqrt(rows)) * ((1 + self.atom) * codes + noise)
+        largest = (1 + self.atom + (1 + gain) * G) * codes + (1 + (1 + gain) * C) * noise
         return np.where(largest <= self.most, least * math.sqrt(self.block), math.inf)
 
 

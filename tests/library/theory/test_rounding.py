@@ -114,7 +114,7 @@ def test_terms_of_the_bound():
     assert half.unit == 2.0**-8 and half.factors == 0
     # The error of the code vanishes with the code; the floor is of 2 s terms.
     assert plain.of_code(3) == pytest.approx(2 * (3 + 2) * u, rel=1e-5)
-    assert not plain.lost(1.0, 1.0, 3, 1e-3) > 1e-33 and np.isinf(plain.lost(1.0, 1.0, 3, 1e38))
+    assert not plain.lost(1, 1, 1, 3, 1e-3) > 1e-33 and np.isinf(plain.lost(1, 1, 1, 3, 1e38))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
