@@ -370,7 +370,7 @@ def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
         "steps": found.fit.history.records[-1].step if layer.recipe.rate else 0,
         "seconds": seconds and round(seconds, 1),  # with compilation, or None
         "numbers": int(sum(np.size(leaf) for leaf in weights)),
-        "products": ur.compare.products(layer, params, D, y),
+        "products": ur.comparison.products(layer, params, D, y),
     }, (layer, params)
 
 
@@ -423,7 +423,7 @@ def timed(row: Row) -> dict[str, float]:
     layer, params = start.layer, start.params
     Y = jnp.tile(Y, (4, 1))[:1000]
     code = jax.jit(lambda Y: jax.vmap(layer.apply, (None, None, 0))(params, D, Y))
-    count = ur.compare.products(layer, params, D, Y[0])
+    count = ur.comparison.products(layer, params, D, Y[0])
 
     @jax.jit
     def bare(r):

@@ -333,7 +333,7 @@ def measured(row: Row) -> dict:
         found |= {
             f"{word}gap": {n: float(np.mean(F[n])) / optimum[n] - 1 for n in F},
             f"{word}above_zero": int(np.sum(~(F["test"] <= 1.001 * zero))),
-            f"{word}products": ur.compare.products(
+            f"{word}products": ur.comparison.products(
                 model, params, problem.D, jnp.asarray(problem.sets["test"][0])
             ),
         }

@@ -291,8 +291,8 @@ CALLS |= {
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),
     "training.supervised": lambda: tr.supervised(CODES, X, None, None),
-    "compare.compare": lambda: ur.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
-    "compare.evolution": lambda: ur.compare.evolution(ISTA, D),
+    "comparison.compare": lambda: ur.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
+    "comparison.evolution": lambda: ur.comparison.evolution(ISTA, D),
 }
 
 # A dictionary times a code, a signal times a dictionary, and many of each.
@@ -308,4 +308,4 @@ CHAINS |= {"networks.mixed_scale": 2}
 MOST_OF = {f"products, {name}": 4 for name in STRUCTURED}  # of four products
 # Of functions of the library: the optimum, ISTA, the codes and the guarantees of a method; the
 # minimax weights and what a table says of each kind.
-CHAINS |= {"compare.compare": 6, "analytic.weights_table": 2}
+CHAINS |= {"comparison.compare": 6, "analytic.weights_table": 2}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unrolled.compare import Comparison, Coupling, Curve
+from unrolled.comparison import Comparison, Coupling, Curve, MethodResult
 
 K = 8  # steps of the comparisons
 
@@ -24,7 +24,7 @@ def curve(level, **fields):
     """A method whose numbers all fall from a level."""
     falling = level * 0.5 ** np.arange(K)
     given = dict.fromkeys(Curve._fields, falling)
-    given |= dict(quantiles=np.stack([falling] * 3, 1), gap=None)
+    given |= dict(quantiles=np.stack([falling] * 3, 1), gap=None, gap_quantiles=None)
     return Curve(**{**given, **fields})
 
 
@@ -33,4 +33,20 @@ def made(curves, thresholds=None, mu_W=None):
     thresholds = {name: np.ones(K) for name in curves} if thresholds is None else thresholds
     weights = dict.fromkeys(curves, np.full(K, 0.2)) if mu_W is None else mu_W
     couplings = {name: Coupling(*[mu] * len(Coupling._fields)) for name, mu in weights.items()}
-    return Comparison(curves, thresholds, {}, {}, couplings, {}, {}, ())
+    return Comparison(
+        {
+            name: MethodResult(curve, thresholds=thresholds.get(name), coupling=couplings.get(name))
+            for name, curve in curves.items()
+        }
+    )
+
+
+def each(result, field):
+    """A field of every method of a comparison by name, without None, False and ()."""
+    values = {name: getattr(of, field) for name, of in result.methods.items()}
+    return {n: v for n, v in values.items() if not (v is None or v is False or v == ())}
+
+
+def changed(result, name, **fields):
+    """The comparison with other fields of a method."""
+    return result.replace(methods=result.methods | {name: result.methods[name].replace(**fields)})

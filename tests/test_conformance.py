@@ -7,6 +7,7 @@ import itertools
 import pickle
 import typing
 from functools import cache, partial
+from unittest import mock
 
 import chex
 import jax
@@ -103,6 +104,19 @@ def offered(module, kind, positional=None):
 
 def test_every_family_has_a_line():
     assert ours(ur.layers.FAMILIES) == set(registry.FAMILIES)
+
+
+def test_all_cases_of_a_new_family_run_by_default(monkeypatch):
+    from conftest import pytest_collection_modifyitems
+
+    monkeypatch.setattr(registry, "NEW_FAMILIES", {"new"})
+    items = []
+    for line in ("ista", "fista", "new", "new, untied"):
+        item = mock.Mock(nodeid=f"test[{line}]", **{"callspec.params": {"name": line}})
+        item.get_closest_marker.return_value = pytest.mark.few(1).mark
+        items.append(item)
+    pytest_collection_modifyitems(items)
+    assert [item.add_marker.called for item in items] == [False, True, False, False]
 
 
 def test_every_kind_of_dictionary_has_a_line():

@@ -384,7 +384,7 @@ PINNED = {
     "networks": "dsc Network NETWORKS",
     "training": "fit Fit scale_steps curriculum save restore Restored sparse_feature_penalty "
     "unsupervised recommend",
-    "compare": "compare Comparison evolution",
+    "comparison": "compare Comparison evolution",
     "metrics": "nmse psnr support_scores sparsity pixel_accuracy mean_class_precision "
     "mean_class_accuracy mean_iou",
     "vision.datasets": "cifar10 mnist digits masks crop_and_flip read_array photographs",
@@ -434,35 +434,12 @@ def test_pinned_names_are_reachable():
     assert ur.lista is ur.layers.lista and ur.fit is ur.training.fit and ur.dsc is ur.networks.dsc
     assert ur.load is ur.training.restore and ur.certify is ur.theory.certify
     verbs = [name for name in ur.__all__ if not inspect.ismodule(getattr(ur, name))]
-    assert sorted([*verbs, "compare"]) == sorted(BOLD.split())
+    assert sorted(verbs) == sorted(BOLD.split())
 
 
-def test_compare_is_a_module_that_is_called_as_its_function(monkeypatch):
-    """`import unrolled.compare` gives what `ur.compare` gives, and `help` knows the function."""
-    room = importlib.import_module("unrolled.compare")
-    assert room is ur.compare and inspect.ismodule(room)
-    assert inspect.signature(room) == inspect.signature(room.compare)
-    assert inspect.getdoc(room.compare) in room.__doc__
-    monkeypatch.setattr(room, "compare", lambda *methods, lam: (methods, lam))
-    assert room("methods", "D", lam=2) == (("methods", "D"), 2)
-
-
-def overloads(tree, name):
-    """The arguments and results of the overloads of a function, as text, without `cls`."""
-    for node in ast.walk(tree):
-        marks = [ast.unparse(mark) for mark in getattr(node, "decorator_list", ())]
-        if isinstance(node, ast.FunctionDef) and node.name == name and "overload" in marks:
-            yield ast.unparse(node.args).removeprefix("cls, "), ast.unparse(node.returns)
-
-
-def test_type_checkers_see_compare_as_it_is():
-    room = PACKAGE / "compare"
-    stub, function = (ast.parse((room / n).read_text()) for n in ("_called.pyi", "_compare.py"))
-    assert [*overloads(stub, "__new__")] == [*overloads(function, "compare")] != []
-    (seen,) = (node for node in stub.body if isinstance(node, ast.ClassDef))
-    names = {alias.name for node in seen.body for alias in getattr(node, "names", ())}
-    names |= {ast.unparse(node.targets[0]) for node in seen.body if isinstance(node, ast.Assign)}
-    assert names == exported("unrolled.compare").keys()
+def test_compare_is_a_function_of_its_room():
+    assert ur.compare is ur.comparison.compare and inspect.isfunction(ur.compare)
+    assert inspect.ismodule(ur.comparison) and "compare" in dir(ur.comparison)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +449,7 @@ def test_type_checkers_see_compare_as_it_is():
         ("", "nmse", "; perhaps unrolled.metrics.nmse"),
         ("", "qqqq", "'qqqq'"),
         ("layers", "LISTA", "; perhaps lista"),
-        ("compare", "Comparson", "; perhaps Comparison"),
+        ("comparison", "Comparson", "; perhaps Comparison"),
         ("problems", "smapler", "; perhaps sampler"),
         ("app", "studis", "; perhaps studies"),
         ("vision", "Models", "; perhaps models"),
@@ -494,7 +471,7 @@ def test_records_have_their_pinned_fields_first():
 
 
 def test_a_module_does_not_share_its_name_with_what_it_holds():
-    """`ur.training.fit` is the function, never a file; `compare` is the one pinned exception."""
+    """`ur.training.fit` is the function, never a file."""
     shared = []
     for module in MODULES:
         package, _, last = module.rpartition(".")

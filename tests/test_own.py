@@ -170,7 +170,7 @@ def test_a_family_conforms(test, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_family_trains_and_is_watched():
-    watch = ur.compare.evolution(LAYER, D)
+    watch = ur.comparison.evolution(LAYER, D)
     found = ur.fit(LAYER, PARAMS, D, sample, steps=20, callbacks=[watch], **TRAINING)
     assert loss(found.best) < loss(PARAMS) and (found.params.steps.theta >= 0).all()
     assert len(watch.evaluations) == 11
@@ -200,9 +200,9 @@ def test_a_family_is_compared():
     methods = {"ISTA": (ista, ista.init(None, D)), "own": (LAYER, PARAMS)}
     found = ur.compare(methods, D, Y, X)
     expected = ur.metrics.nmse(jax.vmap(LAYER.apply, (None, None, 0))(PARAMS, D, Y), X)
-    assert found.curves["own"].nmse[-1] == pytest.approx(float(expected), abs=1e-9)
-    assert found.couplings["own"].mu_W.shape == (K,)
-    np.testing.assert_allclose(found.thresholds["own"], PARAMS.steps.theta)
+    assert found["own"].curve.nmse[-1] == pytest.approx(float(expected), abs=1e-9)
+    assert found["own"].coupling.mu_W.shape == (K,)
+    np.testing.assert_allclose(found["own"].thresholds, PARAMS.steps.theta)
     assert "| own |" in found.table()
 
 

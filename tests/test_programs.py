@@ -46,7 +46,7 @@ NOT_NUMERIC = {
     *"activations.tanh_sum dictionaries.pytree layers.as_activation".split(),
     *"layers.check_params layers.check_records layers.is_record layers.names_with_role".split(),
     *"layers.option layers.records_of training.merge training.restore".split(),
-    *("compare.products", "layers.along_atoms", "realize.cnn_size"),  # they count and name
+    *("comparison.products", "layers.along_atoms", "realize.cnn_size"),  # they count and name
     *"training.restore_tree training.save training.save_tree training.scale_steps".split(),
     *"training.split training.trainable training.digest training.versions".split(),
 }

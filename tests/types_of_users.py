@@ -30,15 +30,18 @@ assert_type(ur.training.Checkpoint("folder"), ur.training.Checkpoint)
 assert_type(ur.pursuit.lasso(D, Y[0], lam=0.1).x, jax.Array)
 
 methods = {"start": (layer, params)}
-comparison: ur.compare.Comparison = ur.compare(methods, D, Y, X)
-assert_type(ur.compare(methods, D, Y, X), ur.compare.Comparison)
-assert_type(ur.compare(methods, (D, X.T), Y), ur.compare.ChainComparison)
+comparison: ur.comparison.Comparison = ur.compare(methods, D, Y, X)
+assert_type(ur.compare(methods, D, Y, X), ur.comparison.Comparison)
+assert_type(ur.compare(methods, (D, X.T), Y), ur.comparison.ChainComparison)
 assert_type(ur.lasso(D, Y[0], lam=0.1).x, jax.Array)
 assert_type(ur.gaussian(0, 8, 12), jax.Array)
 assert_type(ur.load("weights.npz"), ur.training.Restored)
 
 ur.compare(methods, D, Y, refrence="start")  # type: ignore[call-overload]
 ur.lassso(D, Y[0], lam=0.1)  # type: ignore[attr-defined]
+ur.training.unsupervised(D, Y, 0.1, key=0, patience=200, log="log.jsonl")
+ur.training.unsupervised(D, Y, 0.1, key=0, patince=200)  # type: ignore[call-arg]
+ur.training.unsupervised(D, Y, 0.1, key=0, patience="a")  # type: ignore[arg-type]
 ur.alista("four")  # type: ignore[arg-type]
 ur.alista(4, suport=(0.1, 1.0))  # type: ignore[call-arg]
 layer.aply(params, D, Y[0])  # type: ignore[attr-defined]

@@ -12,9 +12,15 @@ from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from unrolled._base.interrupts import end_quietly_while_importing
+
+if not TYPE_CHECKING:
+    end_quietly_while_importing()
+
 from unrolled import (
     activations,
     analytic,
+    comparison,
     dictionaries,
     dictionary_learning,
     export,
@@ -33,6 +39,7 @@ from unrolled import (
 from unrolled._base import missing, text
 from unrolled.activations import shrink, soft_threshold
 from unrolled.analytic import calibrate
+from unrolled.comparison import compare
 from unrolled.dictionaries import gaussian
 from unrolled.layers import alista, lfista_cp, lista, lista_cp
 from unrolled.networks import dsc
@@ -45,11 +52,8 @@ from unrolled.training import restore as load
 if TYPE_CHECKING:
     from unrolled import app, nnx, vision  # at run time these modules are imported on first use
     from unrolled import sklearn as sklearn
-    from unrolled.compare import called as compare  # a module that can be called
 
     __version__: str
-else:
-    from unrolled import compare
 
 __all__ = [
     "activations",
@@ -59,6 +63,7 @@ __all__ = [
     "calibrate",
     "certify",
     "compare",
+    "comparison",
     "dictionaries",
     "dictionary_learning",
     "dsc",

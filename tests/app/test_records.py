@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import strict_json
-from forms import K, check_forms, curve, made
+from forms import K, changed, check_forms, curve, made
 from matplotlib.figure import Figure
 
 import unrolled as ur
@@ -350,7 +350,7 @@ def test_patches_of_photographs_are_tiles_of_the_last_picture_and_patches_of_the
 def test_rows_of_curves_have_a_step_unless_the_codes_are_given_and_leave_undefined_cells_empty():
     undefined = np.where(np.arange(K) == 1, np.nan, 0.5)
     curves = {"A": curve(1.0, recall=undefined), "omp": curve(0.25)}
-    head, rows = _steps.curve_rows(made(curves).replace(given=("omp",)))
+    head, rows = _steps.curve_rows(changed(made(curves), "omp", given=True))
     assert head == ["method", "step", *_steps._FIELDS] and len(rows) == 2 * K
     table = [dict(zip(head, row)) for row in rows]
     assert [row["step"] for row in table] == [*range(1, K + 1)] + [""] * K
@@ -362,8 +362,8 @@ def test_rows_of_curves_have_a_step_unless_the_codes_are_given_and_leave_undefin
 def test_psnr_is_left_out_where_true_codes_judge():
     result = made({"A": curve(1.0)})
     for known in (True, False):
-        (shown,) = _steps._without_psnr(result.replace(known=known)).curves.values()
-        assert (shown.psnr is None) == known
+        (shown,) = _steps._without_psnr(result.replace(known=known)).methods.values()
+        assert (shown.curve.psnr is None) == known
 
 
 # Studies of methods
@@ -591,8 +591,7 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     names = ("ISTA", "A", "last")
     methods = {n: (layer, ur.analytic.ista(D, lam, 2)) for n, lam in zip(names, lams)}
     result = made({"ISTA": curve(1.0), "last": curve(0.5), "lasso": curve(0.25)})
-    empty = dict(costs={}, proved={}, exact={}, trained={})
-    result = result.replace(given=("lasso",), **empty)
+    result = changed(result, "lasso", given=True)
     some = dict(x=given.testing @ D, gap=np.float32([1e-7] * 6), converged=np.arange(6) > 2)
     optimum = SimpleNamespace(**some)
     solved = (D, given, given.testing, 0.1, 2, optimum)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import strict_json
-from forms import check_forms
+from forms import check_forms, each
 from matplotlib.figure import Figure
 
 import unrolled as ur
@@ -107,7 +107,7 @@ def test_a_first_screen_has_a_sentence_five_lines_and_six_columns(studied, name)
     study = studied.setdefault(name, STUDIES[name]())
     seen = study.overview()
     assert seen.sentence and len(seen.shown) <= 5 and len(seen.table.columns) <= 6
-    assert seen.best in seen.shown and set(seen.shown) <= set(study.comparison.curves)
+    assert seen.best in seen.shown and set(seen.shown) <= set(study.comparison.methods)
     exact = [] if name == "known_codes" else list(study.comparison.exact)
     assert [row[0] for row in seen.table.rows] == [*seen.shown, *exact]
     assert all(float(row[-1].replace(",", "")) > 0 for row in seen.table.rows)
@@ -195,11 +195,11 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
     safe = {name: fit.replace(model=guarded) for name, fit in kept.items()}
     safe = {"lamp, learned": (guarded, study.methods["lamp, learned"][1]), **safe}
-    curves = ur.compare(safe, D, study.tested, lam=FEW["lam"]).curves
+    curves = each(ur.compare(safe, D, study.tested, lam=FEW["lam"]), "curve")
     listed = "; ".join(f"{name} {float(curve.gap[-1]):.2e}" for name, curve in curves.items())
     assert told.endswith(f"with the guard: {listed}.")
     for name, curve in curves.items():
-        assert study.comparison.curves[name].worse[-1] > curve.worse[-1] == 0
+        assert study.comparison[name].curve.worse[-1] > curve.worse[-1] == 0
 
 
 def test_without_codes_half_of_the_loss_is_on_the_last_step_and_half_on_all(monkeypatch):
@@ -223,7 +223,7 @@ def test_bcd_comes_nearer_by_the_recipe_than_before_training_and_its_ranks_do_no
     study = studies.unknown_codes(
         KEY, hadamard(), signals(), methods=("bcd",), **FEW | {"steps": 50}
     )
-    gaps = {name: float(curve.gap[-1]) for name, curve in study.comparison.curves.items()}
+    gaps = {n: float(of.curve.gap[-1]) for n, of in study.comparison.methods.items()}
     assert list(gaps) == ["ISTA", "FISTA", "BCD, analytic", "BCD, learned"]
     assert gaps["BCD, learned"] < gaps["BCD, analytic"] and "BCD, learned" in study.seconds
     seen = study.overview()
@@ -326,7 +326,7 @@ def test_a_training_that_breaks_is_a_remark(monkeypatch):
     remark = study.remarks[-1]
     assert remark.startswith("The training of LISTA-CP broke, because its loss or gradient was not")
     calibrated, learned = (
-        study.comparison.curves[f"LISTA-CP, {kind}"] for kind in ("calibrated", "learned")
+        study.comparison[f"LISTA-CP, {kind}"].curve for kind in ("calibrated", "learned")
     )
     np.testing.assert_array_equal(calibrated.nmse, learned.nmse)
     assert remark in study.text()
@@ -342,7 +342,7 @@ def test_a_pursuit_takes_from_the_samples_what_it_lacks():
     s = round(float((X != 0).sum(1).mean()))
     starts = [f"omp: sparsity = {s}", "ista: max_steps = 5, lam = 0.1", "bpdn: eps = 0.1"]
     assert [r[: len(text)] for r, text in zip(study.remarks[1:4], starts)] == starts
-    assert study.comparison.given == tuple(pursuits)
+    assert [*each(study.comparison, "given")] == list(pursuits)
 
 
 @pytest.mark.slow

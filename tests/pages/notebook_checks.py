@@ -73,7 +73,7 @@ SMALLER = {
 def check_00(n):
     """The loop is the network, and learning reduces its error."""
     assert n.difference < 1e-5
-    nmse = {name: float(curve.nmse[-1]) for name, curve in n.result.curves.items()}
+    nmse = {name: float(of.curve.nmse[-1]) for name, of in n.result.methods.items()}
     assert nmse["ALISTA, learned"] < nmse["ALISTA, calibrated"] < nmse["ISTA"]
 
 
@@ -90,7 +90,7 @@ def check_02(n):
     """The certificate holds in its class, and learned weights are better outside of it."""
     assert n.schedule.holds and (n.errors <= n.schedule.error).all()
     assert not ((n.estimates != 0) & (n.codes == 0)).any()
-    nmse = {name: float(curve.nmse[-1]) for name, curve in n.result.curves.items()}
+    nmse = {name: float(of.curve.nmse[-1]) for name, of in n.result.methods.items()}
     assert nmse["ALISTA-SS, learned"] < nmse["ISTA"]
 
 

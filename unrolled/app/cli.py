@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import unrolled
+from unrolled._base.interrupts import INTERRUPTED
 from unrolled._base.threads import never_lost
 from unrolled.app.commands import (
     COMMANDS,
@@ -18,7 +19,7 @@ from unrolled.app.commands import (
 
 # Errors that a user can cause and fix: the command shows one line, without a traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, MemoryError)
-_ERROR, _INTERRUPTED = 2, 130  # exit statuses
+_ERROR = 2  # the exit status
 _SEEDS = 2**32
 
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _ERROR
         except KeyboardInterrupt as stop:
             print(f"unrolled: {str(stop) or 'interrupted'}", file=sys.stderr)
-            return _INTERRUPTED
+            return INTERRUPTED
 
 
 def _main(argv: Sequence[str]) -> int:

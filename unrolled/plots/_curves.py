@@ -424,7 +424,7 @@ _ACROSS = 120  # length of a line of text across a comparison
 
 @checked
 def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure":
-    """The figure of a `compare.Comparison`: errors, supports, thresholds and weights per step.
+    """The figure of a `comparison.Comparison`: errors, supports, thresholds and weights per step.
 
     Args:
         codes: the meaning of the codes X, for the titles.
@@ -438,19 +438,19 @@ def comparison(result: Any, *, codes: str = "true codes", note: str = "") -> "Fi
         >>> len(ur.plots.comparison(result).axes)
         6
     """
-    checks.has(result, "curves", "a Comparison", "result", "comparison")
-    predicted = getattr(result, "predicted", None)
+    checks.has(result, "methods", "a Comparison", "result", "comparison")
+    predicted = any(of.predicted is not None for of in result.methods.values())
     fig, panels = figure(4 if predicted else 3, 2, height=3.3)
     _draw_panels(panels[:3], result, codes)
     if predicted:
         _medians(panels[3], result)
-    _legend_of_methods(fig, panels[0, 0], [_silent(result.curves), _level(result), note])
+    _legend_of_methods(fig, panels[0, 0], [_silent(result), _level(result), note])
     return fig
 
 
 @checked
 def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure":
-    """The figure of a `compare.ChainComparison`: `comparison` with one column per layer.
+    """The figure of a `comparison.ChainComparison`: `comparison` with one column per layer.
 
     Example:
         >>> Ds, network = [jnp.eye(4)] * 2, ur.dsc([ur.layers.ista(3), ur.layers.ista(2)])
@@ -466,14 +466,14 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
     for j, layer in enumerate(result.layers):
         _draw_panels(panels[:, j].reshape(3, 2), layer, codes)
         panels[0, j].set_title(f"Layer {j + 1}\n{panels[0, j].get_title()}")
-        sentences.append((silent := _silent(layer.curves)) and f"Layer {j + 1}: {silent}")
+        sentences.append((silent := _silent(layer)) and f"Layer {j + 1}: {silent}")
     _legend_of_methods(fig, panels[0, 0], [*sentences, _level(result.layers[0]), note])
     return fig
 
 
 def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
-    """Draw the six panels of a `compare.Comparison`, (3, 2)."""
-    c, looks = _over_all_steps(result), styles(result.curves)
+    """Draw the six panels of a `comparison.Comparison`, (3, 2)."""
+    c, looks = _over_all_steps(result), styles(result.methods)
 
     def draw(panel, lines, title, ylabel, **limits):
         curves(panel, lines, title=title, ylabel=ylabel, looks=looks, **limits)
@@ -501,24 +501,28 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
     precision, recall = ({n: getattr(v, f) for n, v in c.items()} for f in ("precision", "recall"))
     draw(panels[1, 0], precision, f"Chosen entries that are in the {codes}", "precision")
     draw(panels[1, 1], recall, f"Entries of the {codes} that are chosen", "recall")
-    top = _most_threshold(result.thresholds)
+    methods = result.methods.items()
+    thresholds = {n: of.thresholds for n, of in methods if of.thresholds is not None}
+    top = _most_threshold(thresholds)
     title = "Threshold of each step"
-    draw(panels[2, 0], result.thresholds, title, "mean theta", log=True, top=top)
-    weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in result.couplings.items()}
+    draw(panels[2, 0], thresholds, title, "mean theta", log=True, top=top)
+    couplings = {n: of.coupling for n, of in methods if of.coupling is not None}
+    weights = {n: np.broadcast_to(v.mu_W, len(c[n].nmse)) for n, v in couplings.items()}
     title = "Coherence of the weights, w_i . d_i scaled to 1"
     draw(panels[2, 1], weights, title, "mu_W of each step", top=_MOST_COHERENCE)
 
 
 def _medians(panels: np.ndarray, result: Any) -> None:
     """Draw the median errors, the predictions of theory, and the changes of the error per step."""
-    looks = styles(result.curves)
-    lines = {n: result.curves[n].quantiles[:, 1] for n in result.predicted}
+    looks = styles(result.methods)
+    predicted = {n: of.predicted for n, of in result.methods.items() if of.predicted is not None}
+    lines = {n: result.methods[n].curve.quantiles[:, 1] for n in predicted}
     title = "Median (circles: state evolution; dots: local rate)"
     curves(panels[0], lines, title=title, ylabel="NMSE, dB", looks=looks, top=_MOST_DECIBELS)
     falls = {n: np.diff(median, prepend=0.0) for n, median in lines.items()}
     title = "Change of the median (dots: local rate)"
     curves(panels[1], falls, title=title, ylabel="dB per step", looks=looks, top=_MOST_FALL)
-    for name, of in result.predicted.items():
+    for name, of in predicted.items():
         nmse, rate = of.nmse, of.rate
         colour, K = looks[name]["color"], len(lines[name])
         if nmse is not None:
@@ -535,12 +539,12 @@ def _medians(panels: np.ndarray, result: Any) -> None:
 
 def _over_all_steps(result: Any) -> dict[str, Any]:
     """The curves by name; codes without steps, such as codes of a pursuit, as horizontal lines."""
-    K = max(len(curve.nmse) for curve in result.curves.values())
+    K = max(len(of.curve.nmse) for of in result.methods.values())
 
     def level(curve: Any) -> Any:
         return jax.tree.map(lambda v: np.repeat(v, K, axis=0), curve)
 
-    return {n: level(c) if n in result.given else c for n, c in result.curves.items()}
+    return {n: level(of.curve) if of.given else of.curve for n, of in result.methods.items()}
 
 
 def _legend_of_methods(fig: "Figure", panel: "Axes", sentences: list[str]) -> None:
@@ -559,8 +563,9 @@ def _most_threshold(thresholds: dict[str, np.ndarray]) -> float | None:
     return _MOST_THRESHOLD * float(np.median(defined)) if defined.size else None
 
 
-def _silent(curves: dict[str, Any]) -> str:
+def _silent(result: Any) -> str:
     """A sentence that names the methods that choose no entry at any step, or ""."""
+    curves = {n: of.curve for n, of in result.methods.items()}
     names = [n for n, c in curves.items() if np.isnan(c.precision).all() and (c.recall == 0).all()]
     if not names:
         return ""
@@ -570,13 +575,13 @@ def _silent(curves: dict[str, Any]) -> str:
 
 def _level(result: Any) -> str:
     """A sentence that names the methods that have no steps, or ""."""
-    listed = "; ".join(result.given)
+    listed = "; ".join(name for name, of in result.methods.items() if of.given)
     return f"Horizontal lines, because only the last codes are known: {listed}." if listed else ""
 
 
 @checked
 def evolution(watch: Any) -> "Figure":
-    """The figure of a `compare.Evolution`: loss, thresholds and weights over the training steps.
+    """The figure of a `comparison.Evolution`: loss, thresholds and weights over the training steps.
 
     Each step of the network has a line; values that all steps share have a black line. Dashed lines
     show the predictions of theory, if given. Families that couple S and W by construction have no
@@ -585,7 +590,7 @@ def evolution(watch: Any) -> "Figure":
     Example:
         >>> from types import SimpleNamespace
         >>> D, layer = ur.dictionaries.identity_hadamard(4), ur.layers.ista(3)
-        >>> watch, params = ur.compare.evolution(layer, D), layer.init(jax.random.key(1), D)
+        >>> watch, params = ur.comparison.evolution(layer, D), layer.init(jax.random.key(1), D)
         >>> for step in (0, 10):
         ...     watch(SimpleNamespace(step=step, loss=1.0, validation=1.0), params)
         >>> ur.plots.evolution(watch).axes[0].get_title()
@@ -601,12 +606,12 @@ def evolution(watch: Any) -> "Figure":
 
 @checked
 def chain_evolution(watch: Any) -> "Figure":
-    """The figure of a `compare.ChainEvolution`: `evolution` with one column per layer.
+    """The figure of a `comparison.ChainEvolution`: `evolution` with one column per layer.
 
     Example:
         >>> from types import SimpleNamespace
         >>> Ds, network = [jnp.eye(4)] * 2, ur.dsc([ur.layers.ista(3), ur.layers.ista(2)])
-        >>> watch = ur.compare.evolution(network, Ds)
+        >>> watch = ur.comparison.evolution(network, Ds)
         >>> for step in (0, 10):
         ...     watch(SimpleNamespace(step=step, loss=1.0, validation=1.0), network.init(None, Ds))
         >>> fig = ur.plots.chain_evolution(watch)

@@ -59,7 +59,7 @@ class Certificate(Result):
         )
 
     def table(self, form: str = "markdown") -> Any:
-        """The bound step by step, in the forms of `compare.Comparison.table`."""
+        """The bound step by step, in the forms of `comparison.Comparison.table`."""
         clean = [None, *map(bool, self.false_positives_excluded)]
         columns = ("step", "l1_error", "false_positives_excluded")
         steps = enumerate(zip(map(float, self.error), clean))

@@ -16,7 +16,7 @@ from unrolled._base.numbers import energy, widened
 from unrolled._base.programs import program
 from unrolled.dictionaries import signal_axes
 from unrolled.pursuit import lasso_objective
-from unrolled.training._objective import Loss
+from unrolled.training._types import Loss
 
 __all__ = [
     "deep",
@@ -259,7 +259,7 @@ def true_codes(codes, X, where):
 
 def _last_shape(codes, where):
     """The shape of the codes of the last step or block, (batch, d)."""
-    last = np.shape(codes[-1]) if isinstance(codes, tuple | list) else codes.shape[1:]
+    last = np.shape(codes[-1]) if isinstance(codes, tuple | list) else np.shape(codes)[1:]
     if len(last) < 2:
         raise ValueError(
             f"{where}: the last codes have shape {last}; expected codes (K, batch, d), or a tuple "

@@ -265,9 +265,9 @@ def test_a_layer_trains_on_complex_signals_by_the_calls_of_a_real_one(tmp_path):
         layer, start, D, (Y, X), optimizer=optax.adam(0.02), steps=20, key=jax.random.key(1)
     )
     found = ur.compare({"start": (layer, start), "fit": fit, "X": X}, D, Y, X, lam=0.1)
-    assert found.curves["fit"].nmse[-1] < found.curves["start"].nmse[-1]
-    assert found.curves["X"].nmse[-1] < -200
-    assert ur.compare({"fit": fit}, D, Y).curves["fit"].gap[-1] > 0
+    assert found["fit"].curve.nmse[-1] < found["start"].curve.nmse[-1]
+    assert found["X"].curve.nmse[-1] < -200
+    assert ur.compare({"fit": fit}, D, Y)["fit"].curve.gap[-1] > 0
     ur.training.save(tmp_path / "weights.npz", fit.best, D, layer=layer)
     kept = ur.training.restore(tmp_path / "weights.npz")
     assert isinstance(kept.params.shared.W, Complex)

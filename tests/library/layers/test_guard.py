@@ -70,7 +70,7 @@ def test_a_guard_costs_one_product_a_step(problem):
     D, Y = problem
     params = layers.ista(K).init(None, D)
     plain, guarded = (
-        ur.compare.products(layer, params, D, Y[0])
+        ur.comparison.products(layer, params, D, Y[0])
         for layer in (layers.ista(K), layers.ista(K, guard=LAM))
     )
     assert (plain, guarded) == (2 * K, 3 * K)
@@ -107,7 +107,8 @@ def test_a_comparison_predicts_no_code_that_a_guard_picks(problem):
     Y, X = ur.problems.sampler(D, 8)(jax.random.key(0))
     made = {n: layers.lamp(2, guard=g) for n, g in (("plain", None), ("guarded", LAM))}
     methods = {name: (layer, layer.init(None, D)) for name, layer in made.items()}
-    predicted = ur.compare(methods, D, Y, X, predict=True).predicted
+    found = ur.compare(methods, D, Y, X, predict=True)
+    predicted = {name: of.predicted for name, of in found.methods.items()}
     assert predicted["guarded"].remark.startswith("none is known")
     assert predicted["plain"].remark != predicted["guarded"].remark
 
@@ -133,4 +134,4 @@ def test_products_with_blocks_of_atoms_count_as_their_share(problem):
     layer = layers.bcd(K, block=5)
     params = layer.init(None, D)
     for form in (params, layers.unstack(params)):
-        assert ur.compare.products(layer, form, D, Y[0]) == 2 * K
+        assert ur.comparison.products(layer, form, D, Y[0]) == 2 * K

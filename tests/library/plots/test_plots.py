@@ -118,7 +118,7 @@ def test_every_curve_is_in_a_legend():
 
 def watched(layer, steps=2, prediction=None):
     D = ur.dictionaries.identity_hadamard(8)
-    watch = ur.compare.evolution(layer, D, prediction=prediction)
+    watch = ur.comparison.evolution(layer, D, prediction=prediction)
     for step in range(steps):
         watch(types.SimpleNamespace(step=step, loss=1.0, validation=1.0), layer.init(None, D))
     return watch
@@ -142,7 +142,7 @@ def test_the_band_of_the_diagonal_encloses_all_entries_of_all_steps():
     scaled = params._replace(
         steps=params.steps._replace(W=params.steps.W * np.array([[[1.0]], [[3.0]]]))
     )
-    watch = ur.compare.evolution(layer, D)
+    watch = ur.comparison.evolution(layer, D)
     for step, given in enumerate((params, scaled)):
         watch(types.SimpleNamespace(step=step, loss=1.0, validation=1.0), given)
     (panel,) = [a for a in watch.plot().axes if a.get_title().startswith("Mean of w_i")]
@@ -156,7 +156,7 @@ def test_the_band_of_the_diagonal_encloses_all_entries_of_all_steps():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::unrolled.compare.DivergenceWarning")
+@pytest.mark.filterwarnings("ignore::unrolled.comparison.DivergenceWarning")
 def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     """Neither a scale nor a sign per atom changes it; what a step meets is told beside it."""
     D, layer = ur.dictionaries.identity_hadamard(8), ur.lista_cp(2)
@@ -166,7 +166,7 @@ def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     Y, X = D.T, np.eye(16)
     methods = {"start": (layer, params), "scaled": (layer, moved)}
     result = ur.compare(methods, D, Y, X)
-    start, scaled = result.couplings["start"], result.couplings["scaled"]
+    start, scaled = result["start"].coupling, result["scaled"].coupling
     eps = 32 * np.finfo(float).eps  # inner products of 8 terms, divided
     for field in ("mu_W", "off_diagonal"):
         np.testing.assert_allclose(getattr(scaled, field), getattr(start, field), rtol=eps)
@@ -178,7 +178,7 @@ def test_the_coherence_of_weights_is_taken_at_a_unit_diagonal():
     assert scaled.largest_product == pytest.approx([3 * products.max()], rel=eps)
     norms = np.linspace(0.1, 9, 16)[None, :]
     unscaled = params._replace(shared=params.shared._replace(W=params.shared.W / norms))
-    other = ur.compare({"own": (layer, unscaled)}, D * norms, Y, X).couplings["own"]
+    other = ur.compare({"own": (layer, unscaled)}, D * norms, Y, X)["own"].coupling
     for field in ("mu_W", "off_diagonal"):
         np.testing.assert_allclose(getattr(other, field), getattr(start, field), rtol=eps)
     cells = [row.split("|")[2].strip() for row in result.parameters_table().splitlines()[2:]]
@@ -197,7 +197,7 @@ def test_weights_that_miss_their_atom_have_an_infinite_coherence():
     params = layer.init(None, D)
     params = params._replace(shared=params.shared._replace(W=W))
     found = ur.compare({"own": (layer, params)}, D, D.T, np.eye(16))
-    assert found.couplings["own"].mu_W == np.inf
+    assert found["own"].coupling.mu_W == np.inf
     panel = found.plot().axes[-1]
     assert "above the axis: own (to inf)" in panel.get_xlabel() and marks(panel) == [1.0, 1.0]
 
@@ -228,7 +228,7 @@ def test_codes_that_are_all_zero_have_no_precision():
     silent = silent._replace(steps=silent.steps._replace(theta=np.full(K, 1e3)))
     methods = {"ISTA": (ur.layers.ista(K), ur.analytic.ista(D, 0.1, K)), "silent": (layer, silent)}
     result = ur.compare(methods, D, D.T, np.eye(16))
-    assert np.isnan(result.curves["silent"].precision).all()
+    assert np.isnan(result["silent"].curve.precision).all()
     (row,) = [r for r in result.table().splitlines() if r.startswith("| silent")]
     assert row.split("|")[7].strip() == "" and row.split("|")[8].strip() == "0.000"
     held = json.loads(result.to_json())["curves"]["silent"]
@@ -329,7 +329,7 @@ WITHOUT_UNIT = {
 FIGURES = {
     "comparison": lambda: made({"a": curve(1.0)}).plot(),
     "gaps": lambda: made({"a": curve(1.0, gap=np.ones(K))}).plot(),
-    "chain": lambda: ur.compare.ChainComparison((made({"a": curve(1.0)}),) * 2).plot(),
+    "chain": lambda: ur.comparison.ChainComparison((made({"a": curve(1.0)}),) * 2).plot(),
     "evolution": lambda: watched(ur.lista_cp(3)).plot(),
     "uncoupled": lambda: watched(ur.lista(3)).plot(),
     "bound": lambda: plots.bound({"a": (np.ones(3), np.ones(3))}, title=""),

@@ -458,13 +458,13 @@ def test_a_comparison_says_what_is_proved_of_codes_in_parts(kind):
         "taking": (taking, taking.init(None, D)),
     }
     found = ur.compare(methods, D, Y, X.reshape(30, -1))
-    promise = found.guarantees["theory"]
+    promise = found["theory"].guarantee
     assert (promise.sparsity, promise.noise) == (1, pytest.approx(0.01))
     assert promise.bound == pytest.approx(sizes(X.reshape(30, -1), D.block).max())
     assert promise.certificate.holds
-    assert (found.curves["theory"].largest_l1 <= promise.certificate.error[1:]).all()
-    assert found.proved["theory"].share == 1 and 0 < found.proved["taking"].share <= 1
-    assert "firm shrinkage" in found.proved["firm"].reason and found.proved["firm"].share is None
+    assert (found["theory"].curve.largest_l1 <= promise.certificate.error[1:]).all()
+    assert found["theory"].proved.share == 1 and 0 < found["taking"].proved.share <= 1
+    assert "firm shrinkage" in found["firm"].proved.reason and found["firm"].proved.share is None
     assert "firm shrinkage of alista with bend=3" in found.guarantees_table()
 
 

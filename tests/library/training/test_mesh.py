@@ -62,7 +62,7 @@ def test_a_mesh_of_one_device_changes_nothing():
     [
         (dict(accumulate=3), ValueError, "accumulate must be a power of two, got 3"),
         (dict(accumulate=0), ValueError, "accumulate"),
-        (dict(reduction="sum"), ValueError, "unknown reduction 'sum'; expected \"tree\" or"),
+        (dict(reduction="sum"), ValueError, "unknown reduction 'sum'; expected one of tree, psum"),
         (dict(reduction="psum", accumulate=2), ValueError, "got accumulate=2 and no mesh"),
         (dict(reduction="psum", mesh=MESH), ValueError, "got accumulate=1 and a mesh; try"),
         (dict(mesh="data"), TypeError, "mesh must be a jax.sharding.Mesh, got str"),
@@ -265,7 +265,7 @@ adam = optax.adam(1e-2)
 CALLS = {
     "calibrate": lambda Y, X: ur.analytic.calibrate(layer, params, D, Y, X),
     "search": lambda Y, X: ur.training.search(layer, params, D, Y, X, theta=[0.05, 0.1]).loss,
-    "compare": lambda Y, X: ur.compare({"a": (layer, params)}, D, Y, X).curves["a"].nmse,
+    "compare": lambda Y, X: ur.compare({"a": (layer, params)}, D, Y, X)["a"].curve.nmse,
     "fit": lambda Y, X: ur.fit(layer, params, D, (Y, X), optimizer=adam, steps=1, key=0).params,
     "sampler": lambda Y, X: ur.fit(
         layer, params, jax.device_put(D, jax.devices()[0]), ur.problems.resampler(Y, X),

@@ -623,7 +623,7 @@ def test_a_plan_and_a_certificate_say_why_they_do_not_hold():
 
 @pytest.mark.slow
 def test_evolutions_certificates_and_studies_have_tables_in_four_forms():
-    watch = ur.compare.evolution(LAYER, jnp.asarray(D))
+    watch = ur.comparison.evolution(LAYER, jnp.asarray(D))
     fit(Y, callbacks=[watch])
     frame = ur.dictionaries.identity_hadamard(4)
     layer, params = ur.lista_cp(4), ur.analytic.lista_cp(frame, depth=4, sparsity=1, bound=1.0)

@@ -215,7 +215,7 @@ class Report(Result):
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """A row for each kind of weights of each D, in the forms of `compare.Comparison.table`."""
+        """A row for each kind of weights of each D, as `comparison.Comparison.table`."""
         records = [
             {"dictionary": j, "m": of.m, "d": of.d, "rank": of.rank, "mu": of.mu, **row}
             for j, of in enumerate(self.layers, start=1)
@@ -475,7 +475,7 @@ class WeightsCertificate(Result):
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """A row for every layer, in the forms of `compare.Comparison.table`."""
+        """A row for every layer, in the forms of `comparison.Comparison.table`."""
         records = [
             dict(
                 layer=j,

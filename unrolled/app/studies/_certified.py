@@ -105,7 +105,7 @@ class CertifiedRegime(Result):
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """The numbers of `rows`, in the forms of `compare.Comparison.table`."""
+        """The numbers of `rows`, in the forms of `comparison.Comparison.table`."""
         head, rows = self.rows()
         return table_of(form, [dict(zip(head, row)) for row in rows])
 
@@ -329,7 +329,7 @@ class CertifiedChain(Result):
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """The numbers of `rows`, in the forms of `compare.Comparison.table`."""
+        """The numbers of `rows`, in the forms of `comparison.Comparison.table`."""
         head, rows = self.rows()
         return table_of(form, [dict(zip(head, row)) for row in rows])
 

@@ -134,7 +134,7 @@ class DrawnProofs(Result):
         return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
-        """A row for every statement, in the forms of `compare.Comparison.table`."""
+        """A row for every statement, in the forms of `comparison.Comparison.table`."""
         return table_of(form, [row.asdict() for row in self.rows])
 
     def to_dict(self) -> dict[str, Any]:

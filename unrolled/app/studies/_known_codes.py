@@ -16,7 +16,7 @@ from unrolled._base.text import markdown
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_known, to_show
 from unrolled.app.studies._steps import Plan, Samples, Say, timed
-from unrolled.compare import ChainComparison, Comparison, with_seconds
+from unrolled.comparison import ChainComparison, Comparison, with_seconds
 from unrolled.layers import Layer, Unrolled
 
 __all__ = ["KnownChain", "KnownCodes", "known_codes"]
@@ -217,7 +217,7 @@ def known_codes(
         lam: penalty weight of ISTA and FISTA; if None, the best value of a small grid.
         steps: number of training steps.
         weights: name -> the result of an earlier run, which is also compared.
-        sampled, certify, predict: as in `compare.compare`; not for a chain.
+        sampled, certify, predict: as in `compare`; not for a chain.
         say: receives messages on the progress.
 
     Returns:
@@ -232,7 +232,7 @@ def known_codes(
         >>> samples = ur.app.studies.planted(jax.random.key(1), D, sparsity=2)
         >>> key, methods = jax.random.key(2), ("fista",)
         >>> study = ur.app.studies.known_codes(key, samples, methods=methods, depth=3, lam=0.1)
-        >>> study.text()[:41], list(study.comparison.curves)
+        >>> study.text()[:41], list(study.comparison.methods)
         ('Dictionary 8 x 16, 1000 test signals with', ['FISTA'])
     """
     run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)

@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown
-from unrolled.compare import Comparison
+from unrolled.comparison import Comparison
 from unrolled.layers import Layer, Unrolled, Visits
 from unrolled.training import trainable
 
@@ -60,16 +60,16 @@ def of_known(
             f"{_subject(best, methods)} is {ends[rival] - ends[best]:.0f} dB nearer to the true "
             f"codes than {rival}"
         )
-    proved = {name: result.proved[name].share for name in shown if name in result.proved}
+    proved = {name: of.share for name in shown if (of := result[name].proved) is not None}
     columns = {
         "Method": list(shown),
         "Information used": [_knows(name, methods) for name in shown],
         "Error, dB": [f"{ends[name]:.1f}" for name in shown],
-        "Signals above \u221220 dB": [f"{result.curves[n].failure_rate[-1]:.1%}" for n in shown],
+        "Signals above \u221220 dB": [f"{result[n].curve.failure_rate[-1]:.1%}" for n in shown],
         "Codes proved": ["" if proved.get(n) is None else f"{proved[n]:.0%}" for n in shown],
         "Microseconds a signal": [_microseconds(result, name) for name in shown],
     }
-    asked = max((of.signals for of in result.proved.values()), default=0)
+    asked = max((of.proved.signals for of in result.methods.values() if of.proved), default=0)
     words = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
     if any(proved.values()):
         words += f"; signal by signal, it proves a share of the first {asked} codes, see the table."
@@ -106,10 +106,8 @@ def of_unknown(
             f"{_subject(best, methods)} ends {_times(ends[rival] / ends[best])} times nearer to "
             f"the optimum than {rival}"
         )
-    exact = dict(result.exact)
-    worse = {n: result.curves[n].worse for n in shown} | {
-        n: of.curve.worse for n, of in exact.items()
-    }
+    exact = result.exact
+    worse = [result[n].curve.worse for n in (*shown, *exact)]
     columns = {
         "Method": [*shown, *exact],
         "Information used": [
@@ -120,7 +118,7 @@ def of_unknown(
             *(f"{ends[name]:.2g}" for name in shown),
             *("" if of.curve.gap is None else f"{of.curve.gap[-1]:.2g}" for of in exact.values()),
         ],
-        "Signals worse than zero": [f"{v[-1]:.1%}" for v in worse.values() if v is not None],
+        "Signals worse than zero": [f"{v[-1]:.1%}" for v in worse if v is not None],
         "Microseconds a signal": [_microseconds(result, name) for name in (*shown, *exact)],
     }
     words = result.payoff()
@@ -148,15 +146,17 @@ def to_show(result: Comparison) -> tuple[str, ...]:
 
 
 def _running(result: Comparison) -> list[tuple[str, Any]]:
-    curves = result.curves.items()
+    methods = result.methods.items()
     return [
-        (n, c) for n, c in curves if n not in result.given and (result.known or c.gap is not None)
+        (name, of.curve)
+        for name, of in methods
+        if not of.given and (result.known or of.curve.gap is not None)
     ]
 
 
 def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, float]:
     """The error of every method after its last step, without methods that diverge."""
-    ends = {name: float(line[-1]) for name, line in lines.items() if name not in result.diverged}
+    ends = {name: float(v[-1]) for name, v in lines.items() if result[name].diverged is None}
     return {name: end for name, end in ends.items() if np.isfinite(end)}
 
 
@@ -209,7 +209,7 @@ def _times(ratio: float) -> str:
 
 
 def _microseconds(result: Comparison, name: str) -> str:
-    of = result.exact[name] if name in result.exact else result.costs.get(name)
+    of = result[name].cost
     if of is None or of.seconds is None:
         return ""
     value = 1e6 * of.seconds / max(1, result.signals)

@@ -20,8 +20,8 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import drawing
 from unrolled._base.results import Result
-from unrolled.compare import ChainComparison, Comparison
-from unrolled.compare import compared as compared_of
+from unrolled.comparison import ChainComparison, Comparison
+from unrolled.comparison import compared as compared_of
 from unrolled.dictionaries import block_of, check_batch
 from unrolled.layers import Layer, Unrolled
 from unrolled.problems import resampler
@@ -538,8 +538,10 @@ def compared(*arguments: Any, **options: Any) -> Any:
 def _without_psnr(result: Comparison) -> Comparison:
     if not result.known:
         return result
-    curves = {name: curve.replace(psnr=None) for name, curve in result.curves.items()}
-    return result.replace(curves=curves)
+    methods = result.methods.items()
+    return result.replace(
+        methods={name: of.replace(curve=of.curve.replace(psnr=None)) for name, of in methods}
+    )
 
 
 @checked
@@ -558,11 +560,11 @@ def curve_rows(result: Comparison) -> tuple[list[str], list[list]]:
         (['method', 'step', 'nmse'], [['ISTA', 1], ['ISTA', 2]])
     """
     rows = []
-    for name, curve in result.curves.items():
-        for k in range(len(curve.nmse)):
-            values = [None if v is None else v[k] for v in (getattr(curve, f) for f in _FIELDS)]
+    for name, of in result.methods.items():
+        for k in range(len(of.curve.nmse)):
+            values = [None if v is None else v[k] for v in (getattr(of.curve, f) for f in _FIELDS)]
             cells = ["" if v is None or np.isnan(v) else float(v) for v in values]
-            rows.append([name, "" if name in result.given else k + 1, *cells])
+            rows.append([name, "" if of.given else k + 1, *cells])
     return ["method", "step", *_FIELDS], rows
 
 

@@ -38,7 +38,7 @@ from unrolled.app.studies._steps import (
     resampler,
     timed,
 )
-from unrolled.compare import Comparison, with_seconds
+from unrolled.comparison import Comparison, with_seconds
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -116,9 +116,7 @@ class UnknownCodes(Result):
         """Make the first screen of a report, and time its methods and exact solvers."""
         m, d = self.D.shape
         shown = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
-        trained = {n: self.seconds[n] for n in shown if n in self.seconds}
-        result = with_seconds(self.comparison, shown, self.D, self.tested)
-        result = result.replace(trained=trained)
+        result = with_seconds(self.comparison, shown, self.D, self.tested, self.seconds)
         setting = (
             f"{self.depth} steps on {len(self.tested):,} signals that training did not use, "
             f"dictionary {m} x {d}, lam = {self.lam:.4g}; the optimal codes have "
@@ -129,8 +127,8 @@ class UnknownCodes(Result):
     @property
     def psnr(self) -> dict[str, list[float]]:
         """PSNR in dB of D x after every step; the peak is the range of the signals."""
-        curves = self.comparison.curves.items()
-        return {name: np.asarray(curve.psnr).tolist() for name, curve in curves}
+        methods = self.comparison.methods.items()
+        return {name: np.asarray(of.curve.psnr).tolist() for name, of in methods}
 
     def answer(self) -> str:
         """The best method, its error, and whether theory guarantees this error."""
@@ -230,7 +228,7 @@ def unknown_codes(
             most this number of steps.
         tested: approximate number of test signals for which the study computes a certified optimum.
         weights: name -> the result of an earlier run, which is also compared.
-        certify: as in `compare.compare`.
+        certify: as in `compare`.
         say: receives messages on the progress.
 
     Returns:
@@ -245,7 +243,7 @@ def unknown_codes(
         >>> signals = ur.app.studies.Pictures(Y[:40], Y[40:])
         >>> options = dict(methods=("ista",), depth=2, lam=0.1, steps=1)
         >>> study = ur.app.studies.unknown_codes(jax.random.key(1), D, signals, **options)
-        >>> list(study.comparison.curves), study.rows()[0][-1]
+        >>> list(study.comparison.methods), study.rows()[0][-1]
         (['ISTA', 'FISTA', 'ISTA, learned'], 'psnr')
     """
     run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
@@ -276,7 +274,7 @@ def unknown_codes(
     for name, fit in run.weights.items():
         assert isinstance(fit.model, Layer)  # `compared` refuses a network next to a layer
         learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
-    worse = {name: m for name, m in learned.items() if result.curves[name].worse[-1] > 0}
+    worse = {name: m for name, m in learned.items() if result[name].curve.worse[-1] > 0}
     remarks += _of_guarded(worse, D, some, lam, optimum)
     solved = D, signals, some, lam, run.depth, optimum
     return UnknownCodes(*solved, trained, result, remarks, seconds)

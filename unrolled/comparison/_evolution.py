@@ -10,7 +10,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table, to_json
-from unrolled.compare._comparison import Coupling, Weights, coupling, step_means, thresholds
+from unrolled.comparison._weights import Coupling, Weights, coupling, step_means, thresholds
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
@@ -40,7 +40,7 @@ class Evolution:
 
     Example:
         >>> layer, D = ur.lista_cp(3), ur.dictionaries.identity_hadamard(8)
-        >>> watch = ur.compare.evolution(layer, D)
+        >>> watch = ur.comparison.evolution(layer, D)
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, layer.init(None, D))
         >>> print(watch.series("mu_W").round(2), watch.contraction(1).round(2))
@@ -195,7 +195,7 @@ class ChainEvolution:
 
     Example:
         >>> network, Ds = ur.dsc([ur.lista_cp(3), ur.alista(2)]), [jnp.eye(4)] * 2
-        >>> watch = ur.compare.evolution(network, Ds)
+        >>> watch = ur.comparison.evolution(network, Ds)
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, network.init(None, Ds))
         >>> [layer.series("theta").shape for layer in watch.layers]
@@ -319,7 +319,7 @@ def evolution(model: Any, D: Any, *, prediction: Any = None) -> Evolution | Chai
 
     Example:
         >>> layer, D = ur.alista(3), ur.dictionaries.identity_hadamard(8)
-        >>> watch = ur.compare.evolution(layer, D)
+        >>> watch = ur.comparison.evolution(layer, D)
         >>> start = ur.training.Record(step=0, loss=1.0, validation=1.0, seconds=0.0)
         >>> watch(start, layer.init(None, D))
         >>> print(watch.series("theta").round(3))

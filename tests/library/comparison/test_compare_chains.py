@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from forms import each
 
 import unrolled as ur
 from unrolled import analytic, dictionaries, layers, problems, theory
-from unrolled.compare import ChainComparison, DivergenceWarning, Guarantee, _measure, compare
-from unrolled.compare._comparison import coupling
-from unrolled.compare._measure import guarantees
+from unrolled.comparison import ChainComparison, DivergenceWarning, Guarantee, _promises, compare
+from unrolled.comparison._promises import guarantees
+from unrolled.comparison._weights import coupling
 
 LAM = 0.05
 # Sums of some hundred terms, compiled differently, through nine steps.
@@ -53,7 +54,7 @@ def test_the_numbers_of_a_layer_are_those_of_its_codes(result, methods, problem)
     for name, (_, params) in methods.items():
         paths = run(params, Ds, Y)
         for layer, p, D, path, X, found in zip(LAYERS, params, Ds, paths, Xs, result.layers):
-            curve, X = found.curves[name], np.asarray(X)
+            curve, X = found[name].curve, np.asarray(X)
             error = np.asarray(path) - X
             nmse = 10 * np.log10((error**2).sum((1, 2)) / (X**2).sum())
             np.testing.assert_allclose(curve.nmse, nmse, rtol=1e-9, atol=ROUNDING)
@@ -63,11 +64,11 @@ def test_the_numbers_of_a_layer_are_those_of_its_codes(result, methods, problem)
             np.testing.assert_allclose(curve.false_positives, wrong, rtol=1e-9)
             assert len(curve.nmse) == layer.depth
             expected = coupling(layer.weights, p, D)
-            assert found.couplings[name] == expected
-            np.testing.assert_array_equal(found.thresholds[name], p.steps.theta)
+            assert found[name].coupling == expected
+            np.testing.assert_array_equal(found[name].thresholds, p.steps.theta)
     for found in result.layers:
-        assert found.references == {"moved": "start"}
-        for change in found.changes["moved"]:
+        assert each(found, "reference") == {"moved": "start"}
+        for change in found["moved"].changes:
             assert change.distance == pytest.approx(0.01, rel=1e-9)
 
 
@@ -87,7 +88,7 @@ def test_the_gap_of_a_layer_is_to_the_lasso_of_the_true_code_before_it(result, m
         least = objective(solved)
         gap = (objective(x) - least) / least
         # FISTA stops at a duality gap of 1e-6 of the energy, below 20 times the objective.
-        assert found.curves["start"].gap[-1] == pytest.approx(gap, abs=4e-5)
+        assert found["start"].curve.gap[-1] == pytest.approx(gap, abs=4e-5)
 
 
 @pytest.mark.slow
@@ -102,15 +103,15 @@ def test_tables_and_json_have_every_layer(result, methods):
         assert {line.count("|") for line in (head, rule, *rows)} == {head.count("|")}
     held = json.loads(result.to_json())["layers"]
     for part, found in zip(held, result.layers, strict=True):
-        assert part["curves"]["moved"]["nmse"] == found.curves["moved"].nmse.tolist()
+        assert part["methods"]["moved"]["curve"]["nmse"] == found["moved"].curve.nmse.tolist()
 
 
 def test_the_figure_has_a_column_per_layer(result):
     grid = np.asarray(result.plot().axes, dtype=object).reshape(6, 2)
     for j, found in enumerate(result.layers):
         assert grid[0, j].get_title().startswith(f"Layer {j + 1}\nDistance to the true codes")
-        for line, curve in zip(grid[0, j].get_lines(), found.curves.values(), strict=True):
-            np.testing.assert_array_equal(line.get_ydata(), curve.nmse)
+        for line, of in zip(grid[0, j].get_lines(), found.methods.values(), strict=True):
+            np.testing.assert_array_equal(line.get_ydata(), of.curve.nmse)
         assert [axes.get_title() for axes in grid[1:, j]] == [
             axes.get_title() for axes in grid[1:, 0]
         ]
@@ -126,11 +127,11 @@ def test_ml_lista_is_compared(problem):
     codes = jax.jit(jax.vmap(network.iterates, (None, None, 0), out_axes=1))(params, Ds, Y)
     for path, X, p, part in zip(codes, Xs, params, found.layers):
         error = ((np.asarray(path) - np.asarray(X)) ** 2).sum((1, 2)) / (np.asarray(X) ** 2).sum()
-        nmse = part.curves["ml"].nmse
+        nmse = part["ml"].curve.nmse
         np.testing.assert_allclose(nmse, 10 * np.log10(error), rtol=1e-9, atol=ROUNDING)
-        np.testing.assert_array_equal(part.thresholds["ml"], p.steps.theta)
-        assert part.couplings["ml"].mismatch.max() < ROUNDING  # ML-ISTA is coupled
-        assert part.guarantees == {}
+        np.testing.assert_array_equal(part["ml"].thresholds, p.steps.theta)
+        assert part["ml"].coupling.mismatch.max() < ROUNDING  # ML-ISTA is coupled
+        assert part["ml"].guarantee is None
 
 
 @pytest.mark.slow
@@ -148,14 +149,14 @@ def test_guarantees_of_a_chain_are_those_of_the_theory():
     found = compare({"dsc": (network, params)}, (D_1, D_2), Y, (X, X), **given)
     expected = theory.certify(network, params, (D_1, D_2), **given)
     for part, certificate in zip(found.layers, expected):
-        held = part.guarantees["dsc"]
+        held = part["dsc"].guarantee
         assert (held.sparsity, held.bound, held.noise) == (2, 1.0, 0.0) and certificate.holds
         np.testing.assert_array_equal(held.certificate.error, certificate.error)
-        assert (part.curves["dsc"].largest_l1 <= certificate.error[1:]).all()
+        assert (part["dsc"].curve.largest_l1 <= certificate.error[1:]).all()
 
 
 def test_layers_from_the_first_without_a_certificate_on_have_no_guarantee(result, methods, problem):
-    assert [set(part.guarantees) for part in result.layers] == [set(methods), set()]
+    assert [set(each(part, "guarantee")) for part in result.layers] == [set(methods), set()]
     Ds = (*problem[0], np.eye(28))
     network = ur.dsc((*LAYERS, layers.lista_cp(1)))
     found = guarantees(network, network.init(None, Ds), Ds, lambda j, D: (1, 1.0, 0.0))
@@ -169,7 +170,7 @@ def test_divergence_names_the_layer(methods, problem):
     far = {"far": (network, (params[0], last))}
     with pytest.warns(DivergenceWarning, match="compare: Layer 2: far diverges"):
         found = compare(far, *problem)
-    assert [set(part.diverged) for part in found.layers] == [set(), {"far"}]
+    assert [set(each(part, "diverged")) for part in found.layers] == [set(), {"far"}]
     note = found.table().split("\n\n")[1]
     assert (
         note.startswith("Layer 2: far diverges: its codes are worse than zero codes")
@@ -183,7 +184,7 @@ def test_the_training_of_a_network_is_a_method(methods, problem):
     fit = ur.training.Fit(None, params, Ds, None, network)
     found = compare({"fit": fit, "same": (network, fit.best)}, *problem)
     for part in found.layers:
-        np.testing.assert_array_equal(part.curves["fit"].nmse, part.curves["same"].nmse)
+        np.testing.assert_array_equal(part["fit"].curve.nmse, part["same"].curve.nmse)
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ def test_codes_of_a_chain_stand_for_themselves(methods, problem):
     codes = jax.vmap(network.apply, (None, None, 0))(params, Ds, Y)
     found = compare({name: (network, params), "codes": codes}, Ds, Y, Xs)
     for layer in found.layers:
-        a, b = layer.curves[name], layer.curves["codes"]
+        a, b = layer[name].curve, layer["codes"].curve
         np.testing.assert_allclose(b.nmse, a.nmse[-1:], atol=1e-4)
     with pytest.raises(TypeError, match="is a layer and 'codes' a network"):
         compare({"one": codes[0], "codes": codes}, Ds, Y, Xs)
@@ -224,12 +225,12 @@ def test_without_codes_every_layer_has_the_lasso_of_the_codes_before(methods, pr
     second = ur.pursuit.lasso_batch(Ds[1], first, 0.02, tol=1e-9).x
     expected = compare({name: method}, Ds, Y, (first, second), lam=[0.05, 0.02])
     for ours, other in zip(found.layers, expected.layers):
-        np.testing.assert_allclose(ours.curves[name].gap, other.curves[name].gap, rtol=1e-6)
+        np.testing.assert_allclose(ours[name].curve.gap, other[name].curve.gap, rtol=1e-6)
     assert [layer.known for layer in found.layers] == [False, False]
 
 
 def test_layers_after_one_without_a_certificate_have_none_either(monkeypatch):
-    monkeypatch.setattr(_measure.theory, "certify", lambda *_, **__: ["certificate"])
+    monkeypatch.setattr(_promises.theory, "certify", lambda *_, **__: ["certificate"])
     chain, of = ur.dsc((layers.lista_cp(1), layers.lista(1), layers.lista_cp(1))), (2, 1.0, 0.1)
-    first, *rest = _measure.guarantees(chain, (np.ones(1),) * 3, (None,) * 3, lambda j, D: of)
+    first, *rest = guarantees(chain, (np.ones(1),) * 3, (None,) * 3, lambda j, D: of)
     assert first == Guarantee(*of, "certificate") and rest == [None, None]

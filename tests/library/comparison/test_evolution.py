@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import unrolled as ur
-from unrolled.compare import evolution
+from unrolled.comparison import evolution
 from unrolled.training import Record
 
 M, N, DEPTH = 8, 12, 3

@@ -13,10 +13,19 @@ import types
 import jax
 import numpy as np
 import pytest
+from forms import changed, each
 
 import unrolled as ur
 from unrolled import theory
-from unrolled.compare import DivergenceWarning, Predicted, Proved, _measure, compare
+from unrolled.comparison import (
+    Cost,
+    DivergenceWarning,
+    Predicted,
+    Proved,
+    _costs,
+    _promises,
+    compare,
+)
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -40,10 +49,13 @@ def told():
 @pytest.mark.slow
 def test_a_drawn_sample_bounds_the_errors_of_every_layer():
     found = compare({**METHODS, "codes": X}, D, Y, X, sampled=15_000)
-    assert set(found.sampled) == {"ISTA", "FISTA"}  # fixed codes are of their own signals alone
-    worst = found.sampled["ISTA"]
+    assert set(each(found, "sampled")) == {
+        "ISTA",
+        "FISTA",
+    }  # fixed codes are of their own signals alone
+    worst = found["ISTA"].sampled
     assert (worst.signals, worst.drawn) == (15_000, True)
-    assert worst.decibels >= found.curves["ISTA"].quantiles[-1, -1]
+    assert worst.decibels >= found["ISTA"].curve.quantiles[-1, -1]
     said = r"\| error of 99.9 % of the class: at most -?\d+\.\d dB "
     said += r"\(15,000 draws, confidence 1 - 1e-6\) \|"
     assert re.search(said, found.guarantees_table())
@@ -58,8 +70,8 @@ def test_a_drawn_sample_bounds_the_errors_of_every_layer():
 @pytest.mark.slow
 def test_a_sample_that_is_too_small():
     found = told()
-    assert set(found.sampled) == {"ISTA", "FISTA", "LAMP"}
-    bound = found.sampled["FISTA"]
+    assert set(each(found, "sampled")) == {"ISTA", "FISTA", "LAMP"}
+    bound = found["FISTA"].sampled
     assert (bound.signals, bound.drawn, bound.decibels) == (64, True, math.inf)
     assert bound.needed == theory.signals_needed(1e-3, 1 - 1e-6, at_once=3)
     assert f"no bound, {bound.needed - 64:,} signals are missing (64 draws" in bound.text()
@@ -72,7 +84,7 @@ def test_codes_are_drawn_in_parts(g):
     rng = np.random.default_rng(0)
     codes = np.repeat(rng.random((64, 30)) < p, g, 1) * rng.normal(size=(64, 30 * g))
     signals = ur.problems.synthesize(joint, codes)
-    drawn = np.asarray(_measure.drawn(joint, signals, jax.numpy.asarray(codes), n)[1])
+    drawn = np.asarray(_promises.drawn(joint, signals, jax.numpy.asarray(codes), n)[1])
     on = drawn.reshape(n, 30, g) != 0
     assert (on.all(2) == on.any(2)).all()
     share = (codes != 0).mean()
@@ -81,7 +93,7 @@ def test_codes_are_drawn_in_parts(g):
 
 @pytest.mark.slow
 def test_held_out_signals():
-    bound = compare(METHODS, D, Y, X, sampled=(Y[:9], X[:9])).sampled["FISTA"]
+    bound = compare(METHODS, D, Y, X, sampled=(Y[:9], X[:9]))["FISTA"].sampled
     assert (bound.signals, bound.drawn, bound.decibels) == (9, False, math.inf)
     missing = bound.needed - 9
     assert f"no bound, {missing:,} signals are missing (9 held-out signals" in bound.text()
@@ -90,11 +102,11 @@ def test_held_out_signals():
 def test_certified_codes_are_a_column():
     found = told()
     expected = theory.certify_code(D, Y, np.asarray(X), finish=0).certified(Y).mean()
-    assert found.certified["right"] == pytest.approx(expected) and expected > 0.5
+    assert found["right"].certified == pytest.approx(expected) and expected > 0.5
     assert "| certified codes, % |" in found.table().splitlines()[0]
-    assert found.table("records")[3]["certified"] == found.certified["right"]
+    assert found.table("records")[3]["certified"] == found["right"].certified
     plain = compare({"right": X}, D, Y, X)
-    assert plain.certified is None
+    assert plain["right"].certified is None
     assert not {"certified codes, %", "seconds", "products"} & set(plain.table().split(" | "))
 
 
@@ -103,12 +115,12 @@ def test_certified_codes_are_those_of_least_squares():
     """A search from the codes of four steps would find the right ones of many signals."""
     codes = jax.vmap(LAYER.apply, (None, None, 0))(METHODS["ISTA"][1], D, Y)
     searched = theory.certify_code(D, Y, codes).certified(Y).mean()
-    assert told().certified["ISTA"] < searched
+    assert told()["ISTA"].certified < searched
 
 
 def test_predictions_stand_beside_the_median():
     found = told()
-    predicted, median = found.predicted["LAMP"], found.curves["LAMP"].quantiles[:, 1]
+    predicted, median = found["LAMP"].predicted, found["LAMP"].curve.quantiles[:, 1]
     of = [float((X != 0).mean()), float((X**2).sum()) / int((X != 0).sum())]
     options = dict(probability=of[0], variance=of[1], params=LAMP.init(None, D))
     expected = theory.state_evolution(LAMP, D, **options)
@@ -120,7 +132,9 @@ def test_predictions_stand_beside_the_median():
     record = found.table("records")[2]
     assert record["median_nmse"] == pytest.approx(median[-1])
     assert record["predicted_nmse"] == pytest.approx(predicted.nmse[-1])
-    assert json.loads(found.to_json())["predicted"]["LAMP"]["rate"] == pytest.approx(predicted.rate)
+    assert json.loads(found.to_json())["methods"]["LAMP"]["predicted"]["rate"] == pytest.approx(
+        predicted.rate
+    )
     # In the figure: a row more, circles for what is predicted, and a line of the slope of the rate.
     panel = found.plot().axes[6]
     circles = [line for line in panel.lines if line.get_fillstyle() == "none"]
@@ -128,12 +142,12 @@ def test_predictions_stand_beside_the_median():
     dotted = [line.get_ydata() for line in panel.lines if line.get_linestyle() == ":"]
     slopes = np.concatenate([np.diff(line) for line in dotted])
     assert np.any(np.isclose(slopes, predicted.rate)) and np.any(
-        np.isclose(slopes, found.predicted["ISTA"].rate)
+        np.isclose(slopes, found["ISTA"].predicted.rate)
     )
 
 
 def test_what_has_no_prediction_says_why():
-    found = told().predicted
+    found = each(told(), "predicted")
     assert set(found) == {"ISTA", "FISTA", "LAMP"}
     unknown = "none is known for this family and its options"
     assert found["FISTA"] == Predicted(None, None, unknown)
@@ -145,7 +159,7 @@ def test_what_has_no_prediction_says_why():
     radii = [np.abs(np.linalg.eigvalsh(np.eye(s) - gamma * A[:, S].T @ A[:, S])) for S in supports]
     expected = 20 * math.log10(np.median([np.max(r) for r in radii]))
     assert found["ISTA"].rate == pytest.approx(expected, rel=1e-4)
-    assert told().predicted["LAMP"].remark == ""
+    assert told()["LAMP"].predicted.remark == ""
 
 
 @pytest.mark.slow
@@ -160,14 +174,14 @@ def test_predictions_that_do_not_hold_are_left_out():
         "em": (em := ur.layers.vamp_bg(4, em=True), em.init(None, D)),
     }
     found = compare(methods, D, noisy, X, predict=True)
-    assert all(p.nmse is None and p.rate is None for p in found.predicted.values())
+    assert all(p.nmse is None and p.rate is None for p in each(found, "predicted").values())
     for name, words in {"tista": "divergence", "trained": "differs from", "em": "noise"}.items():
-        assert words in found.predicted[name].remark
-        assert found.predicted[name].remark in found.predictions_table()
+        assert words in found[name].predicted.remark
+        assert found[name].predicted.remark in found.predictions_table()
     bad = ur.dictionaries.ill_conditioned(0, 20, 30, 50.0)
     with pytest.warns(DivergenceWarning):
         found = compare({"LAMP": (LAMP, LAMP.init(None, bad))}, bad, X @ bad.T, X, predict=True)
-    assert "iid Gaussian" in found.predicted["LAMP"].remark and found.predicted["LAMP"].rate is None
+    assert "iid Gaussian" in found["LAMP"].predicted.remark and found["LAMP"].predicted.rate is None
 
 
 @pytest.mark.parametrize(
@@ -201,17 +215,17 @@ def test_the_share_of_codes_that_theory_proves_stands_in_the_table():
     found = compare({**methods, "codes": X}, D, Y, X)
     noise = np.abs(Y.astype(float) - X @ np.asarray(D, float).T).sum(1)
     expected = theory.certify_signals(*methods["analytic"], D, X, noise=noise).proved
-    assert found.proved["analytic"] == Proved(expected.mean(), 30, "")
+    assert found["analytic"].proved == Proved(expected.mean(), 30, "")
     assert 0.3 < expected.mean() < 1
     supports = [np.argsort(X == 0, axis=1, kind="stable")[i : i + 10, :s] for i, s in SIZES]
     of = [theory.certify_supports(D, D, S) for S in supports]  # W = D in closed form here
     right = np.concatenate([(s.ratio <= 0.95) & (s.contraction < 1) for s in of])
-    assert found.proved["taking"].share == right.mean() and right.any()
-    assert found.proved["FISTA"].share is None and "codes" not in found.proved
+    assert found["taking"].proved.share == right.mean() and right.any()
+    assert found["FISTA"].proved.share is None and found["codes"].proved is None
     assert "| proved codes, % |" in found.table().splitlines()[0]
     shares = [record["proved"] for record in found.table("records")]
     assert shares[:2] == [expected.mean(), right.mean()] and shares[3:] == [None, None]
-    assert f"| {found.proved['analytic'].text()} |" in found.guarantees_table()
+    assert f"| {found['analytic'].proved.text()} |" in found.guarantees_table()
     assert "Not covered signal by signal: FISTA: a step of fista" in found.guarantees_table()
 
 
@@ -222,10 +236,12 @@ def test_what_no_method_proves_is_a_sentence():
     """Noise hides small nonzeros, and the steps of `alista_rt` do not know it."""
     D, methods, Y, X = certified_problem()
     found = compare(methods, D, Y, X, noise=1.0)
-    assert {of.share for of in found.proved.values()} == {0.0, None}
+    assert {of.share for of in each(found, "proved").values()} == {0.0, None}
     assert "proved" not in found.table().splitlines()[0]
     assert found.table().endswith("none of the first 30 codes for any of these params.")
-    assert compare({"FISTA": methods["FISTA"]}, D, Y, lam=0.1).proved == {}  # of LASSO codes
+    assert (
+        compare({"FISTA": methods["FISTA"]}, D, Y, lam=0.1)["FISTA"].proved is None
+    )  # of LASSO codes
 
 
 def test_thresholds_below_the_least_prove_no_code():
@@ -233,15 +249,15 @@ def test_thresholds_below_the_least_prove_no_code():
     layer, params = methods["analytic"]
     lower = params._replace(steps=params.steps._replace(theta=params.steps.theta / 100))
     found = compare({"lower": (layer, lower), "analytic": (layer, params)}, D, Y, X)
-    assert found.proved["lower"].share == 0 < found.proved["analytic"].share
+    assert found["lower"].proved.share == 0 < found["analytic"].proved.share
 
 
 def test_only_the_first_codes_are_proved(monkeypatch):
     """As many as keep the products with |W'D| few."""
     D, methods, Y, X = certified_problem()
-    monkeypatch.setattr(_measure, "_MOST_PRODUCTS", 7 * 12 * 32**2 + 1)
+    monkeypatch.setattr(_promises, "_MOST_PRODUCTS", 7 * 12 * 32**2 + 1)
     found = compare({"analytic": methods["analytic"]}, D, Y[::-1], X[::-1])
-    assert found.proved["analytic"].text() == "0 of 7"  # those with six nonzeros
+    assert found["analytic"].proved.text() == "0 of 7"  # those with six nonzeros
 
 
 def test_codes_of_a_chain_are_proved_layer_by_layer():
@@ -253,7 +269,7 @@ def test_codes_of_a_chain_are_proved_layer_by_layer():
     Y = np.asarray(ur.problems.synthesize(D, X), float)
     noise = np.abs(Y - X.astype(float) @ np.asarray(D, float).T)
     expected = theory.certify_signals(chain, params, Ds, (X, X), noise=(noise.sum(1), 0.0))
-    shares = [of.proved["chain"].share for of in found.layers]
+    shares = [of["chain"].proved.share for of in found.layers]
     assert shares == [of.proved.mean() for of in expected] and shares[0] > 0.5
 
 
@@ -304,7 +320,7 @@ def test_another_module_called_spams_has_no_row(monkeypatch):
     module = types.ModuleType("spams")
     module.__spec__ = importlib.machinery.ModuleSpec("spams", None)
     monkeypatch.setitem(sys.modules, "spams", module)
-    assert [*_measure.solvers([np.eye(2)])] == ["exact"]
+    assert [*_costs.solvers([np.eye(2)])] == ["exact"]
 
 
 @pytest.mark.parametrize(
@@ -318,13 +334,10 @@ def test_another_module_called_spams_has_no_row(monkeypatch):
 def test_a_sentence_says_above_how_many_signals_a_network_pays(network, exact, trained, verdict):
     """N = seconds of training / (exact - network, seconds per signal), here of 64 signals."""
     found = unknown()
-    cost = found.costs["FISTA"].replace(seconds=network)
-    solver = found.exact["exact"].replace(seconds=exact)
-    found = found.replace(
-        costs={**found.costs, "FISTA": cost},
-        exact={"exact": solver},
-        trained={} if trained is None else {"FISTA": trained},
-    )
+    cost = found["FISTA"].cost.replace(seconds=network)
+    solver = found.exact["exact"].replace(cost=Cost(exact, None))
+    found = changed(found, "FISTA", cost=cost, trained=trained)
+    found = found.replace(exact={"exact": solver})
     told = f"FISTA takes {_us(network)} microseconds per signal and ends at a gap of "
     assert found.payoff().startswith(told)
     assert found.payoff().endswith(f"; exact codes take {_us(exact)} microseconds: {verdict}")
@@ -356,5 +369,5 @@ def test_a_fit_tells_how_long_its_training_took():
         progress=False,
     )
     found = compare({"learned": fit, "FISTA": METHODS["FISTA"]}, D, Y, lam=0.1)
-    assert found.trained == {"learned": fit.history.records[-1].seconds}
+    assert each(found, "trained") == {"learned": fit.history.records[-1].seconds}
     assert found.payoff().startswith("learned takes ")  # FISTA has no training

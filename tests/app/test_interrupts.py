@@ -1,0 +1,52 @@
+"""Ctrl-C of a command in its own process, at every stage: imports, compiling, training."""
+
+import signal
+import subprocess
+import sys
+import zipfile
+from contextlib import suppress
+
+import pytest
+
+TRAIN = "train --family lista_cp --steps 2000000 --m 50 --d 100 --save-every 200"
+
+
+def interrupted(command, seconds, folder):
+    """A command that got SIGINT after `seconds`, and its standard error."""
+    words = [sys.executable, "-m", "unrolled", *command.split(), "--no-cache", "--output", folder]
+    process = subprocess.Popen(
+        list(map(str, words)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As at a terminal: a process that was started in the background ignores SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.send_signal(signal.SIGINT)
+        return process, process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1, 8, 20, 30])
+@pytest.mark.parametrize("command", ["compare", TRAIN], ids=["compare", "train"])
+def test_an_interrupted_command_ends_with_130_without_a_trace_or_a_partial_file(
+    command, seconds, tmp_path
+):
+    folder = tmp_path / "out"
+    process, err = interrupted(command, seconds, folder)
+    assert process.returncode == 130, err
+    lines = err.splitlines()
+    assert lines[-1].startswith("unrolled: "), err
+    assert all(line.startswith(("[", "unrolled: ")) for line in lines), err
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if ".partial" in path.name]
+    if command == "compare":
+        assert not files
+    for path in folder.rglob("*.npz"):
+        with zipfile.ZipFile(path) as saved:
+            assert saved.testzip() is None
