@@ -147,7 +147,7 @@ class fista(FromISTA, Shrinking):
     """
 
     forms = ista.forms
-    recipe = ista.recipe
+    recipe = ista.recipe._replace(without_codes=(3e-4, 1e-3, 2e-3, 5e-3))
     starts_from_theory = True
     weights = ista.weights
 

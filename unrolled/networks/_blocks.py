@@ -27,7 +27,13 @@ from unrolled.networks._network import (
     chain_of,
     where,
 )
-from unrolled.pursuit import State, half_quadratic_step, ista_step, lipschitz
+from unrolled.pursuit import (
+    State,
+    half_quadratic_step,
+    ista_step,
+    lipschitz,
+    with_step_size,
+)
 
 __all__ = [
     "Deconvolution",
@@ -264,10 +270,7 @@ class deconvolutional(Unfolded):
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         params = []
         for D in chain_of(self, Ds):
-            start, usable = _betas_of(D, self.lam, self.depth)
-            if not checks.may_hold(usable):
-                lipschitz(D, where(self))  # which raises with the reason
-            params.append(start)
+            params.append(with_step_size(_betas_of(D, self.lam, self.depth), D, where(self)))
         return tuple(params)
 
     def step(self, shared, p, D, y, state):

@@ -19,6 +19,7 @@ from unrolled.pursuit._by_name import (
 )
 from unrolled.pursuit._gap import *
 from unrolled.pursuit._ista import *
+from unrolled.pursuit._ista import with_step_size
 from unrolled.pursuit._lasso import *
 from unrolled.pursuit._lasso_batch import *
 from unrolled.pursuit._lasso_batch import lasso_of_many, minima, weights_of_many

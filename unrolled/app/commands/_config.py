@@ -17,7 +17,7 @@ from unrolled._base import checks
 from unrolled.layers import FAMILIES, Layer, Recipe, as_activation, names_with_role
 from unrolled.networks import Network, dsc
 from unrolled.records import Record, option
-from unrolled.training import PlainRun
+from unrolled.training import PlainRun, has_recipe
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "mostly_last", "lasso", "reconstruction")
@@ -336,17 +336,14 @@ def _check_pairs(config: Config) -> None:
         )
 
 
-_BY_RECIPE = ("bcd", "lfista_cp")  # the families that the recipe trains
 _SET_BY_RECIPE = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictionary")
 
 
 def _check_unsupervised(config: Config) -> None:
     """Raise ConfigError if an option is given that the recipe for signals without codes sets."""
     training, (model, *others) = config.training, config.layers
-    lam = PLANTED_LAM if config.problem.lam is None else config.problem.lam
-    plain = [FAMILIES[name](model.depth, lam=lam) for name in _BY_RECIPE]  # type: ignore[call-arg]
     _refuse(["a chain"] if others else [], f"method {UNSUPERVISED}")
-    wrong = [] if model.layer in plain else [repr(model.layer)]
+    wrong = [] if has_recipe(model.layer) else [repr(model.layer)]
     wrong += [] if model.start == "init" else [f"start {model.start}"]
     wrong += [] if training.loss == "lasso" else [f"loss {training.loss}"]
     default = Training()
