@@ -155,7 +155,7 @@ def codes(seed=5):
             proving = time.process_time() - proving
             own = ur.theory.certify_signals(layer, params, D, fresh, own=True)
             Y = fresh[common.proved][:2000] @ D.T
-            X = jax.jit(jax.vmap(partial(layer.apply, params, D)))(Y)
+            X = np.asarray(jax.jit(jax.vmap(partial(layer.apply, params, D)))(Y), float)
             row = {
                 "power": power,
                 "dtype": dtype,
@@ -166,7 +166,7 @@ def codes(seed=5):
                 "fresh": FRESH,
                 "proved": int(common.proved.sum()),
                 "bound": float(common.errors[common.proved, -1].max(initial=0)),
-                "error": float(np.abs(np.asarray(X, float) - fresh[common.proved][:2000]).max(initial=0)),
+                "error": float(np.abs(X - fresh[common.proved][:2000]).max(initial=0)),
                 "share": 1 - ur.theory.exceedance(1.0 - common.proved, 0.5),
                 "own": int(own.proved.sum()),
                 "exact": int((own.support_from >= 0).sum()),
