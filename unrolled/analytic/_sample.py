@@ -110,7 +110,6 @@ def from_sample(
     if not len(codes):
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
     noises = Noise.of(noise, noise_norm, confidence, len(codes), measured.measured, where)
-    deltas = noises.deltas
     thresholds: list[float] = []
     last = np.zeros(0)
 
@@ -126,9 +125,8 @@ def from_sample(
         thresholds.clear()
         errors, _, _, left = measured.bounds(codes[kept], noises.rows(kept), choose)
         # Noise hides small nonzeros, so with noise the support need not be found.
-        proved = np.where(
-            deltas[kept] > 0, errors[:, -1] < errors[:, 0], are_found(codes[kept], left)
-        )
+        ends, some = errors[:, -1] < errors[:, 0], noises.deltas[kept] > 0
+        proved = np.where(some, ends, are_found(codes[kept], left))
         furthest = np.argsort(-np.where(proved, -np.inf, last))[: np.sum(~proved)]
         if not len(furthest) or len(kept) == least:
             break
