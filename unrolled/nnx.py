@@ -27,7 +27,6 @@ from unrolled.training import (
     Signals,
     Trained,
     as_dictionaries,
-    check_loss,
     merge,
     run_stages,
     split,
@@ -220,11 +219,10 @@ def _trained(
 ) -> Fit:
     """The result of training a model that is not a `Module`, which stays as it is."""
     how = Run.of(where, run)
-    check_loss(loss, where)
     outputs = _Outputs(where, model, loss)
     trained, fixed = outputs.start()
     dtype = checks.common_dtype(trained)
-    signals = Signals.of(None, sample, key, validation=validation, dtype=dtype, where=where)
+    signals = Signals.of(None, sample, key, validation, None, dtype, where)
     data = Data(signals, trained, trained, fixed)
     return run_stages(outputs, data, optimizer, how, checks.as_index(steps, "steps", where))
 

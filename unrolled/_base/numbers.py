@@ -124,6 +124,21 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     return e, k.reshape(e.shape)
 
 
+def host_exponent(x: np.ndarray, axis: Axes = None) -> Any:
+    """`exponent` of a numpy array, in numpy."""
+    high, low = (f(x, axis, keepdims=axis is not None, initial=0) for f in (np.max, np.min))
+    size = np.maximum(high, -low)
+    return np.where((size > 0) & np.isfinite(size), np.frexp(size)[1] - 1, 0)
+
+
+def host_energy(x: np.ndarray, axis: Axes = None) -> tuple[Any, Any]:
+    """`energy` of a numpy array, in numpy."""
+    k = host_exponent(x, axis)
+    near = np.asarray(np.ldexp(x, -k))
+    e = np.sum(np.square(near, out=near), axis, dtype=float)
+    return e, k.reshape(np.shape(e))
+
+
 @partial(jax.jit, static_argnames="axis")
 def norm(x: Array, axis: Axes = None) -> Array:
     """sqrt(sum(x^2)), correct if the root is in the range of the dtype; its gradient at 0 is 0."""

@@ -120,8 +120,14 @@ class Lasso:
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
         x, gap, steps = code(self.penalty.of(D), self.tol, self.max_steps, penalized, start, size)
-        gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced l2 < 0 is not convex
-        return Found(x, gap, steps, gap <= self.tol)
+
+        def judge(x, gap=None):
+            gap = relative_gap(D, y, lam, x, l2, self.penalty.of(D)) if gap is None else gap
+            gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced l2 < 0 is not convex
+            return gap, gap <= self.tol
+
+        gap, met = judge(x, gap)
+        return Found(x, gap, steps, met, judge=judge)
 
 
 def _checked(

@@ -44,11 +44,11 @@ class PlainRun(Record):
 
 def _as_callbacks(callbacks: Any, name: str, where: str) -> tuple:
     """The callbacks, each compared by identity, because a record must keep the given objects."""
-
-    def one(callback):
-        return callback if type(callback).__hash__ is object.__hash__ else partial(callback)
-
-    return tuple(map(one, callbacks))
+    callbacks = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
+    if not all(map(callable, callbacks)):
+        raise TypeError(f"{where}: {name} must be an iterable of functions of (record, params)")
+    own = (type(callback).__hash__ is object.__hash__ for callback in callbacks)
+    return tuple(c if is_own else partial(c) for c, is_own in zip(callbacks, own))
 
 
 class Run(PlainRun):
