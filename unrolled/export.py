@@ -20,6 +20,7 @@ from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
 from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.packages import require
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, block_of, to_pairs
 from unrolled.layers import Layer
@@ -167,7 +168,7 @@ def load(path: str | Path) -> Exported:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"export.load: {path}: no such file")
-    _check_flatbuffers("export.load")
+    require("export.load", "flatbuffers")  # `jax.export` writes and reads with it
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read("manifest.json"))
@@ -184,7 +185,7 @@ def load(path: str | Path) -> Exported:
         raise CheckpointError(f"export.load: {path}: {error}") from error
     flat = partial(_codes, call, manifest["signals"][1], manifest["dtype"])
     form = manifest.get("form")  # older files have only real numbers
-    return Exported(flat if form is None else partial(_codes_in_form, flat, form), manifest)
+    return Exported(flat if form is None else partial(_codes_of_structured, flat, form), manifest)
 
 
 def _form(D: Any) -> dict[str, Any] | None:
@@ -204,7 +205,7 @@ def _form(D: Any) -> dict[str, Any] | None:
     return None
 
 
-def _codes_in_form(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
+def _codes_of_structured(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
     """Codes by `run`: flat for flat signals, else in the form of the signals."""
     is_complex, (m, *each) = form["complex"], form["signals"]
     if np.iscomplexobj(Y) != is_complex or np.shape(Y)[1:] != (m, *each):
@@ -275,7 +276,7 @@ def _program(
     solve: Callable[[Any], Any], m: int, dtype: Any, platforms: tuple[str, ...], where: str
 ) -> tuple[bytes, list[list[int | str]]]:
     """The program of a solver for n signals, where n is a symbol, and the shapes of the codes."""
-    _check_flatbuffers(where)
+    require(where, "flatbuffers")  # `jax.export` writes and reads with it
     (n,) = jax.export.symbolic_shape("n")
     signals, compiled = jax.ShapeDtypeStruct((n, m), dtype), jax.jit(solve)
     try:
@@ -289,14 +290,6 @@ def _program(
         raise ValueError(f"{where}: {reason}; try platforms=('cpu',)") from error
     sizes = [[n if isinstance(n, int) else str(n) for n in a.shape] for a in exported.out_avals]
     return bytes(exported.serialize()), sizes
-
-
-def _check_flatbuffers(where: str) -> None:
-    """Raise ImportError unless flatbuffers is installed: `jax.export` writes and reads with it."""
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{where} needs flatbuffers: pip install 'unrolled[export]'") from error
 
 
 def _checked_platforms(platforms: Sequence[str], where: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
+from unrolled.pursuit._derivative import Conditions
 from unrolled.pursuit._lasso import Lasso, one_penalty
 from unrolled.pursuit._many import Answers, Units, on_the_host, operands_of_many, share
 from unrolled.pursuit._problem import (
@@ -84,12 +85,16 @@ def lasso_batch(
     signal and the atoms that violate their constraints, and each signal is then minimised over its
     own tens of atoms. No matrix D'D is formed, and structured dictionaries and arrays on an
     accelerator are used only through products r @ D, which run where the arrays are, and single
-    columns. The products may run in float32: the gap allows for their rounding errors. The rest of
-    the method runs on the host, compiled by numba: the first call takes seconds
-    unless an earlier process has saved the machine code. The function is traceable. For a
-    derivative, use `lasso` under `vmap`. If the codes of D come in parts, `lasso_batch` itself runs
-    `lasso` under `vmap`. Then |x_i| is the norm of a part, the gap has the precision of the dtype,
-    and `steps` counts steps of FISTA.
+    columns. The products may run in float32: the gap allows for their rounding errors.
+
+    The rest of the method runs on the host, compiled by numba: the first call takes seconds unless
+    an earlier process has saved the machine code. The function is traceable, and differentiable
+    once, in reverse mode, in D, Y, lam, ratio and l2, with each support held fixed; the derivative
+    solves one k x k system for a code with k nonzeros. If `margin` is below the root of tol, the
+    minimiser may have another support.
+
+    If the codes of D come in parts, `lasso_batch` itself runs `lasso` under `vmap`. Then |x_i| is
+    the norm of a part, the gap has the precision of the dtype, and `steps` counts steps of FISTA.
 
     Args:
         D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
@@ -118,7 +123,9 @@ def lasso_batch(
             into; `x` is this array.
 
     Returns:
-        Pursuit with a leading axis of signals in every field; `steps` counts moves. The code has
+        Pursuit with a leading axis of signals in every field; `steps` counts moves. `margin` is the
+        least of |x_i| / max |x| on the support and of 1 - |d_i . r| / lam_i off the support (free
+        atoms do not count); codes in parts have no margin. The code has
         the dtype of D and Y, and `gap`, `residual` and `converged` belong to the code in this
         dtype: if the dtype cannot reach tol, `converged` is False (float32 reaches about 1e-7; cast
         half precision to float32 first). A signal that is not finite has the code 0 and the gap
@@ -171,10 +178,25 @@ def lasso_batch(
     host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), into=into, **options)
     if how == SETS:
         host = partial(_by_sets, dtype=np.dtype(dtype), into=into, **options)
+    given, conditions = (D, signals, weight, l2), None
+    if not checks.is_concrete(given):
+        conditions = _conditions(*given, known, lam is None, nonnegative)
     whole: Any = D if how == SETS and checks.is_concrete((D, operands)) else dense(D)
-    result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, into)
+    result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, conditions, into)
     object.__setattr__(result, "how", how)  # of a frozen record
     return result
+
+
+def _conditions(
+    D: Operator, Y: Any, lam: Any, l2: Any, known: Any, relative: bool, nonnegative: bool
+) -> Conditions:
+    """The arguments on which the codes depend; `relative` as in `lasso_of_rows`."""
+    Y = jnp.asarray(Y if known is None else jnp.where(known, Y, 0))
+    if relative:
+        products = Y @ D
+        top = products if nonnegative else jnp.abs(products)
+        lam = lam * jnp.maximum(jnp.max(top, 1, keepdims=True), 0)
+    return Conditions(D, Y, lam, l2, None if known is None else jnp.asarray(known, Y.dtype))
 
 
 def _by_parts(
@@ -321,7 +343,7 @@ def lasso_of_rows(
                 codes.gap[i] = gap_beside_free_atoms(
                     A, y[i], codes.x[i], lam[i], ridge, nonnegative
                 )
-        units.store(answers, rows.start + some, b, tol, *codes[:4])
+        units.store(answers, rows.start + some, b, tol, *codes[:4], codes.margin)
 
     share(work, len(Y), _chunk(D.shape))
     return answers

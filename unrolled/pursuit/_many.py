@@ -14,8 +14,9 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled._base.threads import threads
-from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, as_flat
+from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, as_flat, dense
 from unrolled.pursuit import _problem
+from unrolled.pursuit._derivative import Conditions, with_derivative
 from unrolled.pursuit._problem import Grid, Pursuit, least_of
 from unrolled.pursuit._sparse import Collected
 
@@ -48,6 +49,7 @@ class Answers(NamedTuple):
     residual: np.ndarray
     steps: np.ndarray
     converged: np.ndarray
+    margin: np.ndarray
 
     @classmethod
     def empty(cls, n: int, d: int, dtype: np.dtype, into: Any = None) -> "Answers":
@@ -57,7 +59,8 @@ class Answers(NamedTuple):
         x = aligned((n, d), dtype) if into is None else into
         if isinstance(x, np.ndarray) and into is not None:
             x[:] = 0
-        return cls(x, gap, residual, steps, np.zeros(n, bool))
+        margin = np.zeros(n, dtype)
+        return cls(x, gap, residual, steps, np.zeros(n, bool), margin)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -74,18 +77,22 @@ def on_the_host(
     d: int,
     dtype: np.dtype,
     grid: Grid = None,
+    conditions: Conditions | None = None,
     into: Any = None,
 ) -> Pursuit:
     """The codes of the signals, computed by a function of numpy, also within a compiled program.
 
     Args:
-        host: function that takes the operands as numpy arrays.
+        host: function that takes the operands as numpy arrays; D may be structured.
         operands: D, (m, d), the signals, (n, m), and further arrays or None.
         d: the length of a code.
         dtype: the dtype of the codes, the gaps and the residuals.
         grid: the form of a code, as `operands_of_many` returns it.
+        conditions: the arguments on which the codes depend, for the derivative of the codes.
         into: the caller's array, into which the host writes the codes.
     """
+    if not checks.is_concrete(operands):
+        operands = jax.lax.stop_gradient(operands)
 
     def answers(*operands):
         return host(*map(_in_numpy, operands))
@@ -100,8 +107,10 @@ def on_the_host(
         shapes = jax.tree.map(
             lambda v: jax.ShapeDtypeStruct((n, *v.shape[1:]), v.dtype), Answers.empty(0, d, dtype)
         )
-        operands = tuple(v if v is None else jnp.asarray(v) for v in operands)
+        operands = tuple(v if v is None else dense(v) for v in operands)
         x, *rest = jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
+    if conditions is not None and not checks.is_concrete(conditions):
+        x = with_derivative(jnp.asarray(x), conditions)
     if grid is not None:
         x = grid(x) if callable(grid) else x.reshape(-1, *grid)
     given = into is not None
@@ -187,12 +196,12 @@ class Units(NamedTuple):
             return None
         return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
 
-    def store(self, answers, rows, b, tol, x, gap, residual, steps) -> None:
+    def store(self, answers, rows, b, tol, x, gap, residual, steps, margin) -> None:
         """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
         with np.errstate(over="ignore"):
             codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
         gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
-        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol
+        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol, margin
         for field, values in zip(answers, fields):
             field[rows] = values
 

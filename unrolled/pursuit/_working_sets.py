@@ -197,6 +197,7 @@ class Coded(NamedTuple):
     gap: np.ndarray  # (n,)
     residual: np.ndarray
     moves: np.ndarray
+    margin: np.ndarray  # as in `_active_set.minimise`
 
     def dense(self, d: int) -> np.ndarray:
         """The codes, (n, d)."""
@@ -228,6 +229,7 @@ def codes_of(
     n = len(y)
     half = np.maximum(np.sum(y**2, 1) / 2, np.finfo(float).tiny)
     gap, moves, r, sets = np.full(n, np.inf), np.zeros(n, int), y.copy(), Sets.empty(n, 0)
+    margin = np.zeros(n)
     todo = np.arange(n)
     if start is not None:
         fresh = _supports(start)
@@ -239,6 +241,7 @@ def codes_of(
         most = np.maximum(_MORE if turn or start is not None else _FIRST, (now.x != 0).sum(1) // 2)
         fresh, tops = _violated(products, lam[todo], task, now.atoms, error, most)
         gap[todo] = _gaps(task, now, r[todo], tops) / half[todo]
+        margin[todo] = _margins(task, now, tops)
         going = (gap[todo] > task.tol) & (fresh >= 0).any(1) & (moves[todo] < task.moves)
         todo, fresh = todo[going], fresh[going]
         if not len(todo):
@@ -249,7 +252,7 @@ def codes_of(
         )
         sets, moves[todo] = sets.put(todo, some), moves[todo] + more
         products = task.atoms.products(r[todo])
-    return Coded(sets, gap, np.linalg.norm(r, axis=1), moves)
+    return Coded(sets, gap, np.linalg.norm(r, axis=1), moves, margin)
 
 
 def _supports(start: np.ndarray) -> np.ndarray:
@@ -269,6 +272,16 @@ def _gaps(task: Task, sets: Sets, r: np.ndarray, tops: np.ndarray) -> np.ndarray
     return np.maximum(terms, 0).sum(1) + (1 - s) ** 2 * energy / 2
 
 
+def _margins(task: Task, sets: Sets, tops: np.ndarray) -> np.ndarray:
+    """The least of |x_i| / max |x| on the support, and of 1 - |g_i| / lam_i off the support."""
+    size, on = np.abs(sets.x), sets.x != 0
+    most = size.max(1, initial=0, keepdims=True)
+    shares = np.where(on, size / np.where(most > 0, most, 1), np.inf).min(1, initial=1)
+    g = sets.g if task.nonnegative else np.abs(sets.g)
+    ratios = np.where(on, 0, g / sets.lam).max(1, initial=0)
+    return np.maximum(np.minimum(shares, 1 - np.maximum(ratios, tops)), 0)
+
+
 def _violated(
     products: np.ndarray,
     lam: np.ndarray,
@@ -278,7 +291,7 @@ def _violated(
     most: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The atoms that join each set, (n, most), and bounds on the ratios outside of the sets."""
-    fresh, tops = -np.ones((len(lam), most.max()), int), np.ones(len(lam))
+    fresh, tops = -np.ones((len(lam), most.max()), int), np.zeros(len(lam))
     _scan(products, lam, task.norms, sets, error, most, task.nonnegative, fresh, tops)
     return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
 
@@ -297,9 +310,12 @@ def _scan(products, lam, norms, sets, error, most, nonnegative, fresh, tops):
             size = products[i, j] if nonnegative else abs(products[i, j])
             weight = lam[i, j if lam.shape[1] > 1 else 0]
             bound = size + error[i] * norms[j]
-            if bound <= weight or inside[j]:
+            if inside[j]:
                 continue
-            tops[i] = max(tops[i], bound / weight)
+            if bound > tops[i] * weight:
+                tops[i] = bound / weight
+            if bound <= weight:
+                continue
             over = (size - weight) / norms[j]
             if joined == most[i] and over <= excess[joined - 1]:
                 continue

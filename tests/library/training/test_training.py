@@ -15,7 +15,7 @@ from small_training import Damped, families, families_of_a_user
 from trees import same
 
 from unrolled import analytic, dictionaries, layers, networks, nnx, problems, training
-from unrolled._base.threads import beside
+from unrolled._base.threads import in_thread
 from unrolled.training import NonFiniteError, Trained, _loop, fit
 
 M, N, DEPTH, BATCH = 10, 20, 4, 16
@@ -131,6 +131,19 @@ def test_losses_of_a_layer(batch):
     }
     for loss, value in expected.items():
         assert float(loss(codes, X, D, Y)) == pytest.approx(value, rel=ROUNDING)
+
+
+def test_a_relative_lasso_loss_is_the_mean_share_of_the_objectives_of_zero_codes(batch):
+    D, codes, _, X, Y = batch
+    Y = jnp.concatenate([Y[:-1], jnp.zeros_like(Y[:1])])
+    last, loss = np.array(codes[-1]), training.lasso_loss(0.3, relative=True)
+    last[-1] = 0  # of the zero signal, which counts 0
+    rows = zip(np.asarray(Y[:-1]), last)
+    shares = [lasso_by_hand(D[0], y[None], x[None], 0.3) / (y @ y / 2) for y, x in rows]
+    value = float(loss(jnp.asarray(last)[None], X, D[0], Y))
+    assert value == pytest.approx(sum(shares) / len(Y), rel=ROUNDING)
+    scaled = training.lasso_loss(8 * 0.3, relative=True)(8 * last[None], X, D[0], 8 * Y)
+    assert float(scaled) == pytest.approx(value, rel=ROUNDING)
 
 
 def test_losses_of_a_network(batch):
@@ -665,7 +678,7 @@ def test_a_training_in_another_thread_has_no_bar(D, sample, monkeypatch):
     def train():
         run(FAMILIES["ista"], D, sample, steps=2, progress=None)
 
-    beside(train).result()
+    in_thread(train).result()
     assert not bars
     train()
     assert len(bars) == 1
