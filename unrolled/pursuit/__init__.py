@@ -26,7 +26,8 @@ from unrolled.pursuit._lasso_batch import lasso_of_rows, minima, weights_of_many
 from unrolled.pursuit._layered import *
 from unrolled.pursuit._multilayer import *
 from unrolled.pursuit._omp import *
-from unrolled.pursuit._omp import match
+from unrolled.pursuit._omp_batch import *
+from unrolled.pursuit._omp_batch import match
 from unrolled.pursuit._problem import *
 from unrolled.pursuit._splitting import *
 

@@ -27,6 +27,7 @@ from unrolled.dictionaries import (
 )
 from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
+from unrolled.pursuit._derivative import Conditions
 from unrolled.pursuit._lasso import Lasso, one_penalty
 from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
 from unrolled.pursuit._problem import (
@@ -73,10 +74,13 @@ def lasso_batch(
 
     The method moves towards the minimiser and stops at the first code whose duality gap, computed
     in float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
-    unless an earlier process has saved the machine code. The function is traceable. For a
-    derivative, use `lasso` under `vmap`. If the codes of D come in parts, `lasso_batch` itself runs
-    `lasso` under `vmap`. Then |x_i| is the norm of a part, the gap has the precision of the dtype,
-    and `steps` counts steps of FISTA.
+    unless an earlier process has saved the machine code. The function is traceable, and
+    differentiable once, in reverse mode, in D, Y, lam, ratio and l2, with each support held fixed;
+    the derivative solves one k x k system for a code with k nonzeros. If `margin` is below the root
+    of tol, the minimiser may have another support.
+
+    If the codes of D come in parts, `lasso_batch` itself runs `lasso` under `vmap`. Then |x_i| is
+    the norm of a part, the gap has the precision of the dtype, and `steps` counts steps of FISTA.
 
     Args:
         D: (m, d). Structured dictionaries without parts are converted to matrices; if the matrix
@@ -100,7 +104,9 @@ def lasso_batch(
             entries may be NaN. `ratio`, `gap` and `residual` then refer to the known entries.
 
     Returns:
-        Pursuit with a leading axis of signals in every field; `steps` counts moves. The code has
+        Pursuit with a leading axis of signals in every field; `steps` counts moves. `margin` is the
+        least of |x_i| / max |x| on the support and of 1 - |d_i . r| / lam_i off the support (free
+        atoms do not count); codes in parts have no margin. The code has
         the dtype of D and Y, and `gap`, `residual` and `converged` belong to the code in this
         dtype: if the dtype cannot reach tol, `converged` is False (float32 reaches about 1e-7; cast
         half precision to float32 first). A signal that is not finite has the code 0 and the gap
@@ -143,7 +149,22 @@ def lasso_batch(
     host = partial(lasso_of_rows, dtype=np.dtype(dtype), **options)
     weight = as_rows(spread(D, flat_code(D, weight)))
     operands = dense(D), signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
-    return on_the_host(host, operands, D.shape[1], dtype, grid)
+    given, conditions = (D, signals, weight, l2), None
+    if not checks.is_concrete(given):
+        conditions = _conditions(*given, known, lam is None, nonnegative)
+    return on_the_host(host, operands, D.shape[1], dtype, grid, conditions)
+
+
+def _conditions(
+    D: Operator, Y: Any, lam: Any, l2: Any, known: Any, relative: bool, nonnegative: bool
+) -> Conditions:
+    """The arguments on which the codes depend; `relative` as in `lasso_of_rows`."""
+    Y = jnp.asarray(Y if known is None else jnp.where(known, Y, 0))
+    if relative:
+        products = Y @ D
+        top = products if nonnegative else jnp.abs(products)
+        lam = lam * jnp.maximum(jnp.max(top, 1, keepdims=True), 0)
+    return Conditions(D, Y, lam, l2, None if known is None else jnp.asarray(known, Y.dtype))
 
 
 def _by_parts(
@@ -248,6 +269,7 @@ def lasso_of_rows(
                     A, y[i], codes.x[i], lam[i], ridge, nonnegative
                 )
         units.store(answers, rows.start + some, b, tol, *codes[:4])
+        answers.margin[rows.start + some] = codes.margin
 
     share(work, len(Y), _chunk(D.shape))
     return answers

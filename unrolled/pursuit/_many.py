@@ -13,8 +13,9 @@ import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.threads import threads
-from unrolled.dictionaries import Dictionary, Operator, as_dictionary, as_flat
+from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, as_flat, dense
 from unrolled.pursuit import _problem
+from unrolled.pursuit._derivative import Conditions, with_derivative
 from unrolled.pursuit._problem import Grid, Pursuit
 
 
@@ -44,13 +45,15 @@ class Answers(NamedTuple):
     residual: np.ndarray
     steps: np.ndarray
     converged: np.ndarray
+    margin: np.ndarray
 
     @classmethod
     def empty(cls, n: int, d: int, dtype: np.dtype) -> "Answers":
         """Zero codes whose gaps are infinite."""
         steps = np.zeros(n, jax.dtypes.canonicalize_dtype(int))
         gap, residual = np.full(n, np.inf, dtype), np.full(n, np.nan, dtype)
-        return cls(aligned((n, d), dtype), gap, residual, steps, np.zeros(n, bool))
+        margin = np.zeros(n, dtype)
+        return cls(aligned((n, d), dtype), gap, residual, steps, np.zeros(n, bool), margin)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -62,22 +65,29 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def on_the_host(
-    host: Callable[..., Answers], operands: tuple, d: int, dtype: np.dtype, grid: Grid = None
+    host: Callable[..., Answers],
+    operands: tuple,
+    d: int,
+    dtype: np.dtype,
+    grid: Grid = None,
+    conditions: Conditions | None = None,
 ) -> Pursuit:
     """The codes of the signals, computed by a function of numpy, also within a compiled program.
 
     Args:
-        host: function that takes the operands as numpy arrays.
+        host: function that takes the operands as numpy arrays; D may be structured.
         operands: D, (m, d), the signals, (n, m), and further arrays or None.
         d: the length of a code.
         dtype: the dtype of the codes, the gaps and the residuals.
         grid: the form of a code, as `operands_of_many` returns it.
+        conditions: the arguments on which the codes depend, for the derivative of the codes.
     """
+    if not checks.is_concrete(operands):
+        operands = jax.lax.stop_gradient(operands)
 
     def answers(*operands):
-        return host(
-            *(v if v is None or isinstance(v, np.ndarray) else np.asarray(v) for v in operands)
-        )
+        known = np.ndarray | Structured | None
+        return host(*(v if isinstance(v, known) else np.asarray(v) for v in operands))
 
     if checks.is_concrete(operands):
         x, *rest = answers(*operands)
@@ -86,8 +96,10 @@ def on_the_host(
         shapes = jax.tree.map(
             lambda v: jax.ShapeDtypeStruct((n, *v.shape[1:]), v.dtype), Answers.empty(0, d, dtype)
         )
-        operands = tuple(v if v is None else jnp.asarray(v) for v in operands)
+        operands = tuple(v if v is None else dense(v) for v in operands)
         x, *rest = jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
+    if conditions is not None and not checks.is_concrete(conditions):
+        x = with_derivative(jnp.asarray(x), conditions)
     if grid is not None:
         x = grid(x) if callable(grid) else x.reshape(-1, *grid)
     return Pursuit(*map(jax.device_put, (x, *rest)))

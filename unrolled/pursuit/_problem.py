@@ -65,6 +65,8 @@ class Pursuit(Result):
     residual: Array  # () norm(y - D x) of the returned x
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
+    # () in [0, 1], the distance from a change of the support, if the pursuit computes it
+    margin: Array | None = None
 
 
 class DeepPursuit(Result):
