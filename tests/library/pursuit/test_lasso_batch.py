@@ -14,7 +14,7 @@ from oracles import normal, unit
 from sklearn.linear_model import ElasticNet
 
 from unrolled import dictionaries, pursuit
-from unrolled.pursuit import _lasso_batch
+from unrolled.pursuit import _lasso_batch, _many
 
 M, N, BATCH = 20, 40, 9
 D = unit(normal(0, M, N))
@@ -162,14 +162,14 @@ def mapped(tmp_path, monkeypatch):
 def test_a_mapped_file_has_the_bits_of_its_array(mapped, monkeypatch, options):
     """And no more than a chunk of it is made an array."""
     whole = pursuit.lasso_batch(D, np.array(mapped), **OPTIONS[options])
-    seen, rows_of = [], _lasso_batch.rows_of
+    seen, rows_of = [], _many.rows_of
 
     def noted(Y, rows, *rest):
         assert isinstance(Y, np.memmap)
         seen.append(rows.stop - rows.start)
         return rows_of(Y, rows, *rest)
 
-    monkeypatch.setattr(_lasso_batch, "rows_of", noted)
+    monkeypatch.setattr(_many, "rows_of", noted)
     found = pursuit.lasso_batch(D, mapped, **OPTIONS[options])
     assert sorted(seen) == [1, 4, 4] and found.converged.sum() == BATCH - 1
     for ours, theirs in zip(*map(jax.tree.leaves, (found, whole)), strict=True):
@@ -615,9 +615,9 @@ OUTS = {
     "out has shape .3, 40. and dtype float64; expected .9, 40., float64": dict(
         out=np.zeros((3, N))
     ),
-    "and dtype float32; expected": dict(out=np.zeros((BATCH, N), np.float32)),
+    "out has shape .9, 40. and dtype float32; expected": dict(out=np.zeros((BATCH, N), np.float32)),
     "expected one of sparse and out": dict(out=np.zeros((BATCH, N)), sparse=True),
-    "sparse must be a bool": dict(sparse=2),
+    "sparse must be True or False, got 2": dict(sparse=2),
 }
 
 
