@@ -17,6 +17,16 @@ from unrolled.pursuit._by_name import (
     pursue,
     zero_beside_largest,
 )
+from unrolled.pursuit._costs import (
+    EXACT,
+    MOST_SPREAD,
+    Solve,
+    Timing,
+    in_turns,
+    lasso_solvers,
+    many,
+    repaid_after,
+)
 from unrolled.pursuit._gap import *
 from unrolled.pursuit._ista import *
 from unrolled.pursuit._lasso import *

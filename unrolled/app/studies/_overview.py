@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown
-from unrolled.comparison import Comparison
+from unrolled.comparison import Comparison, microseconds, short
 from unrolled.layers import Layer, Unrolled, Visits
 from unrolled.training import trainable
 
@@ -209,11 +209,8 @@ def _times(ratio: float) -> str:
 
 
 def _microseconds(result: Comparison, name: str) -> str:
-    of = result[name].cost
-    if of is None or of.seconds is None:
-        return ""
-    value = 1e6 * of.seconds / max(1, result.signals)
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    value = microseconds(result[name], result.signals)
+    return "" if value is None else short(value)
 
 
 def _table(columns: Mapping[str, Iterable[str]]) -> Grid:
