@@ -3,19 +3,36 @@
 A module nests in other modules like nnx.Linear and trains under nnx.Optimizer, or by `fit`.
 """
 
-from functools import partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from unrolled import training
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base import checks
+from unrolled._base.arguments import checked
+from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.training import Fit, Trained, as_dictionaries, merge, split, with_unit_atoms
+from unrolled.training import (
+    Data,
+    Fit,
+    Objective,
+    Run,
+    RunOptions,
+    Signals,
+    Trained,
+    as_dictionaries,
+    check_loss,
+    merge,
+    run_stages,
+    split,
+    with_unit_atoms,
+)
 
 __all__ = ["Module", "fit"]
 
@@ -173,6 +190,111 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
         return result
     if not isinstance(model, nnx.Module):
         raise TypeError(f"nnx.fit: expected an nnx.Module, got {type(model).__name__}")
-    result = training.fit(model, None, None, sample, **options)
+    result = _trained(model, sample, where="fit", **options)
     nnx.update(model, result.best)
     return result
+
+
+@checked
+def _trained(
+    model: nnx.Module,
+    sample: Any,
+    *,
+    optimizer: Any,
+    steps: int,
+    key: Key,
+    loss: Any = training.supervised,
+    learn_dictionary: bool = False,
+    trainable: Any = None,
+    validation: tuple | Any = None,
+    mask: Any = None,
+    where: str,
+    **run: Unpack[RunOptions],
+) -> Fit:
+    """The result of training a model that is not a `Module`, which stays as it is."""
+    how = Run.of(where, run)
+    check_loss(loss, where)
+    if learn_dictionary or trainable is not None or how.accumulate > 1 or mask is not None:
+        raise ValueError(
+            f"{where}: learn_dictionary, trainable, accumulate and mask are for layers and "
+            "networks; of an nnx model the nnx.Params are trained, one batch a step"
+        )
+    outputs = _Outputs(where, model, loss)
+    trained, fixed = outputs.start()
+    dtype = checks.common_dtype(trained)
+    signals = Signals.of(None, sample, key, validation=validation, dtype=dtype, where=where)
+    data = Data(signals, trained, trained, fixed)
+    return run_stages(outputs, data, optimizer, how, checks.as_index(steps, "steps", where))
+
+
+class _Variables(NamedTuple):
+    """The variables of a model, as nested dicts."""
+
+    weights: Any  # nnx.Params
+    others: Any  # statistics of batches, and states of random-number generators
+
+
+class _Outputs(Objective):
+    """The mean loss of the outputs of a model."""
+
+    def start(self) -> tuple[Trained, Trained]:
+        """The trained leaves, and None as the fixed leaves."""
+        variables = Trained(_variables(self.model), None)
+        return variables, jax.tree.map(lambda leaf: None, variables)
+
+    @cached_property
+    def graphs(self) -> tuple[Any, Any]:
+        """The graph definitions of the model in training and in an evaluation."""
+        model = nnx.clone(self.model)
+        model.train()
+        learning = nnx.graphdef(model)
+        model.eval()
+        return learning, nnx.graphdef(model)
+
+    def made(self, variables: _Variables, evaluated: bool = True) -> Any:
+        """The model with these variables."""
+        return nnx.merge(self.graphs[evaluated], *map(nnx.State, variables))
+
+    def codes(
+        self, params: _Variables, D: None, Y: Array, axis: int | None, every: bool = False
+    ) -> Any:
+        return _as_codes(self.made(params)(Y))
+
+    def free(self, trained: Trained) -> tuple[Trained, Any]:
+        return Trained(trained.params.weights, None), trained.params.others
+
+    def join(self, free: Trained, others: Any) -> Trained:
+        return Trained(_Variables(free.params, others), None)
+
+    def learned(
+        self, free: Trained, others: Any, fixed: Trained, batch: tuple, at: Any
+    ) -> tuple[Array, Any]:
+        model = self.made(_Variables(free.params, others), evaluated=False)
+        Y, X = batch
+        return self.value(_as_codes(model(Y)), X, None, Y), _variables(model).others
+
+    def admissible(self, free: Trained, fixed: Trained) -> Trained:
+        """The leaves after an update: the D that an `unrolled.nnx.Module` learns has unit atoms."""
+        model = self.made(_variables(self.model)._replace(weights=free.params))
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, Module):
+                module.normalize()
+        return Trained(_variables(model).weights, None)
+
+    def whole(self, trained: Trained, fixed: Trained) -> Trained:
+        return Trained(nnx.state(self.made(trained.params)), None)
+
+    def baseline_losses(
+        self, trained: Trained, fixed: Trained, batch: tuple
+    ) -> tuple[float, float]:
+        """Infinity and nan, because zero outputs of a general model are not a baseline."""
+        return np.inf, np.nan
+
+
+def _variables(model: Any) -> _Variables:
+    states = nnx.state(model, nnx.Param, nnx.Not(nnx.Param))
+    return _Variables(*map(nnx.to_pure_dict, states))
+
+
+def _as_codes(outputs: Any) -> Any:
+    return outputs if isinstance(outputs, tuple) else outputs[None]

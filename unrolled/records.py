@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 import jax
 
 from unrolled._base import checks, text
-from unrolled._base.arguments import checked
+from unrolled._base.arguments import checked, unknown_option
 
 __all__ = ["Record", "changed", "changes", "differences", "option"]
 __own__ = [
@@ -92,6 +92,7 @@ class _Interned(type):
     """The metaclass of records: a call checks options and returns the one record that has them."""
 
     bound: tuple[str, ...]
+    is_kept: bool
     __signature__: inspect.Signature
 
     def _record(cls: Any, *args: Any, **options: Any) -> Any:
@@ -107,7 +108,8 @@ class _Interned(type):
             interned = _KNOWN.setdefault((cls, *map(_typed, values_of(made).values())), made)
             if interned is made:  # `jit` would trace a fresh bound method anew
                 vars(made).update({name: getattr(made, name) for name in cls.bound})
-            _RECENT.append(interned)
+            if cls.is_kept:
+                _RECENT.append(interned)
         return interned
 
     if not TYPE_CHECKING:  # otherwise type checkers would give every record the type Any
@@ -138,6 +140,8 @@ class Record(metaclass=_Interned):
 
     # Methods that are bound once, because `jit` distinguishes functions by identity.
     bound: ClassVar[tuple[str, ...]] = ()
+    # Whether the most recent records stay alive. False for records that hold what users own.
+    is_kept: ClassVar[bool] = True
     if TYPE_CHECKING:
         __dataclass_fields__: ClassVar[dict[str, Any]]
         __signature__: ClassVar[inspect.Signature]
@@ -199,8 +203,7 @@ def _misfit(cls: Any, args: tuple, options: dict[str, Any]) -> str | None:
         return f"{len(args)} options given by position, expected {len(first)} ({', '.join(first)})"
     for name in options:
         if name not in parameters:
-            likely = checks.nearest(name, parameters)
-            return f"unknown option {name!r}" + (f", perhaps {likely!r}" if likely else "")
+            return unknown_option(name, parameters)
         if name in first[: len(args)]:
             return f"{name} given by position and by name"
     for name, p in parameters.items():

@@ -65,6 +65,7 @@ VALUES = {  # of every option one that is not its default
     "reduction": "psum",
     "learn_dictionary": True,
     "evaluate_every": 5,
+    "patience": 20,
     "save_every": 10,
 }
 OTHERS = {

@@ -44,10 +44,12 @@ def checked(function: F) -> F:
     Integers that JAX would cut to 32 bits become floating point, NumPy numbers become Python
     numbers, and a seed becomes a key. If a function requires more of a value than its type, the
     function checks the value itself. An argument whose annotation contains `Any` is not checked
-    here.
+    here. If the annotation of `**run` names a TypedDict in `OPTIONS`, the signature shows the
+    options of this TypedDict, and `Unpack` refuses all other names.
 
     Raises:
-        TypeError: an argument has the wrong type, such as text instead of an array of real numbers.
+        TypeError: an argument has the wrong type, such as text instead of an array of real numbers,
+            or there is no option with the given name.
         ValueError: numbers exceed the range of float32, but JAX computes in float32.
 
     Example:
@@ -61,7 +63,8 @@ def checked(function: F) -> F:
         Traceback (most recent call last):
         TypeError: double: times must be an integer, got 'twice'
     """
-    parameters = inspect.signature(function).parameters
+    signature, closed = _with_options(inspect.signature(function))
+    parameters = signature.parameters
     kinds = {name: _kind_of(parameter.annotation) for name, parameter in parameters.items()}
     takes = {name: kind and kind.take for name, kind in kinds.items()}
     in_order = [(name, takes[name]) for name, p in parameters.items() if p.kind in _BY_PLACE]
@@ -77,11 +80,40 @@ def checked(function: F) -> F:
             for value, (name, take) in zip(args, in_order)
         ]
         for name, value in options.items():
+            if closed and name not in parameters:
+                raise TypeError(f"{where}: {unknown_option(name, parameters)}")
             if take := takes.get(name):
                 options[name] = take(value, name, where)
         return function(*given, *args[len(given) :], **options)
 
+    call.__signature__ = signature  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]  # of the same signature
+
+
+# The parameters that each TypedDict of options stands for. The file of runs adds its own.
+OPTIONS: dict[Any, Mapping[str, inspect.Parameter]] = {}
+
+
+def _with_options(signature: inspect.Signature) -> tuple[inspect.Signature, bool]:
+    """The signature with the options of a TypedDict by name, and whether no others are allowed.
+
+    `**run: Unpack[T]` takes only the options of T; `**more: Annotated[Any, T]` also takes others.
+    """
+    others = [*signature.parameters.values()]
+    more = others[-1].annotation if others else None
+    declared = OPTIONS.get(next(iter(typing.get_args(more)[-1:]), None))
+    if declared is None:
+        return signature, False
+    closed = typing.get_origin(more) is typing.Unpack
+    named = [declared[name] for name in typing.get_type_hints(typing.get_args(more)[-1])]
+    parameters = [*others[:-1], *named, *([] if closed else others[-1:])]
+    return signature.replace(parameters=parameters), closed
+
+
+def unknown_option(name: str, names: Iterable[str]) -> str:
+    """A message for an option that is none of `names`; it suggests a similar name."""
+    likely = checks.nearest(name, names)
+    return f"unknown option {name!r}" + (f", perhaps {likely!r}" if likely else "")
 
 
 def _kind_of(annotation: Any) -> Kind | None:

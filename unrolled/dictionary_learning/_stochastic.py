@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -410,8 +410,10 @@ def unrolled(
     key: Key = 0,
     start: str | Dictionary = "data",
     params: Any = None,
-    progress: Progress | None = None,
-    checkpoint: str | Path | None = None,
+    progress: Progress | bool | None = None,
+    trainable: Any = None,
+    validation: tuple | None = None,
+    **run: Unpack[training.OptionsWithoutProgress],
 ) -> Learned:
     r"""Learn a dictionary and the params of a layer by gradients through the steps of the layer.
 
@@ -419,7 +421,7 @@ def unrolled(
         \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
 
     `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso_loss(lam)`,
-    Adam, and random batches of the signals. To set other options, call `training.fit`.
+    Adam, and random batches of the signals.
 
     Args:
         layer: a layer such as `layers.lista(8)`.
@@ -432,9 +434,10 @@ def unrolled(
         key: a typed key, or a seed, for the start, the first params and the batches.
         start: as in `ksvd`.
         params: initial params of the layer; None for the result of `layer.init`.
-        progress: called as `progress(step)` at every evaluation, with a `Step`.
-        checkpoint: a folder for the checkpoints of `training.fit`. If the folder has a checkpoint,
-            the same call continues from it.
+        progress: called as `progress(step)` at every evaluation, with a `Step`; or a bool, whether
+            to show a progress bar.
+        trainable, validation: as in `training.fit`; a validation batch is (Y, None).
+        run: the other options of `training.Run`, by name.
 
     Returns:
         Learned, where X are the codes of the layer with the best params, `objective` is the mean
@@ -470,10 +473,9 @@ def unrolled(
     rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
     loss = training.lasso_loss(lam)
 
-    def tell(record, params):
-        if progress is not None:
-            progress(_as_step(record))
-
+    if callable(progress):
+        tell: Any = progress  # for the type checker, to which a bool may be callable
+        run["callbacks"] = [*run.get("callbacks", ()), lambda record, _: tell(_as_step(record))]
     fit = training.fit(
         layer,
         layer.init(key, D) if params is None else params,
@@ -484,9 +486,10 @@ def unrolled(
         key=key,
         loss=loss,
         learn_dictionary=True,
-        checkpoint=checkpoint,
-        callbacks=[tell],
-        progress=False,
+        trainable=trainable,
+        validation=validation,
+        progress=progress is True,
+        **run,
     )
     X, objective = _encoded(layer, fit, rows, loss)
     return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)

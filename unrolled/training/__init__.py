@@ -17,10 +17,16 @@ from unrolled.training._loop import drive
 from unrolled.training._losses import *
 from unrolled.training._losses import lasso_loss as lasso  # its former name, in no list
 from unrolled.training._objective import *
-from unrolled.training._objective import as_dictionaries
+from unrolled.training._objective import Data, Objective, check_loss
+from unrolled.training._options import *
+from unrolled.training._options import OptionsWithoutProgress, PlainRun, RunOptions
 from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
+from unrolled.training._signals import *
+from unrolled.training._stages import run_stages
+from unrolled.training._types import *
+from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
 from unrolled.training._weights import *
 
@@ -28,5 +34,5 @@ _offer(
     __name__,
     results="CheckpointError Fit History Made NonFiniteError Recommendation Record Restored "
     "Search Start StepRates Trained Tried",
-    own="Callback Loss Sample merge split trainable with_unit_atoms",
+    own="Callback Loss Sample Signals merge split trainable with_unit_atoms",
 )

@@ -2,41 +2,37 @@
 grid search instead of training.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh
 
 from unrolled import metrics
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.results import Result
-from unrolled.dictionaries import Dictionary, as_dictionary, check_batch
+from unrolled.dictionaries import (
+    Dictionary,
+    as_dictionary,
+    check_batch,
+    known_part,
+    signal_axes,
+)
 from unrolled.layers import Layer, Unrolled, names_with_role
 from unrolled.networks import codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
-from unrolled.training._files import Checkpoint
-from unrolled.training._fit import check_data
-from unrolled.training._loop import Data, Loop
+from unrolled.training._loop import Loop
 from unrolled.training._losses import supervised
-from unrolled.training._objective import (
-    Callback,
-    Fit,
-    Loss,
-    Objective,
-    Progress,
-    Sample,
-    Trained,
-    split,
-)
-from unrolled.training._run import Options, Stage, run_stages
+from unrolled.training._objective import Data, Objective
+from unrolled.training._options import Run, RunOptions
+from unrolled.training._signals import Signals, each_known
+from unrolled.training._stages import Stage, run_stages
+from unrolled.training._types import Fit, Loss, Progress, Sample
 
 __all__ = ["Search", "StepRates", "curriculum", "scale_steps", "search"]
 
@@ -158,15 +154,8 @@ def curriculum(
     loss: Loss = supervised,
     trainable: Any = None,
     validation: tuple | None = None,
-    evaluate_every: int = 50,
-    patience: int | None = None,
-    checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
-    log: str | Path | None = None,
-    progress: bool | None = None,
-    accumulate: int = 1,
-    mesh: Mesh | Any = None,
-    reduction: str = "tree",
+    mask: ArrayLike | None = None,
+    **run: Unpack[RunOptions],
 ) -> Fit:
     r"""Train a layer step by step: minimise the loss of the code after step k for k = 1, ..., K.
 
@@ -185,8 +174,7 @@ def curriculum(
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss gets the code after step k as
             `codes[-1]`.
-        trainable, validation, evaluate_every, checkpoint, callbacks, log: as in `fit`.
-        progress, accumulate, mesh, reduction: as in `fit`.
+        trainable, validation, mask: as in `fit`.
         steps_per_stage: the largest number of training steps in a stage; there are `K *
             len(stages)` stages.
         stages: the factor c of each stage.
@@ -197,8 +185,7 @@ def curriculum(
             with a decay of 0.3 ends at an NMSE of -43 dB and training with a decay of 1 at -62 dB.
             `fit` with as many training steps ends at -58 dB.
         optimizer: a function from a rate to an optax transformation.
-        patience: end a stage at the first evaluation at which the best params of the stage are this
-            many steps old; None ends no stage early.
+        run: the options of `training.Run`, by name. `patience` ends a stage, not the run.
 
     Returns:
         A Fit, as returned by `fit`. `best` has the best params of the last stage, by the loss of
@@ -234,20 +221,18 @@ def curriculum(
         )
     K = checks.as_index(layer.depth, "depth", "curriculum", least=1)
     steps = checks.as_index(steps_per_stage, "steps_per_stage", "curriculum")
-    how = evaluate_every, patience, checkpoint, callbacks, log, progress
-    options = Options(*how, accumulate, mesh, reduction).checked("curriculum")
+    how = Run.of("curriculum", run)
     plan = _plan(K, stages, decay)
-    arguments = params, D, sample, key, validation
-    key, whole, drawn, validation = check_data(*arguments, "curriculum")
-    lam = lam_of(loss, layer)
-    loss = checks.without_codes(loss, "curriculum") if validation[1] is None else loss
-    parts = split(params, whole, trainable=trainable, where="curriculum")
-    data = Data(key, drawn, validation, Trained(params, whole), *parts)
+    objective = Objective.of("curriculum", layer, loss, staged=True)
+    dtype = checks.common_dtype(params, D)
+    signals = Signals.of(
+        D, sample, key, validation=validation, mask=mask, dtype=dtype, where="curriculum"
+    )
+    data = Data.of(objective, params, signals, trainable=trainable)
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
     config: dict[str, Any] = {"rate": float(rate), "steps_per_stage": steps}
     config |= {"stages": [float(c) for c in stages], "decay": float(decay)}
-    objective = Objective("curriculum", layer, loss, lam, staged=True)
-    return run_stages(objective, data, scaled, options, steps, plan, config)
+    return run_stages(objective, data, scaled, how, steps, plan, config)
 
 
 def _enter(rates: StepRates, loop: Loop, state: Progress) -> Progress:
@@ -341,6 +326,7 @@ def search(
     *,
     loss: Loss | None = None,
     chunk: int = 8,
+    mask: ArrayLike | None = None,
     **values: ArrayLike | Sequence[float],
 ) -> Search:
     """Try all combinations of values for scalar fields of the params, in one compiled call.
@@ -353,6 +339,8 @@ def search(
         loss: the loss `loss(codes, X, D, Y)` to minimise, as in `fit`, such as
             `training.lasso_loss(lam)`; None minimises the NMSE.
         chunk: number of combinations to compute at once; memory grows with chunk times batch.
+        mask: bools, in the shape of Y, True where an entry is known; unknown entries may be NaN.
+            The layer and the loss get `dictionaries.Masked(D, mask)` of each signal.
         values: for each field, the values to try, such as threshold=[0.02, 0.04]. A field of
             `params.shared` is a scalar; a field of the stacked `params.steps` gets the same value
             at all steps.
@@ -381,11 +369,15 @@ def search(
         ((3,), True)
     """
     D, chunk = as_dictionary(D, "search"), checks.as_index(chunk, "chunk", "search", least=1)
-    own = X is None
+    own, known = X is None, None
+    if mask is not None:
+        known = each_known(D, Y, mask, "search")
+        Y = np.where(known, np.asarray(Y), 0)
     Y = checks.as_signals(Y, "Y", "search") if own else checks.as_float(Y, "Y", "search")
     X = None if own else checks.as_float(X, "X", "search")
     check_batch(D, Y, X, "search")
     aim = loss_of(loss, X, "search")
+    atoms, Y = known_part(D, Y, known)
     axes = {name: _tried(params, name, tried) for name, tried in values.items()}
     if not axes:
         raise TypeError(
@@ -394,7 +386,7 @@ def search(
     grids = [grid.ravel() for grid in np.meshgrid(*axes.values(), indexing="ij")]
     shape = [len(tried) for tried in axes.values()]
     points = dict(zip(axes, grids))
-    errors = _errors(layer, aim, params, D, Y, X, points, chunk)
+    errors = _errors(layer, aim, params, atoms, Y, X, points, chunk)
     tables: dict[str, Any] = {
         name: np.asarray(error, float).reshape(shape) for name, error in errors.items()
     }
@@ -403,7 +395,7 @@ def search(
         raise ValueError("search: no combination of values gives finite codes; try smaller values")
     best = np.unravel_index(np.nanargmin(decides), shape)
     chosen = {name: float(tried[i]) for (name, tried), i in zip(axes.items(), best)}
-    zero, of_ista = map(float, _beside_zero_and_ista(layer, aim, lam_of(loss, layer), D, Y, X))
+    zero, of_ista = map(float, _beside_zero_and_ista(layer, aim, lam_of(loss, layer), atoms, Y, X))
     tables = {"nmse": None, "mean_nmse": None, **tables}
     result = Search(with_values(params, chosen), chosen, axes, **tables, zero=zero, ista=of_ista)
     if result.worsened:
@@ -430,7 +422,7 @@ def _errors(layer, aim, params, D, Y, X, points, chunk):
     """The errors at every point of the grid, by name; nan if a code is not finite."""
 
     def one(point):
-        paths = jax.vmap(layer.iterates, (None, None, 0), out_axes=1)
+        paths = jax.vmap(layer.iterates, (None, signal_axes(D), 0), out_axes=1)
         path = paths(with_values(params, point), D, Y)
         errors = {} if aim is None else {"loss": aim(path, X, D, Y)}
         if X is not None:

@@ -26,7 +26,7 @@ from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of
 from unrolled.networks import NETWORKS, Analysis, Network
 from unrolled.records import to_plain
-from unrolled.training._objective import Model
+from unrolled.training._types import Model
 
 __all__ = ["CheckpointError"]
 

@@ -15,27 +15,8 @@ from unrolled._base.checks import Array
 from unrolled._base.files import Draws, as_argument
 from unrolled._base.processes import Processes, processes_of
 from unrolled.training._mesh import Placement, Sharing, batches, mean, places_of, with_gradient
-from unrolled.training._objective import (
-    Fit,
-    History,
-    NonFiniteError,
-    Objective,
-    Progress,
-    Record,
-    Sample,
-    Trained,
-)
-
-
-class Data(NamedTuple):
-    """The data of a run: the initial params and D, the sampler and the validation batch."""
-
-    key: Array
-    sample: Sample
-    validation: tuple
-    start: Trained  # the whole params and D
-    trained: Trained
-    fixed: Trained
+from unrolled.training._objective import Data, Objective
+from unrolled.training._types import Fit, History, NonFiniteError, Progress, Record, Sample, Trained
 
 
 def make_loop(
@@ -43,11 +24,12 @@ def make_loop(
 ) -> "Loop":
     """Compile a run once, for any number of stages."""
     place = places_of(shared.mesh, data.start, objective.where)
-    sample = as_argument(data.sample)
+    _, given, validation, key = data.signals
+    sample = as_argument(given)
     if shared.mesh is None:
         sample = _placed(sample, data.trained)
-    key, trained, fixed, sample = place((data.key, data.trained, data.fixed, sample))
-    validation = place.batch(data.validation)
+    key, trained, fixed, sample = place((key, data.trained, data.fixed, sample))
+    validation = place.batch(validation)
     # Line searches and similar optimisers need the loss as a number and as a function.
     informed = optax.with_extra_args_support(optimizer)
     step = _Step(objective, informed, key, shared, place)
@@ -61,7 +43,7 @@ def make_loop(
         float(zero),
         float(ista),
         partial(compiled(lambda sample, k: batches(key, k, shared.batches, sample)), sample),
-        data.sample,
+        given,
         sample,
         optimizer,
         fixed,

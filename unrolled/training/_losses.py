@@ -16,7 +16,7 @@ from unrolled._base.numbers import energy, widened
 from unrolled._base.programs import program
 from unrolled.dictionaries import signal_axes
 from unrolled.pursuit import lasso_objective
-from unrolled.training._objective import Loss
+from unrolled.training._types import Loss
 
 __all__ = [
     "deep",

@@ -25,12 +25,11 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from unrolled._base import checks
 from unrolled._base.checks import Array
-from unrolled._base.programs import DATA, data_mesh
+from unrolled._base.programs import DATA
 from unrolled.dictionaries import Structured
 from unrolled.layers import along_atoms
-from unrolled.training._objective import Trained
+from unrolled.training._types import Trained
 
 ATOMS = "atoms"  # the name of the second axis of a mesh
 
@@ -101,29 +100,21 @@ class Sharing(NamedTuple):
 
 
 def sharing(accumulate: int, mesh: Any, reduction: str, where: str) -> Sharing:
-    """The `Sharing` of these arguments, with a mesh whose axes all have the type Auto.
+    """The `Sharing` of these arguments.
 
     Raises:
-        TypeError: `mesh` is not a mesh, or `accumulate` is not an integer.
-        ValueError: `accumulate` is not a power of two, the mesh lacks the axis "data", its devices
-            cannot share the batches equally, the reduction is unknown, or the reduction is "psum"
-            and no devices share a step.
+        ValueError: `accumulate` is not a power of two, the devices of the mesh cannot share the
+            batches equally, or the reduction is "psum" and no devices share a step.
     """
-    accumulate = checks.as_index(accumulate, "accumulate", where, least=1)
     if accumulate & (accumulate - 1):
         raise ValueError(f"{where}: accumulate must be a power of two, got {accumulate}")
-    if reduction not in ("tree", "psum"):
-        raise ValueError(f'{where}: unknown reduction {reduction!r}; expected "tree" or "psum"')
     if reduction == "psum" and (mesh is None or accumulate == 1):
         raise ValueError(
             f'{where}: reduction="psum" is for devices that share the batches of a step, got '
             f"accumulate={accumulate} and {'no mesh' if mesh is None else 'a mesh'}; try the "
             "default, or accumulate of at least two with a mesh"
         )
-    if mesh is None:
-        return Sharing(accumulate)
-    mesh = data_mesh(mesh, where)
-    if accumulate % mesh.shape[DATA]:
+    if mesh is not None and accumulate % mesh.shape[DATA]:
         raise ValueError(
             f"{where}: {mesh.shape[DATA]} devices cannot share {accumulate} batches equally; "
             "expected a multiple of their number, a power of two"

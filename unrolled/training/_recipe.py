@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 
 from unrolled import layers, metrics
 from unrolled._base import checks
-from unrolled._base.arguments import checked
+from unrolled._base.arguments import OPTIONS, checked, unknown_option
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
@@ -32,9 +32,11 @@ from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, s
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
 from unrolled.training._curriculum_and_search import search
-from unrolled.training._fit import check_sample, fit, from_arrays, is_own
+from unrolled.training._fit import fit
 from unrolled.training._losses import Codes, deep, log_nmse, true_codes
-from unrolled.training._objective import Fit, Sample
+from unrolled.training._options import Run, RunOptions
+from unrolled.training._signals import check_sample, from_arrays, is_own
+from unrolled.training._types import Fit, Sample
 
 __all__ = ["Made", "Start", "by_recipe", "mostly_last", "prepare"]
 
@@ -181,7 +183,8 @@ def by_recipe(
     depth: int = 16,
     steps: int | None = None,
     key: Key = 0,
-    **options: Any,
+    validation: tuple | None = None,
+    **options: Annotated[Any, RunOptions],
 ) -> Made:
     """Prepare a layer of a family by its recipe and train the layer, if codes are known.
 
@@ -191,11 +194,14 @@ def by_recipe(
     with the least loss on validation signals.
 
     Args:
-        family, D, depth, options: as for `prepare`.
+        family, D, depth: as for `prepare`.
         sample: `sample(key) -> (Y, X)`, or arrays (Y, X) as for `prepare`; the last tenth of the
             signals is held back for validation.
         steps: number of training steps; None takes the number of the recipe.
         key: the key from which signals, random params and training batches are drawn.
+        validation: (Y, X), on which the recipe chooses; None holds signals back, or draws them.
+        options: options of the family, as for `prepare`, and of `training.Run`. A recipe may train
+            several starts, each a run of its own: callbacks and log then see the runs in turn.
 
     Returns:
         Made, with the result of `fit`.
@@ -205,7 +211,9 @@ def by_recipe(
             same depth.
 
     Raises:
-        ValueError: in the same cases as `prepare`; also if the sample has no codes.
+        TypeError: neither the family nor `training.Run` has the option.
+        ValueError: in the same cases as `prepare`; also if the sample has no codes, or `checkpoint`
+            is given and the recipe trains several starts.
         NonFiniteError: a loss, gradient or update of the training is not finite.
 
     Not claimed: the best rate or the best initial params for a problem. We chose the recipes on
@@ -220,17 +228,20 @@ def by_recipe(
         (True, True)
     """
     cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
+    run = _run_of(cls, options)
     depth = checks.as_depth(depth, "depth", "by_recipe", least=1)
     drawing, starting, training = jax.random.split(checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):
-        sampler, validation = from_arrays(flat_batch(D, sample), None, None, D, "by_recipe")
+        arrays = flat_batch(D, sample), validation, None, D, "by_recipe"
+        sampler, validation = from_arrays(*arrays)
         calibrating = _draw(sampler, drawing, _CALIBRATED_ON)
     else:
         check_sample(sampler, "by_recipe")
         drawn = _draw(sampler, drawing, _DRAWN)
         calibrating = jax.tree.map(lambda array: array[:_CALIBRATED_ON], drawn)
-        validation = jax.tree.map(lambda array: array[_CALIBRATED_ON:], drawn)
+        if validation is None:
+            validation = jax.tree.map(lambda array: array[_CALIBRATED_ON:], drawn)
     if validation[1] is None:
         raise ValueError(
             "by_recipe: the signals have no codes; try fit with training.lasso_loss(lam)"
@@ -239,7 +250,13 @@ def by_recipe(
     starts = _starts(cls, signals, depth, starting, options)
     if not cls.recipe.rate:
         starts = [_best(starts)]
-    best = _best([_trained(start, signals, sampler, steps, training) for start in starts])
+    if len(starts) > 1 and run.get("checkpoint") is not None:
+        tried = " and ".join(cls.recipe.tried(signals.law))
+        raise ValueError(
+            f"by_recipe: the recipe of {cls.__name__} trains {len(starts)} starts, and a "
+            f"checkpoint holds one run; try to set {tried}, or omit `checkpoint`"
+        )
+    best = _best([_trained(start, signals, sampler, steps, training, run) for start in starts])
     if not best.nmse <= best.start.ista + _TIE:
         checks.warn(
             f"by_recipe: {best.fit.model} ends at {best.nmse:.1f} dB on {len(validation[0])} "
@@ -247,6 +264,23 @@ def by_recipe(
             "family, such as alista_at"
         )
     return best
+
+
+def _run_of(cls: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of the run out of `options`; the others must belong to the family."""
+    run: dict[str, Any] = {}
+    for name in [*options]:
+        if name in OPTIONS[RunOptions]:
+            run[name] = options.pop(name)
+    Run.of("by_recipe", run)
+    known = [*OPTIONS[RunOptions], *cls.__dataclass_fields__]
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"by_recipe: {unknown_option(name, known)}; the options are those of "
+                f"{cls.__name__} and of training.Run"
+            )
+    return run
 
 
 def _family(family: Any, where: str) -> type[Layer]:
@@ -425,7 +459,9 @@ def _nmse(layer: Layer, params: Unrolled, D: Operator, Y: Array, X: Array) -> tu
     return metrics.nmse(codes, X), jnp.mean(worse, dtype=Y.dtype)
 
 
-def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, key: Array) -> Made:
+def _trained(
+    start: Start, signals: _Signals, sample: Any, steps: int | None, key: Array, run: dict[str, Any]
+) -> Made:
     """The result of training `start` by Adam with clipping, or `start` itself if the rate is 0."""
     layer, recipe = start.layer, start.layer.recipe
     steps = recipe.steps if steps is None else steps
@@ -451,8 +487,7 @@ def _trained(start: Start, signals: _Signals, sample: Any, steps: int | None, ke
             key=key,
             loss=mostly_last,
             validation=signals.later,
-            evaluate_every=max(1, min(_EVALUATE_EVERY, steps)),
-            progress=False,
+            **{"evaluate_every": max(1, min(_EVALUATE_EVERY, steps)), "progress": False, **run},
         )
     nmse, worse = _nmse(layer, trained.best, signals.D, *signals.later)
     return Made(start, trained, _number(nmse), float(worse))

@@ -25,8 +25,8 @@ from unrolled.dictionaries import (
 from unrolled.layers import Law
 from unrolled.pursuit import default_lam, lasso_batch
 from unrolled.theory import mutual_coherence
-from unrolled.training._fit import check_width, each_known
 from unrolled.training._recipe import by_recipe, law_of
+from unrolled.training._signals import check_width, each_known
 from unrolled.training._unsupervised import unsupervised
 
 __all__ = ["Recommendation", "recommend"]

@@ -1,15 +1,13 @@
 """Training without codes: one recipe for your signals and dictionary."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
@@ -35,24 +33,14 @@ from unrolled.layers import (
     ista_params,
     lfista_cp,
 )
-from unrolled.training._files import Checkpoint
-from unrolled.training._fit import check_data
-from unrolled.training._loop import Data, Loop, make_loop
+from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import lasso_loss
 from unrolled.training._mesh import computing_on
-from unrolled.training._objective import (
-    Callback,
-    Fit,
-    NonFiniteError,
-    Objective,
-    Progress,
-    Record,
-    Sample,
-    Trained,
-    Tried,
-    split,
-)
-from unrolled.training._run import Options, Stage, run_stages
+from unrolled.training._objective import Data, Objective, split
+from unrolled.training._options import Run, RunOptions
+from unrolled.training._signals import Signals
+from unrolled.training._stages import Stage, run_stages
+from unrolled.training._types import Fit, NonFiniteError, Progress, Record, Sample, Trained, Tried
 
 __all__ = ["unsupervised"]
 
@@ -79,16 +67,8 @@ def unsupervised(
     family: str | None = None,
     steps: int = 2000,
     validation: tuple | Any = None,
-    evaluate_every: int = 50,
-    patience: int | None = None,
-    checkpoint: Checkpoint | str | Path | None = None,
-    callbacks: Iterable[Callback] = (),
-    log: str | Path | None = None,
-    progress: bool | None = None,
-    accumulate: int = 1,
-    mesh: Mesh | Any = None,
-    reduction: str = "tree",
     mask: ArrayLike | None = None,
+    **run: Unpack[RunOptions],
 ) -> Fit:
     r"""Train a layer on signals without codes: minimise the mean objective of the LASSO.
 
@@ -115,9 +95,9 @@ def unsupervised(
         family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
             trains only 2 K numbers, in less time than "lfista_cp".
         steps: number of training steps of the last run; no earlier run takes more steps.
-        validation, evaluate_every, patience, checkpoint, callbacks, log: as in `fit`, for the last
-            training. A resumed run repeats the trials, which take seconds.
-        progress, accumulate, mesh, reduction, mask: as in `fit`.
+        validation, mask: as in `fit`.
+        run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
+            last training: a resumed run repeats the trials, which take seconds.
 
     Returns:
         A Fit, as returned by `fit`. `model` is the layer, and `tried` has every run with its rate,
@@ -156,28 +136,27 @@ def unsupervised(
             f"{_NAME}: unknown family {family!r}; expected one of {', '.join(_FAMILIES)}, or None"
             f"{checks.meant(str(family), _FAMILIES)}"
         )
-    how = evaluate_every, patience, checkpoint, callbacks, log, progress
-    options = Options(*how, accumulate, mesh, reduction).checked(_NAME)
-    key, D, sample, validation = check_data(
-        None, as_dictionary(D, _NAME), Y, key, validation, _NAME, mask
-    )
-    atoms: Operator = checks.cast(D, checks.common_dtype(D, validation[0]))
-    problem = _Problem(key, atoms, sample, validation, lam, _units(atoms, validation[0]))
+    how = Run.of(_NAME, run)
+    D = as_dictionary(D, _NAME)
+    signals = Signals.of(D, Y, key, validation=validation, mask=mask, where=_NAME)
+    judged_on = signals.validation[0]
+    atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
+    problem = _Problem(signals._replace(D=atoms), lam, _units(atoms, judged_on))
     if family is None:
         family = "lfista_cp" if isinstance(atoms, Structured) or mask is not None else "bcd"
     if family == "bcd":
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
         sweeps = bcd(depth, lam=lam)
-        return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, options)
+        return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, how)
     few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
     short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
     if family == "fista":
-        return _few_numbers(problem, few, plain, _RATES, steps, options)
+        return _few_numbers(problem, few, plain, _RATES, steps, how)
     lengths = short, min(_LONG, steps)
-    _, runs = _trials(problem.training(few, plain), _RATES, lengths, options)
+    _, runs = _trials(problem.training(few, plain), _RATES, lengths, how)
     best = _least(runs).fit.best
     starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
-    fit = _many_numbers(problem, layer, starts, short, steps, options)
+    fit = _many_numbers(problem, layer, starts, short, steps, how)
     return fit.replace(tried=(*(run.tried for run in runs), *fit.tried))
 
 
@@ -211,10 +190,7 @@ def _units(D: Operator, Y: Array) -> _Units:
 class _Problem(NamedTuple):
     """The data that all runs share."""
 
-    key: Array
-    D: Operator
-    sample: Sample
-    validation: tuple
+    signals: Signals
     lam: float
     units: _Units
 
@@ -222,10 +198,9 @@ class _Problem(NamedTuple):
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
         """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
-        objective = Objective(_NAME, layer, lasso_loss(self.lam), self.lam, of_last=True)
-        parts = split(start, self.D, where=_NAME)
-        data = Data(self.key, self.sample, self.validation, Trained(start, self.D), *parts)
-        units = self.units.of(layer, start)._replace(D=parts[0].D)  # its leaves are None
+        objective = Objective.of(_NAME, layer, lasso_loss(self.lam))
+        data = Data.of(objective, start, self.signals)
+        units = self.units.of(layer, start)._replace(D=data.trained.D)  # its leaves are None
         return objective, data, _optimizer(units, self.units.signal**2)
 
 
@@ -246,18 +221,18 @@ def _few_numbers(
     start: Unrolled,
     rates: tuple[float, ...],
     steps: int,
-    options: Options,
+    how: Run,
 ) -> Fit:
     """Train a layer of few numbers: short runs at all rates, and a run at the best rate.
 
     The result is that of the run with the least loss, which comes last in `tried`.
     """
     training = problem.training(layer, start)
-    loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), options)
+    loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), how)
     rate = _least(runs).tried.rate
-    enter = partial(_entered, start=split(start, problem.D)[0], rate=rate, steps=steps)
+    enter = partial(_entered, start=split(start, problem.signals.D)[0], rate=rate, steps=steps)
     config = {"lam": problem.lam, "steps": steps}
-    fit = run_stages(*training, options, steps, [Stage(enter=enter)], config, loop)
+    fit = run_stages(*training, how, steps, [Stage(enter=enter)], config, loop)
     last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
     best = _least([last, *runs])  # `last` if another run has the same loss
     others = [run.tried for run in (*runs, last) if run is not best]
@@ -268,20 +243,20 @@ def _trials(
     training: tuple[Objective, Data, optax.GradientTransformation],
     rates: tuple[float, ...],
     lengths: tuple[int, int],
-    options: Options,
+    how: Run,
 ) -> tuple[Loop, list[_Run]]:
     """The compiled loop; short runs at all rates, and a long run at the best rate."""
     objective, data, _ = training
     family = objective.model.family
     short, long = lengths
     runs: list[_Run] = []
-    with computing_on(options.mesh, _NAME):
-        loop = make_loop(*training, options.shared)
+    with computing_on(how.mesh, _NAME):
+        loop = make_loop(*training, how.shared)
 
         def train(rate: float, steps: int) -> None:
             state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
             try:
-                fit = loop.result(loop.run(state, steps, options, lambda state, at: None))
+                fit = loop.result(loop.run(state, steps, how, lambda state, at: None))
             except NonFiniteError as error:  # other rates may work
                 fit = error.fit
             arrays = {name: getattr(fit, name) for name in ("params", "best", "D")}
@@ -301,10 +276,10 @@ def _many_numbers(
     starts: dict[str, Unrolled],
     short: int,
     steps: int,
-    options: Options,
+    how: Run,
 ) -> Fit:
     """Train a layer: one stage from each start, and a last stage from the best start."""
-    wholes = {name: split(start, problem.D)[0] for name, start in starts.items()}
+    wholes = {name: split(start, problem.signals.D)[0] for name, start in starts.items()}
 
     def trials(records: Sequence[Record]) -> list[Tried]:
         return [
@@ -322,7 +297,7 @@ def _many_numbers(
     ]
     training = problem.training(layer, next(iter(starts.values())))
     config = {"lam": problem.lam, "steps": steps}
-    fit = run_stages(*training, options, steps, [*stages, Stage(enter=enter)], config)
+    fit = run_stages(*training, how, steps, [*stages, Stage(enter=enter)], config)
     tried = trials(fit.history.records)
     best = min(tried, key=lambda trial: trial.validation)
     last = best.replace(steps=steps, validation=fit.judged["best"])

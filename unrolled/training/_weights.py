@@ -15,7 +15,7 @@ from unrolled.records import differences
 from unrolled.training import _forms
 from unrolled.training._files import FORMATS, Steps, check_parent, read, write
 from unrolled.training._forms import CheckpointError, DamagedError
-from unrolled.training._objective import Dictionaries, Fit, Model, as_dictionaries
+from unrolled.training._types import Dictionaries, Fit, Model, as_dictionaries
 
 __all__ = ["Restored", "restore", "save"]
 

@@ -41,7 +41,7 @@ import json, re, sys, warnings
 warnings.simplefilter("ignore")
 import jax, jax.numpy as jnp, numpy as np, optax
 import unrolled as ur
-from unrolled.training import _loop, _run
+from unrolled.training import _loop, _stages
 
 D = ur.dictionaries.gaussian(0, 12, 24)
 layer = ur.layers.lista_cpss(3, tied=False, support=(0.05, 0.2))
@@ -62,7 +62,7 @@ def seen(*arguments):
 
     return loop._replace(update=update)
 
-make_loop, _run.make_loop = _loop.make_loop, seen
+make_loop, _stages.make_loop = _loop.make_loop, seen
 
 def fit(layer=layer, start=start, D=D, optimizer=optax.adam(1e-2), **options):
     sample = ur.problems.sampler(D, 5)

@@ -37,7 +37,7 @@ from unrolled.training import (
     NonFiniteError,
     _files,
     _forms,
-    _run,
+    _resume,
     restore,
     save,
 )
@@ -838,8 +838,8 @@ def test_a_curriculum_whose_first_stage_is_one_step_that_harms_goes_on(tmp_path)
 
 def test_a_network_is_named_after_what_made_it():
     layer = ur.layers.ista(K)
-    assert _run.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
-    assert _run.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
+    assert _resume.kind_of(ur.dsc((layer, ur.alista(K)))) == "dsc(ista, alista)"
+    assert _resume.kind_of(ur.networks.ml_lista(K)) == "ml_lista"
 
 
 OTHERS = {

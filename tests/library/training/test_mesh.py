@@ -62,7 +62,7 @@ def test_a_mesh_of_one_device_changes_nothing():
     [
         (dict(accumulate=3), ValueError, "accumulate must be a power of two, got 3"),
         (dict(accumulate=0), ValueError, "accumulate"),
-        (dict(reduction="sum"), ValueError, "unknown reduction 'sum'; expected \"tree\" or"),
+        (dict(reduction="sum"), ValueError, "unknown reduction 'sum'; expected one of tree, psum"),
         (dict(reduction="psum", accumulate=2), ValueError, "got accumulate=2 and no mesh"),
         (dict(reduction="psum", mesh=MESH), ValueError, "got accumulate=1 and a mesh; try"),
         (dict(mesh="data"), TypeError, "mesh must be a jax.sharding.Mesh, got str"),

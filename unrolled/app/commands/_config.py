@@ -17,6 +17,7 @@ from unrolled._base import checks
 from unrolled.layers import FAMILIES, Layer, Recipe, as_activation, names_with_role
 from unrolled.networks import Network, dsc
 from unrolled.records import Record, option
+from unrolled.training import PlainRun
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "mostly_last", "lasso", "reconstruction")
@@ -180,7 +181,7 @@ class Model(Record):
         return self.needs_codes or self.start == "calibrated"
 
 
-class Training(Record):
+class Training(PlainRun):
     """The loss, the optimiser, and when to evaluate and to save."""
 
     method: str = option(
@@ -210,21 +211,7 @@ class Training(Record):
         "unsupervised, the steps after its trials (default 2000)",
     )
     batch: int = option(default=64, least=1, help="number of signals in a batch")
-    accumulate: int = option(
-        default=1,
-        least=1,
-        most=2**20,
-        help="number of batches in a training step, a power of two; devices and processes share "
-        "the batches",
-    )
-    reduction: str = option(
-        default="tree",
-        choices=("tree", "psum"),
-        help="how devices add their batches: tree gives the same bits on any number of devices, "
-        "psum needs fewer exchanges",
-    )
     learn_dictionary: bool = option(default=False, help="also train D")
-    evaluate_every: int = option(default=50, least=1, help="training steps between two evaluations")
     save_every: int = option(default=500, least=1, help="training steps between two checkpoints")
 
 
@@ -426,11 +413,11 @@ def all_options() -> Mapping[str, Option]:
 
 @functools.lru_cache(maxsize=1)
 def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
-    tables: list[tuple[str | None, type]] = [(None, Config), *SECTIONS.items()]
+    tables: list[tuple[str | None, type[Record]]] = [(None, Config), *SECTIONS.items()]
     own = {
         field.name: Option(field.name, section, {"": field})
         for section, cls in tables
-        for field in dataclasses.fields(cls)
+        for field in map(cls.__dataclass_fields__.__getitem__, cls.__signature__.parameters)
         if field.metadata["help"]
     }
     of_families: dict[str, dict[str, dataclasses.Field]] = {}

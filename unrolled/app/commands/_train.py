@@ -486,14 +486,12 @@ def _trained(
         key=ready.key,
         loss=ready.loss,
         validation=ready.validation,
-        evaluate_every=chosen.evaluate_every,
         callbacks=(logger(folder, started), lambda record, params: note_output())
         if processes.is_first
         else (),
-        accumulate=chosen.accumulate,
         mesh=mesh,
-        reduction=chosen.reduction,
         checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
+        **{name: getattr(chosen, name) for name in training.PlainRun.__signature__.parameters},
     )
     try:
         if chosen.method == UNSUPERVISED:

@@ -1,0 +1,145 @@
+"""The options of a run: one record, which every function that trains takes by name."""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Self, TypedDict
+
+from jax.sharding import Mesh
+
+from unrolled._base.arguments import OPTIONS
+from unrolled._base.programs import data_mesh
+from unrolled.records import Record, accept, option
+from unrolled.training._files import Checkpoint
+from unrolled.training._mesh import Sharing, sharing
+from unrolled.training._types import Callback
+
+__all__ = ["Run"]
+
+
+class PlainRun(Record):
+    """The options of a run that a file can spell."""
+
+    evaluate_every: int = option(
+        default=50, least=1, help="number of training steps between two evaluations"
+    )
+    patience: int | None = option(
+        default=None,
+        least=1,
+        help="stop at the first evaluation at which `best` is this many steps old (None: never)",
+    )
+    accumulate: int = option(
+        default=1,
+        least=1,
+        most=2**20,
+        help="number n of batches in a step, a power of two; step k draws its batches with the "
+        "keys `split(fold_in(key, k), n)` and takes the mean of their losses and gradients. If a "
+        "loss is not a mean over the batch, as with `log_nmse`, this mean differs from the loss of "
+        "one large batch",
+    )
+    reduction: str = option(
+        default="tree",
+        choices=("tree", "psum"),
+        help="how devices add their losses and gradients: tree takes log2(devices) exchanges and "
+        "gives the same bits on any number of devices; psum takes one exchange, and the number of "
+        "devices changes the result by rounding",
+    )
+
+
+def _as_callbacks(callbacks: Any, name: str, where: str) -> tuple:
+    """The callbacks, each compared by identity, because a record must keep the given objects."""
+
+    def one(callback):
+        return callback if type(callback).__hash__ is object.__hash__ else partial(callback)
+
+    return tuple(map(one, callbacks))
+
+
+class Run(PlainRun):
+    """How a run proceeds: what `fit`, `curriculum`, `unsupervised` and others take by name.
+
+    No option but `accumulate` and `reduction` changes the params of a step.
+
+    Raises:
+        TypeError: there is no option with the given name, or a value has the wrong type.
+        ValueError: a number is out of range, `accumulate` is not a power of two, the mesh lacks the
+            axis "data", its devices cannot share the batches equally, or `reduction` is "psum" and
+            there is no mesh or only one batch per step.
+
+    Example:
+        >>> run = ur.training.Run(evaluate_every=10, patience=100)
+        >>> run, run.reduction
+        (Run(evaluate_every=10, patience=100), 'tree')
+    """
+
+    checkpoint: Checkpoint | str | Path | None = option(
+        default=None,
+        help="a folder, or a `Checkpoint` that says how often to save. If you repeat the call, the "
+        "training resumes from the newest saved step, and the result is bit for bit the result "
+        "without the interruption. `steps` may be larger in the repeated call; the evaluation at "
+        "the former last step then stays in the history and counts for `best`. On SIGINT and "
+        "SIGTERM the training saves before it stops",
+    )
+    callbacks: Iterable[Callback] = option(
+        default=(),
+        check=_as_callbacks,
+        help="each is called as `callback(record, params)`, see `Callback`",
+    )
+    log: Path | str | None = option(
+        default=None, help="a file; each evaluation appends a line of JSON to this file"
+    )
+    mesh: Mesh | Any = option(
+        default=None,
+        check=lambda mesh, name, where: None if mesh is None else data_mesh(mesh, where),
+        help='the devices that share the batches of a step along the axis "data"; each device '
+        "draws its own batches. The number of devices must divide `accumulate`. The number of "
+        "devices changes no bit of the result, and a run can resume on another number of devices. "
+        "`jax.distributed.initialize` joins the devices of several processes: all processes make "
+        "this call with the same arguments and read the checkpoints, and only the first process "
+        "writes checkpoints, log and progress bar. A SIGINT or SIGTERM to one process stops all "
+        'processes at the next evaluation. A second axis "atoms", within each process, splits a '
+        "dense D, the params with an entry or a column for each atom, and the moments of the "
+        "optimiser for D and these params. The result stays split and equals the result of one "
+        "device up to rounding. Devices exchange only parts of D x. For LISTA and LFISTA, devices "
+        "also exchange codes, which S multiplies; for robust ALISTA, devices also exchange W",
+    )
+    progress: bool | None = option(
+        default=None, help="whether to show a progress bar; None shows the bar on a terminal"
+    )
+    is_kept = False  # callbacks may hold large arrays
+
+    @classmethod
+    def of(cls, where: str, options: Mapping[str, Any]) -> Self:
+        """The options that the function `where` was given, checked under its name."""
+        fields = cls.__dataclass_fields__
+        values = {name: accept(fields[name], value, name, where) for name, value in options.items()}
+        run = cls(**values)
+        sharing(run.accumulate, run.mesh, run.reduction, where)
+        return run
+
+    @property
+    def shared(self) -> Sharing:
+        """The sharing of a step among devices."""
+        return Sharing(self.accumulate, self.mesh, self.reduction)
+
+
+class OptionsWithoutProgress(TypedDict, total=False):
+    """The options of a `Run` for a function whose `progress` has another meaning."""
+
+    evaluate_every: int
+    patience: int | None
+    accumulate: int
+    reduction: str
+    checkpoint: Checkpoint | str | Path | None
+    callbacks: Iterable[Callback]
+    log: Path | str | None
+    mesh: Mesh | Any
+
+
+class RunOptions(OptionsWithoutProgress, total=False):
+    """The options of a `Run` by name, for type checkers; a test compares the two."""
+
+    progress: bool | None
+
+
+OPTIONS.update(dict.fromkeys((RunOptions, OptionsWithoutProgress), Run.__signature__.parameters))
