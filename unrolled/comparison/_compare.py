@@ -100,8 +100,8 @@ def compare(
             the first earlier method with params of the same form.
         lam: weight of the LASSO (one number, or one per layer). If lam is given, `compare` also
             reports the gap to the optimum of the LASSO, over the signals for which a duality gap
-            certifies the optimum, and the cost of exact solvers: `pursuit.lasso_batch`, and SPAMS
-            if it is installed. The signal of a layer of a network is then the true code of the
+            certifies the optimum, and the CPU times of the methods and of exact solvers:
+            `pursuit.lasso_batch`, and SPAMS if it is installed. The signal of a layer of a network is then the true code of the
             layer before. If X and lam are None, lam is a tenth of the lam at which 90 % of the
             codes are zero, and a note says so.
         sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for

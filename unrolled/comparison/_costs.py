@@ -14,7 +14,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled.comparison._comparison import Comparison
 from unrolled.comparison._results import Cost, MethodResult
 from unrolled.dictionaries import Dictionary, Structured, signal_axes
-from unrolled.pursuit import Timing, in_turns, lasso_solvers, many
+from unrolled.pursuit import FEWEST, in_turns, lasso_solvers, repeated
 
 __all__ = ["products"]
 
@@ -30,27 +30,28 @@ def timed(
         Y: the signals of the first layer.
         problem: D, the signals and lam for the exact solvers; None to time no solver.
     """
-    calls: dict[str, Callable[[], Any]] = {}
-    times = 1
-    for name, (model, params, D) in methods.items():
-        D, signals, times = many(D, Y)
-        calls[name] = partial(_codes, model, params, D, signals)
-    solvers = {} if problem is None else {name: "exact " + name for name in layers[0].exact}
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    times = max(1, -(-FEWEST // max(1, len(Y))))  # a timed call has at least so many signals
+    for name, (model, params, own) in methods.items():
+        calls["method", name] = partial(_codes, model, params, *repeated(own, Y, times))
     if problem is not None:
-        D, Y, lam = problem
-        D, signals, times = many(D, Y)
-        named = lasso_solvers([D])
-        calls |= {calls_as: partial(named[n], D, signals, lam) for n, calls_as in solvers.items()}
-    found = in_turns(calls)
+        D, signals, lam = problem
+        many, solvers = repeated(D, signals, times), lasso_solvers([D])
+        calls |= {("exact", n): partial(solvers[n], *many, lam) for n in layers[0].exact}
+    timings = in_turns(calls)
 
-    def cost(of: MethodResult, timing: Timing) -> MethodResult:
-        number = None if of.cost is None else of.cost.products
-        return of.replace(cost=Cost(timing.seconds / times, number, timing.spread))
+    def timed_of(kind: str, results: Mapping[str, MethodResult]) -> dict[str, MethodResult]:
+        costs = dict(results)
+        for name, of in results.items():
+            if (timing := timings.get((kind, name))) is not None:
+                products = None if of.cost is None else of.cost.products
+                cost = Cost(timing.seconds / times, products, timing.spread)
+                costs[name] = of.replace(cost=cost)
+        return costs
 
     return [
         layer.replace(
-            methods=layer.methods | {n: cost(layer.methods[n], found[n]) for n in methods},
-            exact={n: cost(of, found[solvers[n]]) for n, of in layer.exact.items()},
+            methods=timed_of("method", layer.methods), exact=timed_of("exact", layer.exact)
         )
         for layer in layers
     ]

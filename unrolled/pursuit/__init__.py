@@ -19,13 +19,12 @@ from unrolled.pursuit._by_name import (
 )
 from unrolled.pursuit._costs import (
     EXACT,
+    FEWEST,
     MOST_SPREAD,
-    Solve,
-    Timing,
     in_turns,
     lasso_solvers,
-    many,
     repaid_after,
+    repeated,
 )
 from unrolled.pursuit._gap import *
 from unrolled.pursuit._ista import *

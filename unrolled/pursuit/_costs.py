@@ -14,7 +14,7 @@ from unrolled.dictionaries import Structured, known_part, shared_part
 from unrolled.pursuit._by_name import lasso_optima
 
 _TURNS, _MOMENT, _ENOUGH = 5, 0.02, 0.5  # turns; least seconds of a turn, and of all but the second
-_FEWEST = 1000  # the fewest signals in a timed call
+FEWEST = 1000  # the fewest signals in a timed call
 # The largest ratio of two times of one call with which costs are compared, and the largest gap
 # (F - F*) / F* of the codes of an exact solver.
 MOST_SPREAD, EXACT = 1.5, 1e-5
@@ -29,7 +29,7 @@ class Timing(NamedTuple):
     spread: float  # the largest of all turns divided by the least
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Timing]:
+def in_turns(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Timing]:
     """Time calls in turns, after a first call of each that compiles.
 
     On a CPU the time is the CPU time of this process: XLA computes on threads of its own, so that
@@ -37,7 +37,7 @@ def in_turns(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Timing]:
     meanwhile. On other devices the time is that of the clock.
     """
     clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     for _ in range(_TURNS):
@@ -56,15 +56,14 @@ def _turn(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     return max(clock() - began, 1e-9) / n
 
 
-def many(D: Any, Y: Any) -> tuple[Any, Any, int]:
-    """D, at least 1,000 signals, and how often the signals are repeated, so that a call is long."""
-    times = -(-_FEWEST // max(len(Y), 1))
+def repeated(D: Any, Y: Any, times: int) -> tuple[Any, Any]:
+    """D, and the signals several times, so that a timed call is long."""
     if times == 1:
-        return D, Y, 1
-    repeated = np.tile(np.asarray(Y), (times, 1))
+        return D, Y
+    many = np.tile(np.asarray(Y), (times, 1))
     if shared_part(D) is not D:
-        D, _ = known_part(D.base, repeated, np.tile(np.asarray(D.mask > 0), (times, 1)))
-    return D, repeated, times
+        D, _ = known_part(D.base, many, np.tile(np.asarray(D.mask > 0), (times, 1)))
+    return D, many
 
 
 def lasso_solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
