@@ -39,6 +39,9 @@ assert_type(ur.load("weights.npz"), ur.training.Restored)
 
 ur.compare(methods, D, Y, refrence="start")  # type: ignore[call-overload]
 ur.lassso(D, Y[0], lam=0.1)  # type: ignore[attr-defined]
+ur.training.unsupervised(D, Y, 0.1, key=0, patience=200, log="log.jsonl")
+ur.training.unsupervised(D, Y, 0.1, key=0, patince=200)  # type: ignore[call-arg]
+ur.training.unsupervised(D, Y, 0.1, key=0, patience="a")  # type: ignore[arg-type]
 ur.alista("four")  # type: ignore[arg-type]
 ur.alista(4, suport=(0.1, 1.0))  # type: ignore[call-arg]
 layer.aply(params, D, Y[0])  # type: ignore[attr-defined]

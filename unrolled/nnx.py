@@ -190,9 +190,19 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
         return result
     if not isinstance(model, nnx.Module):
         raise TypeError(f"nnx.fit: expected an nnx.Module, got {type(model).__name__}")
-    result = _trained(model, sample, where="fit", **options)
+    for name, absent in _OF_LAYERS.items():
+        if options.pop(name, absent) is not absent:
+            raise ValueError(
+                f"nnx.fit: {name} is for layers and networks; of an nnx model the nnx.Params are "
+                "trained, one batch a step"
+            )
+    result = _trained(model, sample, where="nnx.fit", **options)
     nnx.update(model, result.best)
     return result
+
+
+# Options for layers and networks, with the values that mean "not given".
+_OF_LAYERS = {"learn_dictionary": False, "trainable": None, "mask": None, "accumulate": 1}
 
 
 @checked
@@ -204,21 +214,13 @@ def _trained(
     steps: int,
     key: Key,
     loss: Any = training.supervised,
-    learn_dictionary: bool = False,
-    trainable: Any = None,
     validation: tuple | Any = None,
-    mask: Any = None,
     where: str,
     **run: Unpack[RunOptions],
 ) -> Fit:
     """The result of training a model that is not a `Module`, which stays as it is."""
     how = Run.of(where, run)
     check_loss(loss, where)
-    if learn_dictionary or trainable is not None or how.accumulate > 1 or mask is not None:
-        raise ValueError(
-            f"{where}: learn_dictionary, trainable, accumulate and mask are for layers and "
-            "networks; of an nnx model the nnx.Params are trained, one batch a step"
-        )
     outputs = _Outputs(where, model, loss)
     trained, fixed = outputs.start()
     dtype = checks.common_dtype(trained)

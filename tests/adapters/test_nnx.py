@@ -379,15 +379,27 @@ REFUSED = [
     ),
     (
         lambda p, D, sample, linear: ur.nnx.fit(linear, None, **ADAM),
-        *(TypeError, "fit: sample must be a function of a key"),
+        *(TypeError, "nnx.fit: sample must be a function of a key"),
     ),
     (
         lambda p, D, sample, linear: ur.nnx.fit(linear, sample, accumulate=2, **ADAM),
-        *(ValueError, "trainable, accumulate and mask are for layers and networks"),
+        *(ValueError, "nnx.fit: accumulate is for layers and networks"),
     ),
     (
         lambda p, D, sample, linear: ur.nnx.fit(linear, lambda key: (D, D[1:]), **ADAM),
         *(ValueError, r"\(40, 8\), \(32, 8\)\]; expected \(Y, X\) with as"),
+    ),
+    (
+        lambda p, D, sample, linear: ur.nnx.fit(linear, sample, mask=D > 0, **ADAM),
+        *(ValueError, "nnx.fit: mask is for layers and networks"),
+    ),
+    (
+        lambda p, D, sample, linear: ur.nnx.fit(linear, sample, patince=2, **ADAM),
+        *(TypeError, "nnx.fit: unknown option 'patince', perhaps 'patience'"),
+    ),
+    (
+        lambda p, D, sample, linear: ur.fit(linear, None, None, sample, **ADAM),
+        *(TypeError, "fit: expected a Layer or a Network, got .*; try unrolled.nnx.fit"),
     ),
     (
         lambda p, D, *_: ur.nnx.Module(LAYER.apply, p, D),

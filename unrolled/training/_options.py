@@ -32,17 +32,13 @@ class PlainRun(Record):
         default=1,
         least=1,
         most=2**20,
-        help="number n of batches in a step, a power of two; step k draws its batches with the "
-        "keys `split(fold_in(key, k), n)` and takes the mean of their losses and gradients. If a "
-        "loss is not a mean over the batch, as with `log_nmse`, this mean differs from the loss of "
-        "one large batch",
+        help="number of batches in a step, a power of two; devices share the batches",
     )
     reduction: str = option(
         default="tree",
         choices=("tree", "psum"),
-        help="how devices add their losses and gradients: tree takes log2(devices) exchanges and "
-        "gives the same bits on any number of devices; psum takes one exchange, and the number of "
-        "devices changes the result by rounding",
+        help="how devices add their batches: tree gives the same bits on any number of devices, "
+        "psum needs fewer exchanges",
     )
 
 
@@ -58,13 +54,35 @@ def _as_callbacks(callbacks: Any, name: str, where: str) -> tuple:
 class Run(PlainRun):
     """How a run proceeds: what `fit`, `curriculum`, `unsupervised` and others take by name.
 
-    No option but `accumulate` and `reduction` changes the params of a step.
+    Step k draws n = `accumulate` batches with the keys `split(fold_in(key, k), n)` and takes the
+    mean of their losses and gradients. If a loss is not a mean over the batch, as with `log_nmse`,
+    this mean differs from the loss of one large batch.
+
+    If you repeat a call with a checkpoint, the run resumes from the newest saved step, and the
+    result is bit for bit the result without the interruption. `steps` may be larger in the repeated
+    call; the evaluation at the former last step then stays in the history and counts for `best`. On
+    SIGINT and SIGTERM the run saves before it stops.
+
+    The devices of a mesh share the batches of a step along the axis "data"; each device draws its
+    own batches. The number of devices must divide `accumulate`. It changes no bit of the result,
+    and a run can resume on another number of devices. `jax.distributed.initialize` joins the
+    devices of several processes: all processes make the call with the same arguments and read the
+    checkpoints, and only the first process writes checkpoints, log and progress bar. A SIGINT or
+    SIGTERM to one process stops all processes at the next evaluation. With `reduction="psum"`
+    devices add their losses and gradients in one exchange instead of log2(devices), and their
+    number changes the result by rounding.
+
+    A second axis "atoms", within each process, splits a dense D, the params with an entry or a
+    column for each atom, and the moments of the optimiser for D and these params. The result stays
+    split and equals the result of one device up to rounding. Devices exchange only parts of D x.
+    For LISTA and LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA,
+    devices also exchange W.
 
     Raises:
         TypeError: there is no option with the given name, or a value has the wrong type.
-        ValueError: a number is out of range, `accumulate` is not a power of two, the mesh lacks the
-            axis "data", its devices cannot share the batches equally, or `reduction` is "psum" and
-            there is no mesh or only one batch per step.
+        ValueError: a number is out of range, or the mesh lacks the axis "data". Functions that
+            train also raise ValueError if `accumulate` is not a power of two, the devices cannot
+            share the batches equally, or `reduction` is "psum" and no devices share a step.
 
     Example:
         >>> run = ur.training.Run(evaluate_every=10, patience=100)
@@ -73,17 +91,12 @@ class Run(PlainRun):
     """
 
     checkpoint: Checkpoint | str | Path | None = option(
-        default=None,
-        help="a folder, or a `Checkpoint` that says how often to save. If you repeat the call, the "
-        "training resumes from the newest saved step, and the result is bit for bit the result "
-        "without the interruption. `steps` may be larger in the repeated call; the evaluation at "
-        "the former last step then stays in the history and counts for `best`. On SIGINT and "
-        "SIGTERM the training saves before it stops",
+        default=None, help="a folder, or a `Checkpoint` that says how often to save"
     )
     callbacks: Iterable[Callback] = option(
         default=(),
         check=_as_callbacks,
-        help="each is called as `callback(record, params)`, see `Callback`",
+        help="each is called as `callback(record, params)` at an evaluation, see `Callback`",
     )
     log: Path | str | None = option(
         default=None, help="a file; each evaluation appends a line of JSON to this file"
@@ -91,17 +104,7 @@ class Run(PlainRun):
     mesh: Mesh | Any = option(
         default=None,
         check=lambda mesh, name, where: None if mesh is None else data_mesh(mesh, where),
-        help='the devices that share the batches of a step along the axis "data"; each device '
-        "draws its own batches. The number of devices must divide `accumulate`. The number of "
-        "devices changes no bit of the result, and a run can resume on another number of devices. "
-        "`jax.distributed.initialize` joins the devices of several processes: all processes make "
-        "this call with the same arguments and read the checkpoints, and only the first process "
-        "writes checkpoints, log and progress bar. A SIGINT or SIGTERM to one process stops all "
-        'processes at the next evaluation. A second axis "atoms", within each process, splits a '
-        "dense D, the params with an entry or a column for each atom, and the moments of the "
-        "optimiser for D and these params. The result stays split and equals the result of one "
-        "device up to rounding. Devices exchange only parts of D x. For LISTA and LFISTA, devices "
-        "also exchange codes, which S multiplies; for robust ALISTA, devices also exchange W",
+        help="the devices that share the batches of a step",
     )
     progress: bool | None = option(
         default=None, help="whether to show a progress bar; None shows the bar on a terminal"
