@@ -101,9 +101,9 @@ def compare(
         lam: weight of the LASSO (one number, or one per layer). If lam is given, `compare` also
             reports the gap to the optimum of the LASSO, over the signals for which a duality gap
             certifies the optimum, and the CPU times of the methods and of exact solvers:
-            `pursuit.lasso_batch`, and SPAMS if it is installed. The signal of a layer of a network is then the true code of the
-            layer before. If X and lam are None, lam is a tenth of the lam at which 90 % of the
-            codes are zero, and a note says so.
+            `pursuit.lasso_batch`, and SPAMS if it is installed. The signal of a layer of a network
+            is then the true code of the layer before. If X and lam are None, lam is a tenth of the
+            lam at which 90 % of the codes are zero, and a note says so.
         sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for
             networks one value per layer. By default, these are the least numbers that cover the
             sample.

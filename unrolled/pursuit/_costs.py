@@ -1,4 +1,4 @@
-"""The cost model: times of exact solvers and networks, and when a training is repaid."""
+"""The cost model: times of exact solvers and networks, and when training is repaid."""
 
 import math
 import time
@@ -85,7 +85,7 @@ def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
 
 
 def repaid_after(training: float, before: float, after: float) -> float:
-    """The number of signals above which a training has saved the seconds that it took.
+    """The number of signals above which training has saved the seconds that it took.
 
     Args:
         training: seconds of the training.

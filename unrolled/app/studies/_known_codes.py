@@ -273,7 +273,7 @@ def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any])
 
 def _kind(layer: Layer) -> str:
     """The kind of params that a recipe makes before training."""
-    return "calibrated" if layer.recipe.calibrated else "start"
+    return "calibrated" if layer.recipe.calibrated else "untrained"
 
 
 class _Made(NamedTuple):
