@@ -80,13 +80,23 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the cases of a test beyond the first n of its `few(n)` as slow."""
+    """Mark the cases of a test beyond the first n of its `few(n)` as slow, unless they are of a new
+    family.
+    """
+    from registry import NEW_FAMILIES  # after what is set in this file
+
     seen = collections.Counter()
     for item in items:
         few, test = item.get_closest_marker("few"), item.nodeid.partition("[")[0]
         seen[test] += 1
-        if few and seen[test] > few.args[0]:
+        if few and seen[test] > few.args[0] and not NEW_FAMILIES & of_lines(item):
             item.add_marker(pytest.mark.slow)
+
+
+def of_lines(item):
+    """The arguments of a case that are text, up to a comma: the families of "alista, support"."""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return {value.partition(",")[0] for value in values if isinstance(value, str)}
 
 
 def pytest_collection_finish():

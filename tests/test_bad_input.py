@@ -315,6 +315,10 @@ def test_15_a_zero_dictionary_has_no_step_size():
             SOLVE[name](0 * D, y, 0.1)
     with pytest.raises(ValueError, match="D is zero"):
         ur.analytic.ista(0 * D, 0.1, K)
+    with pytest.raises(ValueError, match=r"ista: lam is 1e\+300, and .* is infinite in float32"):
+        ur.analytic.ista(D.astype("float32"), 1e300, K)
+    with pytest.raises(ValueError, match=r"supervised: the last codes have shape \(\)"):
+        ur.training.supervised(3.0, 3.0, None, None)
 
 
 @pytest.mark.slow
@@ -1006,7 +1010,7 @@ DEPTHS = {
 def test_a_depth_whose_tables_do_not_end_is_refused(name):
     for depth in (10**7 + 1, 10**30, 10**5000):
         with pytest.raises(
-            ValueError, match="depth must be (at least . and )?at most 10000000, got"
+            ValueError, match="depth must be (at least . and )?at most (10000000|2147483647), got"
         ):
             DEPTHS.get(name, FAMILIES.get(name))(depth)
 

@@ -7,6 +7,7 @@ import itertools
 import pickle
 import typing
 from functools import cache, partial
+from unittest import mock
 
 import chex
 import jax
@@ -103,6 +104,19 @@ def offered(module, kind, positional=None):
 
 def test_every_family_has_a_line():
     assert ours(ur.layers.FAMILIES) == set(registry.FAMILIES)
+
+
+def test_all_cases_of_a_new_family_run_by_default(monkeypatch):
+    from conftest import pytest_collection_modifyitems
+
+    monkeypatch.setattr(registry, "NEW_FAMILIES", {"new"})
+    items = []
+    for line in ("ista", "fista", "new", "new, untied"):
+        item = mock.Mock(nodeid=f"test[{line}]", **{"callspec.params": {"name": line}})
+        item.get_closest_marker.return_value = pytest.mark.few(1).mark
+        items.append(item)
+    pytest_collection_modifyitems(items)
+    assert [item.add_marker.called for item in items] == [False, True, False, False]
 
 
 def test_every_kind_of_dictionary_has_a_line():
@@ -238,14 +252,19 @@ def test_iterates_end_at_the_code_and_begin_as_shorter_layers(name):
 @pytest.mark.few(4)
 def test_two_stacks_of_half_the_depth_are_the_whole(name):
     layer, params, D, Y = case(name)
-    state, parts = layer.start(D, jnp.asarray(Y[0])), []
+    ready, parts = layer.prepare(params, D), []
+    state = layer.start(ready.D, jnp.asarray(Y[0]))
     for half in (slice(0, K // 2), slice(K // 2, K)):
         schedule = layer.schedule and layer.schedule[half]
         run = jax.jit(partial(unroll, layer.step, schedule=schedule, depth=K // 2))
-        state, path = run(part(params, half), D, jnp.asarray(Y[0]), state)
-        parts.append(np.asarray(path))
-    chex.assert_trees_all_equal(state.x, parts[-1][-1])
-    assert_close(state.x, layer.apply(params, D, Y[0]))
+        state, path = run(part(ready.params, half), ready.D, jnp.asarray(Y[0]), state)
+        parts.append(ready.restore(path))
+    chex.assert_trees_all_equal(ready.restore(state.x), parts[-1][-1])
+    path = np.concatenate(parts)
+    if layer.guard is None:
+        assert_close(path, layer.iterates(params, D, Y[0]))
+    else:  # the guarded code is one of these codes, or zero
+        assert (path == np.asarray(layer.apply(params, D, Y[0]))).all(1).any()
 
 
 @pytest.mark.few(4)

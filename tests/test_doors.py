@@ -4,6 +4,7 @@ The example in the docstring of a function is its valid call. Each argument in t
 """
 
 import contextlib
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -22,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import registry
 from test_imports import PUBLIC, listing, of_ours
 
 import unrolled as ur
@@ -332,6 +334,40 @@ def test_wrong_arguments_are_refused_in_words_or_taken_right(name, tmp_path, mon
         if (wrong := fault(name, parameter, kind, bound))
     ]
     assert len(faults) == FALLS.get(name, (0, ""))[0], listing(faults)
+
+
+def enormous(value):
+    """2^38 in place of every integer; in place of None, 2^38."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(enormous, value)) if value else (2**38,)
+    return 2**38
+
+
+@pytest.mark.usefixtures("as_typed")
+@pytest.mark.parametrize("name", CASES)
+def test_a_size_beyond_memory_is_refused_in_words(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args, options = valid_call(name)
+    given = inspect.signature(FUNCTIONS[name]).bind(*args, **options)
+    faults = []
+    for parameter in given.signature.parameters.values():
+        kinds = mentions(parameter.annotation)
+        if int not in kinds or float in kinds or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        value = enormous(given.arguments.get(parameter.name, parameter.default))
+        wrong = fault(name, parameter, "a size", with_value(given, parameter.name, value))
+        faults += [f"{parameter.name}: {wrong}"] if wrong else []
+    assert not faults, listing(faults)
+
+
+def test_an_option_beyond_memory_is_refused_in_words():
+    models = [build(2) for build in registry.FAMILIES.values()]
+    for model in (*models, *(build()[0] for build in registry.NETWORKS.values())):
+        sizes = [f.name for f in dataclasses.fields(model) if ur.records.kind_of(f) is int]
+        for name in sizes:
+            with pytest.raises(ValueError, match=rf"^\w+: {name} must be at most"):
+                dataclasses.replace(model, **{name: 2**38})
+        assert sizes or type(model) is ur.dsc
 
 
 CODES = np.array([[2**33 + 2**20, 0, 3], [0, -(2**40), 1]])

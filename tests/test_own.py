@@ -49,6 +49,7 @@ class own_heavy_ball(Shrinking):
 
     lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
     forms = (Unrolled(None, OwnStep),)
+    recipe = layers.Recipe(without_codes=(1e-3, 1e-2))
 
     def init(self, key, D):
         gamma = 1 / spectral_norm(D) ** 2
@@ -176,6 +177,24 @@ def test_a_family_trains_and_is_watched():
     assert len(watch.evaluations) == 11
     assert watch.evaluations[-1].theta.shape == watch.evaluations[-1].coupling.mu_W.shape == (K,)
     assert "training step" in watch.table()
+
+
+@pytest.mark.slow
+def test_a_family_trains_without_codes():
+    """By its name, in `unsupervised` and in a coder, in the units that its annotations say."""
+    options = dict(key=3, steps=20, evaluate_every=5)
+    signals = np.asarray(sample(jax.random.key(2))[0].tolist() * 10)
+    fits = [
+        ur.training.unsupervised(c * D, signals * s, 0.1 * c * s, K, family=LAYER.family, **options)
+        for c, s in ((1.0, 1.0), (4.0, 0.5))
+    ]
+    assert fits[0].model is LAYER and fits[0].judged["best"] < fits[0].judged["ista"]
+    (gamma, theta, inertia), scaled = (fit.best.steps for fit in fits)
+    np.testing.assert_allclose(scaled.gamma, gamma / 16, rtol=1e-9)
+    np.testing.assert_allclose(scaled.theta, theta / 8, rtol=1e-9)
+    np.testing.assert_allclose(scaled.inertia, inertia, rtol=1e-9)
+    coder = ur.sklearn.SparseCoder(np.asarray(D), LAYER.family, depth=K, random_state=0)
+    assert not np.allclose(coder.fit(signals).params_.steps.inertia, PARAMS.steps.inertia)
 
 
 @pytest.mark.slow

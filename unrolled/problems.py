@@ -57,10 +57,7 @@ def bernoulli_gaussian(key: Key, shape: tuple[int, ...], probability: float | Ar
     """
     checks.one_number(probability, "probability", "bernoulli_gaussian")
     if checks.is_concrete(probability):
-        if not 0 <= probability <= 1:
-            raise ValueError(
-                f"bernoulli_gaussian: probability must be in [0, 1], got {probability}"
-            )
+        _check_probability(probability, "bernoulli_gaussian")
         probability = float(probability)
     _announce(shape, "bernoulli_gaussian")
     return _bernoulli_gaussian(key, tuple(shape), probability)
@@ -159,6 +156,11 @@ def _sparsity(sparsity: int, shape: tuple[int, ...], where: str) -> int:
         raise ValueError(f"{where}: sparsity {s} exceeds the code length {shape[-1]}")
     _announce(shape, where)
     return s
+
+
+def _check_probability(probability: Any, where: str) -> None:
+    if not 0 <= probability <= 1:
+        raise ValueError(f"{where}: probability must be in [0, 1], got {probability}")
 
 
 def _announce(shape: tuple[int, ...], where: str, what: str = "the codes") -> None:
@@ -409,7 +411,8 @@ def sampler(
 
     Raises:
         TypeError: batch is not an integer.
-        ValueError: batch is below 1.
+        ValueError: batch is below 1, probability is outside [0, 1], or snr is nan.
+        MemoryError: a batch does not fit in memory.
 
     Example:
         >>> sample = ur.problems.sampler(ur.dictionaries.identity_hadamard(4), 16)
@@ -418,9 +421,13 @@ def sampler(
         ((16, 4), (16, 8))
     """
     batch = checks.as_index(batch, "batch", "sampler", least=1)
+    _check_probability(probability, "sampler")
+    if math.isnan(snr):
+        raise ValueError("sampler: snr is nan; expected decibels, or inf for no noise")
     chained = isinstance(D, tuple | list)
     Ds = as_chain(D, "sampler") if isinstance(D, tuple | list) else (D,)
     size = (batch, Ds[-1].shape[1])
+    _announce((batch, sum(max(D.shape) for D in Ds)), "sampler", "signals and codes")
     draw = _Sampled(size, float(probability), float(snr), chained)
     return jax.tree_util.Partial(draw, Ds)  # the leaves of Ds become arguments of a program
 

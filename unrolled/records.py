@@ -264,7 +264,8 @@ def accept(field: dataclasses.Field, value: Any, name: str, where: str, **limits
         _one_of(value, name, where, limits.get("choices"))
     else:
         if kind is int:
-            value = checks.as_index(value, name, where, least=limits.get("least") or 0)
+            most = checks.LARGEST if limits.get("most") is None else math.inf
+            value = checks.as_index(value, name, where, least=limits.get("least") or 0, most=most)
         else:
             value = checks.as_number(value, name, where) + 0.0  # turns -0.0 into 0.0
         _within(value, name, where, limits)

@@ -17,7 +17,7 @@ from unrolled.dictionaries import (
     known_part,
     signal_axes,
 )
-from unrolled.layers import FAMILIES, Layer, bcd, lfista_cp
+from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
 from unrolled.pursuit import (
     PURSUITS,
@@ -29,7 +29,7 @@ from unrolled.pursuit import (
     zero_beside_largest,
 )
 from unrolled.theory import CodeCertificate, LassoCertificate, certify_code, certify_lasso
-from unrolled.training import unsupervised
+from unrolled.training import has_recipe, unsupervised
 
 try:
     from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -105,8 +105,8 @@ class SparseCoder(_Coder):
             layer or a network.
         depth: number of steps; if given, `method` is the name of a family of layers.
         params: params of the layer or the network. If None, `fit` takes the params from `init`, but
-            trains a `bcd` or `lfista_cp` without options other than lam on the samples, by
-            `training.unsupervised`.
+            trains a `bcd`, a `lfista_cp` or a family of your own with rates (`layers.Recipe`) on
+            the samples, by `training.unsupervised`, if lam is its only option.
         random_state: the seed of `init`, for families that draw their params, and of the training:
             an int, a RandomState that draws the seed, or None for a new seed at each `fit`.
         split_sign: if True, a code x becomes the features max(x, 0) and max(-x, 0), twice as many,
@@ -360,7 +360,7 @@ class SparseCoder(_Coder):
             raise ValueError(f"{_NAME}: a layer has one dictionary, got {len(Ds)}")
         D: Any = Ds[0] if isinstance(layer, Layer) else Ds
         key = checks.as_key(_seed(self.random_state), _NAME)
-        if self.params is None and _has_recipe(layer):
+        if self.params is None and has_recipe(layer):
             options: dict[str, Any] = dict(mask=_known(X), key=key, progress=False)
             return unsupervised(D, X, layer.lam, layer.depth, family=layer.family, **options).best
         params = layer.init(key, D) if self.params is None else self.params
@@ -378,11 +378,6 @@ class SparseCoder(_Coder):
         D = own if isinstance(layer, Layer) else (own, *Ds[1:])
         codes = jax.vmap(layer.apply, (None, signal_axes(D), 0))(params, D, Y)
         return codes if isinstance(layer, Layer) else codes[-1], 0
-
-
-def _has_recipe(layer: Any) -> bool:
-    """Whether `unsupervised` trains this layer: bcd or lfista_cp, with no option but lam."""
-    return isinstance(layer, bcd | lfista_cp) and layer == type(layer)(layer.depth, lam=layer.lam)
 
 
 def _samples(coder: BaseEstimator, X: Any, reset: bool) -> np.ndarray:

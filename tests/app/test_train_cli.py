@@ -931,7 +931,7 @@ def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(f
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--depth", 3, "--steps", 4)
     own += ("--family", family, "--method", "unsupervised") * (family != "bcd")
     status, out, err = run(*own, "--output", "by_recipe")
-    runs = len(run_lengths(family, 4))
+    runs = len(run_lengths(FAMILIES[family](3), 4))
     assert status == 0 and f"training {4 * runs} steps in {runs} runs, the last of 4 steps" in err
     assert out.startswith(f"{family}, 3 steps")
     config = load(folder / "by_recipe" / "config.toml", {})

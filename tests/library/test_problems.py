@@ -265,6 +265,14 @@ test_faults_are_refused = rows(
         for p in (-0.1, 1.5, math.nan)
     ),
     *(
+        (partial(problems.sampler, np.eye(2), 3, **{name: value}), f"sampler: {words}")
+        for name, value, words in (
+            ("probability", math.nan, OUT_OF_PROBABILITY),
+            ("probability", 1.5, OUT_OF_PROBABILITY),
+            ("snr", math.nan, "snr is nan; expected decibels"),
+        )
+    ),
+    *(
         (_of(draw, *arguments), error, f"{draw.__name__}: {words}")
         for draw in (problems.exact_sparse, problems.bounded)
         for what, arguments, error, words in (

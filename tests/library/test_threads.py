@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ import pytest
 import threadpoolctl
 from oracles import normal, unit
 
+import unrolled as ur
 from unrolled import linear_programs, pursuit
 from unrolled._base import checks
 from unrolled._base.threads import beside, each, one_thread, threads
@@ -252,3 +255,23 @@ def test_without_threadpoolctl_one_thread_works_alone(solve, two_cores, monkeypa
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
     monkeypatch.setattr("unrolled._base.threads.ThreadPoolExecutor.submit", None)
     assert solve() == pytest.approx(shared, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_results_of_16_threads_are_those_of_one():
+    """Host solvers, compiled solvers and layers, all in flight at once, bit for bit."""
+    D = unit(normal(0, 12, 24))
+    layer = ur.alista(4, support=(0.05, 0.1))
+    params = layer.init(None, D)
+    works = (
+        lambda Y: pursuit.lasso_batch(D, Y, 0.1).x,
+        lambda Y: pursuit.omp_batch(D, Y, 3).x,
+        lambda Y: pursuit.lasso(D, Y[0], 0.1).x,
+        lambda Y: jax.vmap(layer.apply, (None, None, 0))(params, D, Y),
+        lambda Y: ur.metrics.nmse(Y, Y + 1),
+    )
+    calls = [(work, normal(seed, 7, 12)) for seed in range(24) for work in works]
+    expected = [np.asarray(work(Y)) for work, Y in calls]
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(lambda call: np.asarray(call[0](call[1])), calls))
+    chex.assert_trees_all_equal(results, expected)

@@ -32,9 +32,12 @@ def test_an_array_that_is_read_is_the_callers_copy(tmp_path, values):
 def test_an_npz_file(tmp_path, values):
     np.savez(tmp_path / "two.npz", D=values, Y=2 * values)
     np.savez_compressed(tmp_path / "one.npz", whatever=values)
+    np.savez(tmp_path / "unnamed.npz", values)
     np.testing.assert_array_equal(read_array(tmp_path / "two.npz", "D"), values)
     np.testing.assert_array_equal(read_array(str(tmp_path / "two.npz"), "Y"), 2 * values)
-    np.testing.assert_array_equal(read_array(tmp_path / "one.npz", "D"), values)
+    np.testing.assert_array_equal(read_array(tmp_path / "unnamed.npz", "D"), values)
+    with pytest.raises(ValueError, match=r"entries \['whatever'\]; expected one called 'Y'"):
+        read_array(tmp_path / "one.npz", "Y")
     np.testing.assert_array_equal(read_array(tmp_path / "one.npz"), values)
 
 

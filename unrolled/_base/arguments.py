@@ -7,6 +7,7 @@ further checks.
 
 import functools
 import inspect
+import math
 import os
 import types
 import typing
@@ -290,7 +291,9 @@ def matrix_or(cls: type) -> Kind:
 
 def _integer(n: Any, name: str, where: str) -> Any:
     """Check an integer. A traced array passes: a function with static sizes reports it itself."""
-    return n if isinstance(n, jax.core.Tracer) or type(n) is int else checks.whole(n, name, where)
+    if isinstance(n, jax.core.Tracer) or (type(n) is int and n <= checks.LARGEST):
+        return n
+    return checks.as_index(n, name, where, least=-math.inf)
 
 
 def _number(x: Any, name: str, where: str) -> Any:

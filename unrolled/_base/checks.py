@@ -44,6 +44,7 @@ _LARGE_BYTES = 2 * 10**9
 # No method, and no plan of slow blocks, needs more steps than this; a table of more steps would
 # take too long to compute.
 DEEPEST = 10**7
+LARGEST = 2**31 - 1  # a size, a count or an index: JAX keeps them in 32 bits
 _LONGEST = 60  # characters of a value in a message
 # Warnings do not point at lines of these files: this package, JAX, and contextlib, which runs the
 # exit of a `with` block.
@@ -335,8 +336,7 @@ def as_key(key: Any, where: str) -> Array:
 
     Raises:
         TypeError: the value is neither a key nor an integer.
-        ValueError: there are several keys, or a seed is outside 0..2^32 - 1, which JAX would cut to
-            32 bits unless float64 is enabled.
+        ValueError: there are several keys, or a seed is outside 0..2^32 - 1.
     """
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return _one_key(key, key.shape, where)
@@ -345,13 +345,11 @@ def as_key(key: Any, where: str) -> Array:
     if getattr(key, "dtype", None) == np.uint32 and _is_raw(key):
         return _one_key(jnp.asarray(key), key.shape[:-1], where)
     try:
-        seed = as_index(key, "key", where)
+        seed = as_seed(key, "key", where)
     except TypeError as error:
         raise TypeError(
             f"{where}: key must be a key of jax.random, or a seed; got {brief(key)}"
         ) from error
-    if seed >= 2**32:
-        raise ValueError(f"{where}: the seed must be below 2^32, got {seed}")
     return jax.random.key(seed)
 
 
@@ -488,30 +486,29 @@ def whole(n: Any, name: str, where: str) -> int:
         raise TypeError(f"{where}: {name} must be an integer, got {brief(n)}") from error
 
 
-def as_index(n: Any, name: str, where: str, *, least: int = 0) -> int:
-    """`n` as a Python integer, at least `least`; see `whole`.
+def as_index(n: Any, name: str, where: str, *, least: float = 0, most: float = LARGEST) -> int:
+    """`n` as a Python integer from `least` to `most`; see `whole`.
 
     Raises:
         TypeError: `n` is traced, a bool or not an integer.
-        ValueError: `n` is below `least`.
+        ValueError: `n` is below `least`, or above `most`.
     """
     value = whole(n, name, where)
     if value < least:
         raise ValueError(f"{where}: {name} must be at least {least}, got {brief(value)}")
+    if value > most:
+        raise ValueError(f"{where}: {name} must be at most {most}, got {brief(value)}")
     return value
 
 
 def as_depth(n: Any, name: str, where: str, *, least: int = 0) -> int:
-    """A number of steps as a Python integer; like `as_index`, but at most `DEEPEST`.
+    """A number of steps as a Python integer; like `as_index`, but at most `DEEPEST`."""
+    return as_index(n, name, where, least=least, most=DEEPEST)
 
-    Raises:
-        TypeError: `n` is traced, a bool or not an integer.
-        ValueError: `n` is below `least`, or above `DEEPEST`.
-    """
-    depth = as_index(n, name, where, least=least)
-    if depth > DEEPEST:
-        raise ValueError(f"{where}: {name} must be at most {DEEPEST}, got {brief(depth)}")
-    return depth
+
+def as_seed(n: Any, name: str, where: str) -> int:
+    """A seed of 32 bits; like `as_index`. JAX would cut a larger seed unless float64 is enabled."""
+    return as_index(n, name, where, most=2**32 - 1)
 
 
 def as_number(x: Any, name: str, where: str) -> float:

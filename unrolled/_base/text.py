@@ -6,6 +6,7 @@ import html
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,13 +54,19 @@ class Grid(str):
         return "\n".join([table, *(f"<p>{html.escape(note)}</p>" for note in self.notes)])
 
 
+# A vertical bar, the beginning of a tag, and at the beginning of a cell = @ + - before a word.
+_IN_MARKDOWN = re.compile(r"\||<(?=[A-Za-z/!?])|^(?:[=@]|[+-](?!inf|nan)(?=[A-Za-z(=@]))")
+
+
 def markdown(
     columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()
 ) -> Grid:
-    """A Markdown table; a vertical bar in a cell is escaped."""
+    """A Markdown table. In a cell, a vertical bar, an HTML tag, and the first mark of a formula of
+    spreadsheets are escaped.
+    """
 
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(_IN_MARKDOWN.sub(r"\\\g<0>", cell) for cell in cells) + " |"
 
     rows = list(rows)
     head, *body = map(row, (columns, *rows))
@@ -106,19 +113,32 @@ def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def comma_separated(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as CSV with a header; None is an empty cell.
+def comma_separated(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table as CSV with a header; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe in front.
 
     Example:
         >>> from unrolled._base.text import comma_separated
-        >>> comma_separated([{"method": "ISTA, learned", "K": 3, "gap": None}])
-        'method,K,gap\\n"ISTA, learned",3,\\n'
+        >>> comma_separated(["method", "gap"], [["ISTA, learned", None], ["=A1", -1.5]])
+        'method,gap\\n"ISTA, learned",\\n\'=A1,-1.5\\n'
     """
     with io.StringIO(newline="") as text:
-        table = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
-        table.writeheader()
-        table.writerows(records)
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows(
+            [f"'{cell}" if _is_formula(cell) else cell for cell in row] for row in (columns, *rows)
+        )
         return text.getvalue()
+
+
+def _is_formula(cell: Any) -> bool:
+    """Whether a cell is a text that begins with = @ + - and is not a list of numbers."""
+    if not isinstance(cell, str) or cell[:1] not in tuple("=@+-\t\r"):
+        return False
+    try:
+        return not [float(word) for word in cell.split()]
+    except ValueError:
+        return True
 
 
 def table(
@@ -145,7 +165,8 @@ def table(
     if form == "latex":
         return "\n".join([latex(columns, rows), *(f"% {note}" for note in notes)])
     if form == "csv":
-        return comma_separated(records())
+        made = records()
+        return comma_separated(list(made[0]) if made else [], map(dict.values, made))
     if form == "records":
         return records()
     raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")

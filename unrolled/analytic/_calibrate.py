@@ -72,25 +72,28 @@ def greedy(
 ) -> Unrolled:
     """Stacked params in which every step has the threshold and step size of least loss."""
 
+    with jax.default_matmul_precision("highest"):
+        ready = layer.prepare(params, D)
+        start = jax.vmap(lambda y: layer.start(ready.D, y))(Y)
+
     def choose(state, step):
-        p, state = _search(layer, loss, params.shared, step[0], D, Y, X, state, step[1:])
+        p, state = _search(layer, loss, ready, step[0], D, Y, X, state, step[1:])
         return state, p
 
     schedule = () if layer.schedule is None else (jnp.asarray(layer.schedule, jnp.float32),)
-    start = jax.vmap(lambda y: layer.start(D, y))(Y)
     return params._replace(steps=lax.scan(choose, start, (params.steps, *schedule))[1])
 
 
-def _search(layer, loss, shared, p, D, Y, X, state, constants):
+def _search(layer, loss, ready, p, D, Y, X, state, constants):
     """The step params with the best threshold and step size, and the states after the step."""
     sizes = names_with_role(p, "step size")
 
     def after(theta, gamma):
-        trial = _with(p, theta, gamma)
-        return jax.vmap(lambda y, s: layer.step(shared, trial, D, y, s, *constants))(Y, state)
+        fixed = ready.params.shared, _with(p, theta, gamma), ready.D
+        return jax.vmap(lambda y, s: layer.step(*fixed, y, s, *constants))(Y, state)
 
     def error(theta, gamma):
-        return loss(after(theta, gamma).x[None], X, D, Y)
+        return loss(ready.restore(after(theta, gamma).x)[None], X, D, Y)
 
     one = jnp.ones((), Y.dtype)
     gamma = jnp.mean(getattr(p, sizes[0])).astype(Y.dtype) if sizes else one

@@ -48,7 +48,7 @@ def ista(D: Dictionary, lam: float, depth: int) -> Unrolled:
 
     Raises:
         TypeError: depth is not an integer.
-        ValueError: lam < 0, D = 0, or depth is negative.
+        ValueError: lam < 0, D = 0, depth is negative, or lam / L is infinite in the dtype of D.
 
     Example:
         >>> ur.analytic.ista(2 * jnp.eye(3), 1.0, 2).steps.gamma.round(3).tolist()

@@ -43,7 +43,7 @@ class Comparison(Result):
     def __getitem__(self, name: str) -> MethodResult:
         """The result of a method or of an exact solver."""
         if not isinstance(name, str):
-            return super().__getitem__(name)  # type: ignore[misc]  # which refuses it
+            return super().__getitem__(name)  # which refuses it
         rows = self._rows()
         if name not in rows:
             near = f"{', '.join(rows)}{checks.meant(str(name), rows)}"

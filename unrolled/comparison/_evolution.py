@@ -10,7 +10,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, table, to_json
-from unrolled.comparison._weights import Coupling, Weights, coupling, step_means, thresholds
+from unrolled.comparison._weights import Coupling, Weights, coupling, step_means
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
 from unrolled.layers import Layer, Unrolled, stack
 from unrolled.networks import Network
@@ -60,10 +60,12 @@ class Evolution:
             )
         layer: Any = self.layer
         layer.check(params, self.D)
-        self._measure(record, params, layer.weights)
+        self._measure(record, params, layer.thresholds, layer.weights)
 
-    def _measure(self, record: Any, params: Unrolled, weights: Weights | None) -> None:
-        """Append the measurements of checked params, with the `weights` of the layer."""
+    def _measure(
+        self, record: Any, params: Unrolled, thresholds: Any, weights: Weights | None
+    ) -> None:
+        """Append the measurements of checked params, by functions of the layer."""
         params = stack(params) if params.steps else params
         theta, expected = thresholds(params), getattr(self.prediction, "theta", None)
         if expected is not None and theta is not None and len(theta) != len(expected):
@@ -209,7 +211,7 @@ class ChainEvolution:
         """Append the measurements of the params of every layer."""
         self.network.check(params, [layer.D for layer in self.layers])
         for j, (layer, p) in enumerate(zip(self.layers, params)):
-            layer._measure(record, p, self.network.weights(j))
+            layer._measure(record, p, self.network.thresholds(j), self.network.weights(j))
 
     def __repr__(self) -> str:
         """The tables, cut to the size of the screen."""

@@ -27,7 +27,7 @@ from unrolled.comparison._promises import (
     proofs,
 )
 from unrolled.comparison._results import QUANTILES, Cost, Curve, Divergence, MethodResult
-from unrolled.comparison._weights import changes, coupling, thresholds
+from unrolled.comparison._weights import changes, coupling
 from unrolled.dictionaries import Dictionary, Operator, block_of, shared_part, signal_axes
 from unrolled.layers import Layer, stack
 from unrolled.networks import ROUNDING, Network, codes_of_ista, worse_than_zero
@@ -128,7 +128,11 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
     results = []
     for j, (result, p) in enumerate(zip(of_codes, ps)):
         stacked = stack(p) if p.steps else p
-        weights = model.weights(j) if isinstance(model, Network) else model.weights
+        thresholds, weights = (
+            (model.thresholds(j), model.weights(j))
+            if isinstance(model, Network)
+            else (model.thresholds, model.weights)
+        )
         results.append(
             result.replace(
                 cost=cost,

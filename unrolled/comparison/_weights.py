@@ -15,7 +15,7 @@ from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import largest
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, dense, normalized
-from unrolled.layers import Acting, Unrolled, Visits, names_with_role
+from unrolled.layers import Acting, Unrolled
 from unrolled.theory import inner_products
 
 __all__ = ["Change", "Coupling"]
@@ -52,18 +52,6 @@ def coupling(weights: Weights | None, params: Unrolled, D: Dictionary) -> Coupli
     dtype = checks.common_dtype(params, D)
     columns = _per_step(weights, *checks.cast((params, D), dtype))
     return jax.tree.map(lambda column: np.asarray(column, float), columns)
-
-
-def thresholds(params: Unrolled) -> np.ndarray | None:
-    """The mean threshold of each step of stacked params, (K,); None without thresholds."""
-    names = names_with_role(params.steps, "threshold")
-    if not names:
-        return None
-    means = step_means(getattr(params.steps, names[0]))
-    # The thresholds of `bcd` are in units of its step sizes.
-    if isinstance(params.shared, Visits):
-        means = means * np.mean(np.asarray(params.shared.size))
-    return means
 
 
 def step_means(theta: ArrayLike) -> np.ndarray:

@@ -174,11 +174,13 @@ def checked_images(
         "images",
     )
     D = Conv(bank.astype(signals.Y.dtype), signal_shape, *geometry)
+    checks.check_memory((len(images), D.shape[1]), D.dtype, "the codes", where)
     return signals, D, has_filters
 
 
 def _zeros(shape: Any, where: str) -> Array:
     sizes = [checks.as_index(n, "filters", where, least=1) for n in np.atleast_1d(shape)]
+    checks.check_memory(tuple(sizes), jnp.result_type(float), "the filters", where)
     return jnp.zeros(sizes)
 
 

@@ -465,6 +465,7 @@ def unrolled(
     n = len(signals.Y)
     d = atom_count(d, n, where)
     batch = checks.as_index(batch, "batch", where, least=1)
+    checks.check_memory((batch, signals.Y.shape[1] + d), signals.dtype, "a batch", where)
     rate = checks.as_number(rate, "rate", where)
     if not 0 < rate < np.inf:
         raise ValueError(f"{where}: rate must be positive and finite, got {rate}")

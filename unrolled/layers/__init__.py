@@ -18,6 +18,8 @@ from unrolled.layers._records import (
     check_records,
     fold_thresholds,
     is_record,
+    is_trained,
+    mean_thresholds,
     names_with_role,
     records_of,
 )
@@ -31,7 +33,7 @@ _offer(
     __name__,
     own="Acting Adapting Analytic Belief Coupled Estimating FAMILIES Fixed FromClosedForm "
     "FromISTA Gamma Gated Hyper Interned Law Layer Looped Matrices MatricesAndThreshold "
-    "Matrix Message MomentumMatrices Number Recipe Recurrent Selecting Shape Shrinking "
+    "Matrix Message MomentumMatrices Number Prepared Recipe Recurrent Selecting Shape Shrinking "
     "SignalMatrices Spectrum Square State Step StepAndThreshold Sweep Theta Threshold Unrolled "
     "Visits Weights WeightsAndMomentum WeightsAndThreshold bernoulli_gaussian_mean keep_largest "
     "magnitude option repeat unroll",

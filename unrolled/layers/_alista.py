@@ -531,6 +531,7 @@ class na_alista(Selecting):
 @program("layer")
 def _drawn(layer: na_alista, key: Array, D: Dictionary, W: Dictionary) -> Unrolled:
     n = layer.units
+    checks.check_memory((4 * n, n), D.dtype, "the LSTM", layer.family)
     shapes = ((2 + n, 4 * n), (n, n), (n, 2))
     kernel, middle, head = (
         jax.random.normal(k, shape, D.dtype) * (_SMALL / math.sqrt(n))

@@ -49,10 +49,14 @@ def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unroll
         >>> print(ur.layers.ista_params(2 * jnp.eye(3), 0.1, 2, "caller").steps.theta.round(3))
         [0.025 0.025]
     """
-    lam = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
-    params, usable = _ista_params(D, lam, depth)
+    with np.errstate(over="ignore"):
+        weight = lam if isinstance(lam, jax.Array) else np.asarray(lam, D.dtype)
+    params, usable = _ista_params(D, weight, depth)
     if not checks.may_hold(usable):
-        lipschitz(D, where)  # raises with the reason
+        lipschitz(D, where)  # raises unless lam is the reason
+        raise ValueError(
+            f"{where}: lam is {lam}, and the threshold lam / norm(D)^2 is infinite in {D.dtype}"
+        )
     return params
 
 
@@ -60,7 +64,8 @@ def ista_params(D: Dictionary, lam: ArrayLike, depth: int, where: str) -> Unroll
 def _ista_params(D: Dictionary, lam: ArrayLike, depth: int) -> tuple[Unrolled, Array]:
     L = lipschitz(D, "ista_params")
     gamma = jnp.full(depth, 1 / L, D.dtype)
-    return Unrolled(None, StepAndThreshold(gamma, gamma * lam)), (L > 0) & (1 / L > 0)
+    usable = (L > 0) & (1 / L > 0) & jnp.isfinite(lam / L).all()
+    return Unrolled(None, StepAndThreshold(gamma, gamma * lam)), usable
 
 
 class ista(Coupled, FromISTA, Shrinking):
@@ -142,7 +147,7 @@ class fista(FromISTA, Shrinking):
     """
 
     forms = ista.forms
-    recipe = ista.recipe
+    recipe = ista.recipe._replace(without_codes=(3e-4, 1e-3, 2e-3, 5e-3))
     starts_from_theory = True
     weights = ista.weights
 

@@ -10,16 +10,29 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, operands, refuse_parts
-from unrolled.layers._records import Unrolled, check_forms, check_params, depth_of, records_of
+from unrolled.layers._records import (
+    RELATIVE,
+    STEP_SIZE,
+    THRESHOLD,
+    WEIGHTS,
+    Unrolled,
+    by_role,
+    check_forms,
+    check_params,
+    depth_of,
+    mean_thresholds,
+    records_of,
+)
 from unrolled.pursuit import State, lasso_objective
 from unrolled.records import Interned, option
 
-__all__ = ["Acting", "FAMILIES", "Law", "Layer", "Looped", "Recipe", "unroll"]
+__all__ = ["Acting", "FAMILIES", "Law", "Layer", "Looped", "Prepared", "Recipe", "unroll"]
 
 
 # The share of entries that support selection lets pass, in units of the share of nonzeros: k times
@@ -137,6 +150,8 @@ class Recipe(NamedTuple):
         damped: for steps with weights W, factors by which W times `stable_step` is multiplied. If
             the error before training is above the error of ISTA, `prepare` calibrates with each
             factor and keeps the params with the least error on the validation signals.
+        without_codes: the learning rates that `training.unsupervised` tries if codes are not known,
+            in the units of `Layer.param_units`; () for a family that it does not train.
 
     Example:
         >>> ur.layers.lamp.recipe.rate, ur.layers.ista.recipe.rate
@@ -151,6 +166,7 @@ class Recipe(NamedTuple):
     calibrated: bool = False
     weighted: bool = False
     damped: tuple[float, ...] = ()
+    without_codes: tuple[float, ...] = ()
 
 
 @checked
@@ -260,6 +276,29 @@ class Acting(NamedTuple):
     W: Any  # (m, d)
     gamma: Array | None = None  # () or (d,); None stands for 1
     S: Array | None = None  # (d, d); None stands for I - gamma W'D
+
+
+def unchanged(codes: Array) -> Array:
+    """The codes themselves."""
+    return codes
+
+
+class Prepared(NamedTuple):
+    """The params and the D on which the steps of a layer compute; see `Layer.prepare`."""
+
+    params: Unrolled
+    D: Any  # a dictionary, or anything that `start` and `step` of the family take in its place
+    restore: Callable[[Array], Array] = unchanged  # codes (..., d) of D from codes of the steps
+
+
+def least(new: tuple, old: tuple) -> tuple:
+    """Of two tuples (objective, array, ...), the tuple with the smaller objective.
+
+    The new tuple wins a tie and replaces an old objective that is not finite, so that the code of a
+    signal that is not finite is not finite.
+    """
+    keeps = ~(new[0] <= old[0]) & jnp.isfinite(old[0])
+    return tuple(jnp.where(keeps, before, now) for before, now in zip(old, new))
 
 
 class Looped(Interned):
@@ -422,7 +461,30 @@ class Layer(Looped):
             return self.init(key, D)
         return self.from_theory(W, jnp.full(self.depth, _THRESHOLD, D.dtype))
 
-    def start(self, D: Dictionary, y: Array) -> Any:
+    def param_units(self, start: Unrolled, signal: float, atom: float) -> Unrolled:
+        """The units of the params, a tree prefix of the initial params `start`.
+
+        `training.unsupervised` multiplies its learning rates by these units. By default the units
+        follow from the roles of the fields and from the mean norms `signal` and `atom`; all units
+        are 1 if both norms are 1.
+        """
+        numbers = {THRESHOLD: signal / atom, RELATIVE: 1 / atom}
+        return by_role(start, numbers | {STEP_SIZE: atom**-2, WEIGHTS: 1 / atom})
+
+    def thresholds(self, params: Unrolled) -> np.ndarray | None:
+        """The mean threshold of each step of stacked params, (K,); None without thresholds."""
+        return mean_thresholds(params.steps)
+
+    def prepare(self, params: Unrolled, D: Dictionary) -> Prepared:
+        """What the steps need and does not depend on the signal, computed once for all steps.
+
+        `start` and `step` get `Prepared.D` and the shared params of `Prepared.params`; the params
+        of the steps must stay as they are, because calibration changes them from step to step. By
+        default nothing changes.
+        """
+        return Prepared(params, D)
+
+    def start(self, D: Any, y: Array) -> Any:
         """The state before the first step: a NamedTuple whose `x` is the zero code."""
         return State(jnp.zeros(D.shape[1], y.dtype))
 
@@ -463,11 +525,22 @@ class Layer(Looped):
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _run(layer: Layer, params: Unrolled, D: Any, y: Array) -> tuple[Any, Array]:
-    start, loop = layer.start(D, y), partial(layer.loop, depth=layer.depth, schedule=layer.schedule)
+    with jax.default_matmul_precision(layer.precision):
+        ready = layer.prepare(params, D)
+        start = layer.start(ready.D, y)
+    loop = partial(layer.loop, depth=layer.depth, schedule=layer.schedule)
     if layer.guard is None:
-        return loop(layer.step, params, D, y, start)
-    guarded = _Guarded(start, start.x, jnp.sum(y * (y / 2)))
-    guarded, path = loop(partial(_guarded_step, layer), params, D, y, guarded)
+        state, path = loop(layer.step, ready.params, ready.D, y, start)
+        return state._replace(x=ready.restore(state.x)), ready.restore(path)
+    guarded = _Guarded(start, jnp.sum(y * (y / 2)), ready.restore(start.x))
+
+    def step(shared: Any, p: Any, at: Any, y: Array, guarded: _Guarded, *constants: Any) -> Any:
+        state = layer.step(shared, p, at, y, guarded.state, *constants)
+        x = ready.restore(state.x)
+        value = lasso_objective(D, y, x, layer.guard)  # type: ignore[arg-type]  # not None
+        return _Guarded(state, *least((value, x), guarded[1:]))
+
+    guarded, path = loop(step, ready.params, ready.D, y, guarded)
     return guarded.state._replace(x=guarded.x), path
 
 
@@ -475,17 +548,5 @@ class _Guarded(NamedTuple):
     """The state of a layer, and the code with the least LASSO objective so far."""
 
     state: Any
-    x: Array  # (d,)
     value: Array  # the objective of x
-
-
-def _guarded_step(
-    layer: Layer, shared: Any, p: Any, D: Any, y: Array, guarded: _Guarded, *constants: Any
-) -> _Guarded:
-    assert layer.guard is not None
-    state = layer.step(shared, p, D, y, guarded.state, *constants)
-    value = lasso_objective(D, y, state.x, layer.guard)
-    # If y is not finite, the code is not finite.
-    keep = ~(value < guarded.value) & jnp.isfinite(guarded.value)
-    least = (jnp.where(keep, before, now) for before, now in zip(guarded[1:], (state.x, value)))
-    return _Guarded(state, *least)
+    x: Array  # (d,)

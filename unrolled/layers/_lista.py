@@ -22,6 +22,7 @@ from unrolled.layers._layer import (
     Layer,
     Recipe,
     judging,
+    least,
     selecting,
     selecting_untied,
     untied,
@@ -45,7 +46,7 @@ from unrolled.layers._shrinking import (
     Shrinking,
     support_option,
 )
-from unrolled.pursuit import State, lipschitz
+from unrolled.pursuit import State, lipschitz, with_step_size
 from unrolled.records import option
 
 __all__ = [
@@ -367,7 +368,7 @@ class lfista_cp(FromISTA, Shrinking):
     )
 
     forms = (Unrolled(None, WeightsAndMomentum),)
-    recipe = Recipe(5e-4, options=judging, calibrated=True, weighted=True)
+    recipe = Recipe(5e-4, options=judging, calibrated=True, weighted=True, without_codes=(2.5e-4,))
 
     def at_ista(self, D, L, theta):
         return _along(D, jnp.full_like(theta, 1 / L), theta)
@@ -394,10 +395,8 @@ class lfista_cp(FromISTA, Shrinking):
         x = self.shrink(D, z + r @ p.W, p.theta)
         signal = D @ x
         objective = self.objective(D, x, y - signal)
-        # If y is not finite, the code is not finite.
-        keep = ~(objective <= state.objective) & jnp.isfinite(state.objective)
-        best = jnp.where(keep, state.x, x), jnp.where(keep, state.objective, objective)
-        return Followed(*best, x, state.last, signal, state.signal)
+        objective, best = least((objective, x), (state.objective, state.x))
+        return Followed(best, objective, x, state.last, signal, state.signal)
 
     def objective(self, D: Dictionary, x: Array, r: Array) -> Array:
         """norm(r)^2 / 2 + lam norm(x, 1) for a code x and its residual r."""
@@ -567,10 +566,7 @@ class liht(Layer):
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
         announce_squares(D, self.depth, self.family)
-        matrices, usable = _matrices(D, self.depth)
-        if not checks.may_hold(usable):
-            lipschitz(D, self.family)  # raises with the reason
-        return Unrolled(None, matrices)
+        return Unrolled(None, with_step_size(_matrices(D, self.depth), D, self.family))
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         return Unrolled(None, repeat(coupled_matrices(W, D), self.depth))

@@ -26,7 +26,7 @@ from unrolled._base.programs import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._ista import Step
-from unrolled.layers._layer import Acting, Law, Layer, Recipe
+from unrolled.layers._layer import Acting, Law, Layer, Prepared, Recipe
 from unrolled.layers._records import (
     RELATIVE,
     Fixed,
@@ -299,6 +299,14 @@ _LEAST_CORRECTED = 1e-13
 _LARGEST_SLOPE = 0.9  # the largest a in the correction
 
 
+class Projection(NamedTuple):
+    """The weights of the steps, and the sums of squares (e, k), e 2^(2 k), of D and of W."""
+
+    W: Array  # (m, d)
+    energy_D: tuple[Array, Array]
+    energy_W: tuple[Array, Array]
+
+
 class Freed(NamedTuple):
     """The state: the code, and the point z from which the next step starts."""
 
@@ -353,17 +361,22 @@ class tista(Estimating):
         gamma = D.shape[1] / min(D.shape)
         return _unbiased(D, gamma if self.onsager else min(gamma, 2.0), self.depth)
 
+    def prepare(self, params, D):
+        W = lax.stop_gradient(params.shared.W)
+        # Each sum of squares is divided by a power of 4, because the sum may overflow or underflow.
+        return Prepared(params._replace(shared=Projection(W, energy(dense(D)), energy(W))), D)
+
     def start(self, D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)
         return Freed(zero, zero) if self.onsager else State(zero)
 
     def step(self, shared, p, D, y, state):
-        W, (m, d), gamma = lax.stop_gradient(shared.W), D.shape, p.gamma
+        W, (E, i), (w, k) = shared
+        (m, d), gamma = D.shape, p.gamma
         least = _LEAST_CORRECTED * self.variance if self.onsager else _LEAST_ERROR
         z = state.z if self.onsager else state.x
         residual = y - D @ z
-        # Each sum of squares is divided by a power of 4, because the sum may overflow or underflow.
-        (E, i), (e, j), (w, k) = energy(dense(D)), energy(residual), energy(W)
+        e, j = energy(residual)
         noise, n = math.frexp(self.noise)
         excess = ldexp(e / E, 2 * (j - i)) - m * ldexp(noise / E, n - 2 * i)
         v, g = jnp.maximum(excess, least), widened(gamma)
@@ -433,8 +446,20 @@ class Assumed(NamedTuple):
     noise: Array  # variance of the noise in an entry of y
 
 
+class Decomposed(NamedTuple):
+    """D = 2^exponent U diag(s) V, with s near 1."""
+
+    U: Array  # (m, m)
+    s: Array  # (m,)
+    V: Array  # (m, d)
+    exponent: Array
+
+
 class Passed(NamedTuple):
-    """The state: the code, the message about the code, and the history of the residual."""
+    """The state: the code, the message about the code, and the history of the residual.
+
+    The signal y U is in units of a power of 2, in which its entries are near 1.
+    """
 
     x: Array  # (d,)
     r: Array  # (d,), the message
@@ -444,6 +469,7 @@ class Passed(NamedTuple):
     limit: Array  # the energy above which a residual has grown
     share: Array  # the share of the new message
     grew: Array  # number of steps with a grown residual, an integer
+    y: Array  # (m,), y U
 
 
 def _assumed(law: Law, chosen: Mapping[str, Any]) -> dict[str, float]:
@@ -525,20 +551,23 @@ class vamp_bg(Layer):
         nonzero(column_norms(D), self.family)
         return _decomposed(self, D)
 
+    def prepare(self, params, D):
+        U, s, V = jax.tree.map(widened, lax.stop_gradient(params.shared.W))
+        i = exponent(s)
+        return Prepared(params, Decomposed(U, times_power(s, -i), V, i))
+
     def start(self, D, y):
-        m, d = D.shape
+        m, d = D.V.shape
         wide = wide_dtype(y.dtype)
+        y_U = times_power(widened(y), -exponent(y)) @ D.U
         zero, nothing = jnp.zeros((), wide), Assumed(*(jnp.zeros((), wide),) * 3)
         x, count = jnp.zeros(d, y.dtype), jnp.zeros((), jnp.int32)
         r, z = jnp.zeros(d, wide), jnp.zeros(m, wide)
-        return Passed(x, r, z, zero, nothing, zero, zero, count)
+        return Passed(x, r, z, zero, nothing, zero, zero, count, y_U)
 
     def step(self, shared, p, D, y, state):
-        U, s, V = jax.tree.map(widened, lax.stop_gradient(shared.W))
-        p, (m, d) = jax.tree.map(widened, p), V.shape
-        # Powers of two serve as units, in which D and y have magnitudes near 1.
-        i, k = exponent(s), exponent(y)
-        s, y_U = times_power(s, -i), times_power(widened(y), -k) @ U
+        s, V, y_U, (m, d) = D.s, D.V, state.y, D.V.shape
+        p, i, k = jax.tree.map(widened, p), D.exponent, exponent(y)
         signal = jnp.sum(y_U**2)
         signal = jnp.where(signal > 0, signal, 1)
         power = signal / jnp.sum(s**2)  # the power of an entry of the code
@@ -577,6 +606,7 @@ class vamp_bg(Layer):
             jnp.minimum(limit, _GROWTH**2 * energy),
             turned,
             state.grew + grew.astype(jnp.int32),
+            y_U,
         )
 
     def message_passing(self):

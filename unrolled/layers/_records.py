@@ -4,6 +4,7 @@ import functools
 import operator
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
@@ -35,8 +36,8 @@ __all__ = [
 
 
 THRESHOLD, RELATIVE = "threshold", "relative threshold"
-STEP_SIZE, WEIGHTS = "step size", "weights"
-_ROLES = (THRESHOLD, RELATIVE, STEP_SIZE, WEIGHTS)
+STEP_SIZE, WEIGHTS, ORDER = "step size", "weights", "order"
+_ROLES = (THRESHOLD, RELATIVE, STEP_SIZE, WEIGHTS, ORDER)
 
 
 @dataclass(frozen=True, init=False)
@@ -50,7 +51,8 @@ class Shape:
             `calibrate` sets the field, and `search` refuses negative values. "relative threshold"
             for a threshold per unit of the residual, whose sign has no effect; `calibrate` sets the
             field. "step size" for a step size that `calibrate` sets. "weights" for a matrix that
-            `calibrate` may scale. None for all other fields.
+            `calibrate` may scale. "order" for ranks, which have no gradient and are not trained.
+            None for all other fields.
 
     Raises:
         ValueError: a shape or the role is unknown.
@@ -461,6 +463,51 @@ def fold_thresholds(params: Any) -> Any:
     if type(params) is dict:
         return {name: fold_thresholds(part) for name, part in params.items()}
     return params
+
+
+def is_trained(params: Any) -> Any:
+    """`params` with False inside a `Fixed` and for fields with the role "order", else True."""
+
+    def marked(node: Any) -> Any:
+        if isinstance(node, Fixed) or not is_record(node):
+            return jax.tree.map(lambda leaf: not isinstance(node, Fixed), node)
+        orders = names_with_role(node, ORDER)
+        parts = node._asdict().items()
+        return node._replace(**{n: False if n in orders else is_trained(p) for n, p in parts})
+
+    return jax.tree.map(marked, params, is_leaf=is_record)
+
+
+def by_role(params: Any, numbers: Mapping[str, float]) -> Any:
+    """A tree prefix of `params`: for each field the number of its role, or 1.
+
+    Example:
+        >>> from unrolled.layers._records import by_role
+        >>> by_role(ur.layers.StepAndThreshold(jnp.ones(3), jnp.ones(3)), {"threshold": 0.5})
+        StepAndThreshold(gamma=1.0, theta=0.5)
+    """
+    if type(params) is tuple:
+        return tuple(by_role(part, numbers) for part in params)
+    if not is_record(params):
+        return None if params is None else 1.0
+    kind: Any = type(params)
+    fields = fields_of(kind)
+    roles = {name: field.shape and field.shape.role for name, field in fields.items()}
+    return params._replace(
+        **{
+            name: numbers[roles[name]] if roles[name] in numbers else by_role(part, numbers)
+            for name, part in params._asdict().items()
+        }
+    )
+
+
+def mean_thresholds(steps: Any) -> np.ndarray | None:
+    """The mean threshold of each of the stacked steps, (K,); None for steps without thresholds."""
+    names = names_with_role(steps, THRESHOLD)
+    if not names:
+        return None
+    theta = np.asarray(getattr(steps, names[0]))
+    return theta.reshape(len(theta), -1).mean(1)
 
 
 @checked

@@ -17,7 +17,7 @@ from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer
 from unrolled.layers._records import Unrolled
 from unrolled.penalties import Penalty
-from unrolled.pursuit import State, lipschitz
+from unrolled.pursuit import State, lipschitz, with_step_size
 from unrolled.records import option
 
 __all__ = ["Coupled", "FromISTA", "Selecting", "Shrinking"]
@@ -199,10 +199,7 @@ class FromISTA(Layer):
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         D = as_dictionary(D, self.family)
-        params, usable = _at_ista(self, D)
-        if not checks.may_hold(usable):
-            lipschitz(D, self.family)  # raises with the reason
-        return params
+        return with_step_size(_at_ista(self, D), D, self.family)
 
     def at_ista(self, D: Dictionary, L: Array, theta: Array) -> Unrolled:
         """The params that make every step a step of ISTA, from the results of `ista_start`."""

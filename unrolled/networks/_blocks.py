@@ -27,7 +27,13 @@ from unrolled.networks._network import (
     chain_of,
     where,
 )
-from unrolled.pursuit import State, half_quadratic_step, ista_step, lipschitz
+from unrolled.pursuit import (
+    State,
+    half_quadratic_step,
+    ista_step,
+    lipschitz,
+    with_step_size,
+)
 
 __all__ = [
     "Deconvolution",
@@ -182,6 +188,7 @@ def mixed_scale(
         TypeError: a size is not an integer.
         ValueError: a size is below 1, there are no dilations, boundary is "valid", or dilated
             filters are longer than the signal.
+        MemoryError: the filters do not fit in memory.
 
     Example:
         >>> Ds = ur.networks.mixed_scale(0, (8, 8), channels=3, growth=2, depth=2, dilations=(1, 3))
@@ -189,7 +196,8 @@ def mixed_scale(
         [((192, 320), (1, 1)), ((320, 448), (3, 3))]
     """
     name = "networks.mixed_scale"
-    checks.as_sizes(name, channels=channels, growth=growth, depth=depth, kernel=kernel)
+    checks.as_sizes(name, channels=channels, growth=growth, kernel=kernel)
+    depth = checks.as_depth(depth, "depth", name, least=1)
     dilations = checks.as_indices(dilations, "dilations", name, least=1)
     if not dilations:
         raise ValueError(f"{name}: expected at least one dilation, got none")
@@ -199,9 +207,11 @@ def mixed_scale(
             '"circular" or "zero"'
         )
     dimensions = len(signal_shape) if isinstance(signal_shape, tuple | list) else 1
+    banks = [(growth, channels + j * growth, *(kernel,) * dimensions) for j in range(depth)]
+    checks.check_memory(banks[-1], jnp.result_type(float), "the filters of the last layer", name)
     Ds = []
     for j, k in enumerate(jax.random.split(key, depth)):
-        filters = jax.random.normal(k, (growth, channels + j * growth, *(kernel,) * dimensions))
+        filters = jax.random.normal(k, banks[j])
         dilation = dilations[j % len(dilations)]
         F = Conv(filters, signal_shape, boundary=boundary, dilation=dilation)
         Ds.append(WithIdentity(normalize(F)[0]))
@@ -260,10 +270,7 @@ class deconvolutional(Unfolded):
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         params = []
         for D in chain_of(self, Ds):
-            start, usable = _betas_of(D, self.lam, self.depth)
-            if not checks.may_hold(usable):
-                lipschitz(D, where(self))  # which raises with the reason
-            params.append(start)
+            params.append(with_step_size(_betas_of(D, self.lam, self.depth), D, where(self)))
         return tuple(params)
 
     def step(self, shared, p, D, y, state):

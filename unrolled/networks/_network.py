@@ -35,9 +35,10 @@ from unrolled.layers import (
     Unrolled,
     ista,
     ista_params,
+    mean_thresholds,
     option,
 )
-from unrolled.pursuit import State, lipschitz, sweep
+from unrolled.pursuit import State, lipschitz, sweep, with_step_size
 
 __all__ = ["Analysis", "NETWORKS", "Network", "dsc", "ml_lista"]
 
@@ -92,6 +93,10 @@ class Network(Interned):
     def weights(self, j: int) -> Callable[..., Acting] | None:
         """The `weights` of block j, as in `Layer`; None for a block without weights."""
         return None
+
+    def thresholds(self, j: int) -> Callable[[Unrolled], np.ndarray | None]:
+        """The `thresholds` of block j, as in `Layer`."""
+        return lambda params: mean_thresholds(params.steps)
 
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         """The usual initial params, a tuple with one entry per block."""
@@ -184,6 +189,9 @@ class dsc(Network):
     def weights(self, j):
         return self.layers[j].weights
 
+    def thresholds(self, j):
+        return self.layers[j].thresholds
+
     def init(self, key: Key | None, Ds: Dictionaries) -> Params:
         Ds = chain_of(self, Ds, len(self.layers))
         key = key if key is None else checks.as_key(key, where(self))
@@ -249,10 +257,7 @@ class Unfolded(Network, layers.Looped):
 
     def start_of(self, D: Dictionary, lam: Any) -> tuple[Array, Array, StepAndThreshold]:
         """Return gamma = 1 / L, theta = lam / L and K such steps, where L = norm(D, 2)^2."""
-        start, usable = _steps_of(D, lam, self.depth)
-        if not checks.may_hold(usable):
-            lipschitz(D, where(self))  # which raises with the reason
-        return start
+        return with_step_size(_steps_of(D, lam, self.depth), D, where(self))
 
 
 @program("depth")

@@ -28,6 +28,7 @@ from unrolled.pursuit._costs import (
 )
 from unrolled.pursuit._gap import *
 from unrolled.pursuit._ista import *
+from unrolled.pursuit._ista import with_step_size
 from unrolled.pursuit._lasso import *
 from unrolled.pursuit._lasso_batch import *
 from unrolled.pursuit._lasso_batch import lasso_of_many, minima, weights_of_many

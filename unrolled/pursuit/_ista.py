@@ -85,6 +85,18 @@ def lipschitz(D: Dictionary, where: str) -> Array:
     return L
 
 
+def with_step_size(made: tuple[Any, Array], D: Dictionary, where: str) -> Any:
+    """The first of the pair (params, whether the step size 1 / norm(D)^2 is usable).
+
+    Raises:
+        ValueError: the step size is known not to be usable, as in `lipschitz`.
+    """
+    params, usable = made
+    if not checks.may_hold(usable):
+        lipschitz(D, where)  # raises with the reason
+    return params
+
+
 @jax.jit
 def _lipschitz(D: Dictionary) -> tuple[Array, Array, Array]:
     size = spectral_norm(D)

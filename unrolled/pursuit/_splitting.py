@@ -483,7 +483,7 @@ def half_quadratic(
     where = "half_quadratic"
     p = as_power(p, where)
     betas = _schedule(beta, stages, where)
-    steps = checks.as_index(steps, "steps", where, least=1)
+    steps = checks.as_depth(steps, "steps", where, least=1)
     tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
     return single(Splitting(p, betas, steps, tol, max_steps), where, D, y, lam, size=fixed_norm)
 
@@ -517,7 +517,7 @@ def half_quadratic_step(
 
 def _schedule(beta: Any, stages: int, where: str) -> tuple[float, ...]:
     """The betas of the stages, in units of L."""
-    stages = checks.as_index(stages, "stages", where, least=1)
+    stages = checks.as_depth(stages, "stages", where, least=1)
     is_pair = isinstance(beta, tuple | list) and len(beta) == 2
     first, last = (checks.as_number(b, "beta", where) for b in beta) if is_pair else (0.0, 0.0)
     if not 0 < first <= last < 1e9:

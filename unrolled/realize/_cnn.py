@@ -414,6 +414,7 @@ def cnn(
             finite, D or W is structured, the layer selects supports, the activation differs from
             the activation of the layer or never becomes the identity, or the offset leaves no
             significant digit of the signal.
+        MemoryError: the weights do not fit in memory.
 
     Reference: Li, Feng, Zhou (2024), Lemma 14 and Theorem 6. In the paper every layer ends with a
     ReLU; here the layers that emit a code are linear because codes have negative entries.
@@ -436,6 +437,9 @@ def cnn(
     checks.nonnegative(M, "signal_bound", where)
     checks.finite(M, "signal_bound", where)
     blocks, dtype = blocks_of(layer, params, D, where)
+    ds, depths = zip(*((block.d, len(block.steps)) for block in blocks))
+    size = cnn_size(blocks[0].m, ds, depths, kernel_size=kernel_size, stride=stride, form=form)
+    checks.check_memory((size.n_weights,), np.float64, "the weights", where)
     unbounded = not math.isfinite(activation.relu_gap) and (form == "positive" or len(blocks) > 1)
     bounded = form == "literal" or unbounded
     net = Architecture(

@@ -259,7 +259,7 @@ def true_codes(codes, X, where):
 
 def _last_shape(codes, where):
     """The shape of the codes of the last step or block, (batch, d)."""
-    last = np.shape(codes[-1]) if isinstance(codes, tuple | list) else codes.shape[1:]
+    last = np.shape(codes[-1]) if isinstance(codes, tuple | list) else np.shape(codes)[1:]
     if len(last) < 2:
         raise ValueError(
             f"{where}: the last codes have shape {last}; expected codes (K, batch, d), or a tuple "

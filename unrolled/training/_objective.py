@@ -14,7 +14,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
 from unrolled.dictionaries import normalize, normalized, shared_part, signal_axes
-from unrolled.layers import Fixed, Layer, fold_thresholds
+from unrolled.layers import Layer, fold_thresholds, is_trained
 from unrolled.networks import Network, codes_of_ista, lam_of
 from unrolled.training._signals import Signals
 from unrolled.training._types import Dictionaries, Loss, Params, Trained
@@ -26,9 +26,10 @@ __all__ = ["merge", "split", "trainable", "with_unit_atoms"]
 def trainable(params: Params) -> Any:
     """Bools that say which leaves may be trained: a mask for your own optax loop.
 
-    The mask is True at floating-point leaves, except leaves inside a `layers.Fixed`. Fixed leaves
-    have no gradient, but weight decay and similar terms of an optimiser change them unless you mask
-    them. `fit` needs no mask, because it never changes fixed leaves.
+    The mask is True at floating-point leaves, except leaves inside a `layers.Fixed` and ranks (the
+    role "order" of a `layers.Shape`). These leaves have no gradient, but weight decay and similar
+    terms of an optimiser change them unless you mask them. `fit` needs no mask, because it never
+    changes them.
 
     Args:
         params: the params of a layer; a tuple of params for a network.
@@ -54,14 +55,8 @@ def trainable(params: Params) -> Any:
 
 def _marks(params: Params) -> Any:
     """The function `trainable` under another name, because an option has the name `trainable`."""
-
-    def is_fixed(node):
-        return isinstance(node, Fixed)
-
-    def mark(node):
-        return jax.tree.map(lambda leaf: not is_fixed(node) and is_float(leaf), node)
-
-    return jax.tree.map(mark, params, is_leaf=is_fixed)
+    marks = is_trained(params)
+    return jax.tree.map(lambda trained, leaf: trained and is_float(leaf), marks, params)
 
 
 def is_float(leaf: Any) -> bool:
@@ -80,7 +75,7 @@ def split(
 ) -> tuple[Trained, Trained]:
     """Split params and D into a tree of trained and a tree of fixed leaves, with None elsewhere.
 
-    Floating-point leaves are trained, except leaves inside a `layers.Fixed`.
+    Floating-point leaves are trained, except leaves inside a `layers.Fixed` and ranks.
 
     Args:
         params, D: the params and the dictionary of a layer; tuples for a network.

@@ -27,7 +27,7 @@ from unrolled.pursuit import default_lam, lasso_batch
 from unrolled.theory import mutual_coherence
 from unrolled.training._recipe import by_recipe, law_of
 from unrolled.training._signals import check_width, each_known
-from unrolled.training._unsupervised import unsupervised
+from unrolled.training._unsupervised import family_without_codes, unsupervised
 
 __all__ = ["Recommendation", "recommend"]
 
@@ -60,7 +60,6 @@ _ASKED = 256  # signals whose exact codes are computed
 _DEPTH = 16
 _SWEEPS = 8, 16  # numbers of steps of `bcd`, for a D like a random one and for other dictionaries
 _STEPS = 300  # steps of each run that trains `bcd`
-_UNSUPERVISED = ("bcd", "fista")  # the families that `unsupervised` trains
 _OR_TRAIN = (
     " If gradients must pass through the codes, or every call must take the same time, train a "
     "network with ur.training.unsupervised(D, Y, {lam!r}, key=0{mask}) instead."
@@ -99,7 +98,7 @@ class Recommendation:
         options += "" if self.data[3] is None else ", mask=mask"
         if self.method == "lasso_batch":
             return f"ur.pursuit.lasso_batch(D, Y, {self.lam!r}{options})"
-        if self.method in _UNSUPERVISED:
+        if self.data[2] is None:
             return f"ur.training.unsupervised(D, Y, {self.lam!r}, key=0{options})"
         return f"ur.training.by_recipe({self.method!r}, D, (Y, X), key=0{options})"
 
@@ -112,7 +111,7 @@ class Recommendation:
         (D, Y, X, mask), lam = self.data, self.lam
         if self.method == "lasso_batch":
             return lasso_batch(D, Y, lam, mask=mask, **self.options)
-        if self.method in _UNSUPERVISED and lam is not None:
+        if X is None and lam is not None:
             return unsupervised(D, Y, lam, key=key, mask=mask, **self.options)
         return by_recipe(self.method, D, (Y, X), key=key, **self.options)
 
@@ -453,7 +452,7 @@ def _of_unknown(
         missing = f"; {m - seen:.1f} of them are missing on average"
         measured = " We measured this on signals without missing entries."
     share = _share(nonzeros, seen, entries)
-    sweeps = known is None and not isinstance(D, Structured)
+    sweeps = family_without_codes(D, known) == "bcd"
     exact = _why_exact(D, nonzeros, n, seen, share, sweeps)
     if exact is None:
         method, options, why = _network(D, share, n, sweeps)

@@ -23,18 +23,7 @@ from unrolled.dictionaries import (
     column_norms,
     refuse_parts,
 )
-from unrolled.layers import (
-    Layer,
-    StepAndThreshold,
-    Sweep,
-    Unrolled,
-    Visits,
-    WeightsAndMomentum,
-    bcd,
-    fista,
-    ista_params,
-    lfista_cp,
-)
+from unrolled.layers import FAMILIES, Layer, Unrolled, fista, lfista_cp
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import lasso_loss
 from unrolled.training._mesh import computing_on
@@ -49,11 +38,9 @@ __all__ = ["unsupervised"]
 
 
 _NAME = "unsupervised"
-_FAMILIES = ("bcd", "lfista_cp", "fista")
-# We chose these rates, numbers of training steps and largest gradient norm on some problems and
-# tested them on others (benchmarks/recipe.py). They are for signals and atoms of mean norm 1.
-_RATES, _RATE = (3e-4, 1e-3, 2e-3, 5e-3), 2.5e-4  # rates of `fista`, and the rate of `lfista_cp`
-_SWEEP_RATES = (1e-3, 4e-3, 1.6e-2)  # rates of `bcd`
+# We chose the rates of our families, these numbers of training steps and the largest gradient norm
+# on some problems and tested them on others (benchmarks/recipe.py). They are for signals and atoms
+# of mean norm 1.
 _TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
 
@@ -99,7 +86,8 @@ def unsupervised(
         depth: K.
         key: the key of the batches; an int is a seed.
         family: "bcd", "lfista_cp" or "fista" to train this family; None chooses as above. "fista"
-            trains only 2 K numbers, in less time than "lfista_cp".
+            trains only 2 K numbers, in less time than "lfista_cp". A family of your own is trained
+            like `bcd`, from `init` at the rates `without_codes` of its `Recipe`.
         steps: number of training steps of the last run; no earlier run takes more steps.
         validation, mask: as in `fit`.
         run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
@@ -108,8 +96,8 @@ def unsupervised(
     Returns:
         A Fit, as returned by `fit`. `model` is the layer, `seconds` counts all runs, and `tried`
         has every run with its rate, start and least validation loss. The run that comes last in
-        `tried` gives `best`, `judged` and `history`: for `bcd` and `fista` the run with the least
-        loss, which is almost always the longest run; for `lfista_cp` the last run.
+        `tried` gives `best`, `judged` and `history`: for `lfista_cp` the last run; for other
+        families the run with the least loss, which is almost always the longest run.
 
     Warns:
         UserWarning: in the same cases as `fit`.
@@ -117,8 +105,8 @@ def unsupervised(
     Raises:
         NonFiniteError: a loss or a gradient is not finite.
         TypeError, ValueError: in the same cases as `fit`; also if lam is negative or not one
-            number, the depth is below 1, the family is unknown, or the family is "bcd" and D has
-            codes in parts.
+            number, the depth is below 1, the family is unknown or has no rates, or the family does
+            not take codes in parts and D has such codes.
 
     Not claimed: that a trained network repays the cost of its training. If codes have few nonzeros,
     or every code must be exact, use `pursuit.lasso_batch`; `recommend` chooses between these
@@ -137,10 +125,12 @@ def unsupervised(
     checks.nonnegative(lam, "lam", _NAME)
     depth = checks.as_depth(depth, "depth", _NAME, least=1)
     steps = checks.as_index(steps, "steps", _NAME)
-    if family not in (None, *_FAMILIES):
+    able = sorted(name for name, each in FAMILIES.items() if each.recipe.without_codes)
+    if family not in (None, *able):
         raise ValueError(
-            f"{_NAME}: unknown family {family!r}; expected one of {', '.join(_FAMILIES)}, or None"
-            f"{checks.meant(str(family), _FAMILIES)}"
+            f"{_NAME}: unknown family {family!r}; expected one of {', '.join(able)}, or None"
+            f"{checks.meant(str(family), able)} A family of your own needs rates in "
+            "Recipe(without_codes=rates)"
         )
     how = Run.of(_NAME, run)
     D = as_dictionary(D, _NAME)
@@ -148,24 +138,42 @@ def unsupervised(
     judged_on = signals.validation[0]
     atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
     problem = _Problem(signals._replace(D=atoms), lam, _units(atoms, judged_on))
-    if family is None:
-        family = "lfista_cp" if isinstance(atoms, Structured) or mask is not None else "bcd"
-    if family == "bcd":
+    layer: Any = _plain(FAMILIES[family or family_without_codes(atoms, mask)], depth, lam)
+    if not layer.takes_parts:
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
     shown = how.progress if processes_of(how.mesh, _NAME).is_first else False
-    with bar(sum(run_lengths(family, steps)), shown) as show:  # one bar of all runs
+    with bar(sum(run_lengths(layer, steps)), shown) as show:  # one bar of all runs
         callbacks = (*how.callbacks, show)
         how = dataclasses.replace(how, progress=False, callbacks=callbacks)
-        return _by_family(problem, family, depth, steps, how)
+        return _by_family(problem, layer, steps, how)
 
 
-def run_lengths(family: str, steps: int) -> list[int]:
+def run_lengths(layer: Layer, steps: int) -> list[int]:
     """The numbers of training steps of all runs of `unsupervised`, at most, in their order."""
     short, long = min(_TRIAL, steps), min(_LONG, steps)
-    trials = [short] * len(_SWEEP_RATES if family == "bcd" else _RATES)
-    if family == "lfista_cp":
-        trials += [long] * (long > short) + [short, short]
-    return [*trials, steps]
+    if not isinstance(layer, lfista_cp):
+        return [short] * len(layer.recipe.without_codes) + [steps]
+    trials = [short] * len(fista.recipe.without_codes) + [long] * (long > short)
+    return [*trials, short, short, steps]
+
+
+def _plain(family: type[Layer], depth: int, lam: float) -> Layer:
+    """The layer of a family without options other than lam, and without lam if it has none."""
+    options: Any = {"lam": lam} if "lam" in family.__signature__.parameters else {}
+    return family(depth, **options)
+
+
+def family_without_codes(D: Dictionary, mask: Any = None) -> str:
+    """The family that `unsupervised` trains for D if you name none."""
+    return "lfista_cp" if isinstance(D, Structured) or mask is not None else "bcd"
+
+
+def has_recipe(layer: Any) -> bool:
+    """Whether `unsupervised` trains this layer: it has rates, a start to train, and only lam."""
+    able = isinstance(layer, Layer) and layer.recipe.without_codes and hasattr(layer, "lam")
+    if not able or layer.starts_from_theory:
+        return False
+    return layer == _plain(type(layer), layer.depth, layer.lam)
 
 
 class _Units(NamedTuple):
@@ -173,21 +181,6 @@ class _Units(NamedTuple):
 
     signal: float
     atom: float
-
-    def of(self, layer: Layer, start: Unrolled) -> Trained:
-        """The units of the params of a layer; all units are 1 for signals and atoms of norm 1.
-
-        The params of `bcd` have the units of its start; a unit of 0 keeps the ranks.
-        """
-        if isinstance(layer, bcd):
-            size = float(np.mean(np.asarray(start.shared.size)))
-            sweep: Any = Sweep(1.0, layer.lam, 1.0)  # type: ignore[arg-type]
-            return Trained(Unrolled(Visits(0.0, size), sweep), None)  # type: ignore[arg-type]
-        theta = self.signal / self.atom
-        steps: Any = StepAndThreshold(self.atom**-2, theta)
-        if isinstance(layer, lfista_cp):
-            steps = WeightsAndMomentum(1 / self.atom, theta, 1.0)
-        return Trained(Unrolled(None, steps), None)
 
 
 def _units(D: Operator, Y: Array) -> _Units:
@@ -208,7 +201,7 @@ class _Problem(NamedTuple):
         """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
         objective = Objective.of(_NAME, layer, lasso_loss(self.lam))
         data = Data.of(objective, start, self.signals)
-        units = self.units.of(layer, start)._replace(D=data.trained.D)  # its leaves are None
+        units = Trained(layer.param_units(start, *self.units), data.trained.D)  # leaves: None
         return objective, data, _optimizer(units, self.units.signal**2)
 
 
@@ -224,17 +217,15 @@ def _least(runs: Sequence[_Run]) -> _Run:
     return min(runs, key=lambda run: run.tried.validation)
 
 
-def _by_family(problem: _Problem, family: str, depth: int, steps: int, how: Run) -> Fit:
-    lam, atoms = problem.lam, problem.signals.D
-    if family == "bcd":
-        sweeps = bcd(depth, lam=lam)
-        return _few_numbers(problem, sweeps, sweeps.init(None, atoms), _SWEEP_RATES, steps, how)
-    few, layer = fista(depth, lam=lam, guard=lam), lfista_cp(depth, lam=lam)
-    short, plain = min(_TRIAL, steps), ista_params(atoms, lam, depth, _NAME)
-    if family == "fista":
-        return _few_numbers(problem, few, plain, _RATES, steps, how)
+def _by_family(problem: _Problem, layer: Layer, steps: int, how: Run) -> Fit:
+    key, lam, atoms = problem.signals.key, problem.lam, problem.signals.D
+    few = fista(layer.depth, lam=lam, guard=lam)
+    if not isinstance(layer, lfista_cp):
+        layer = few if isinstance(layer, fista) else layer
+        return _few_numbers(problem, layer, layer.init(key, atoms), steps, how)
+    short, plain = min(_TRIAL, steps), few.init(None, atoms)
     lengths = short, min(_LONG, steps)
-    _, runs = _trials(problem.training(few, plain), _RATES, lengths, how)
+    _, runs = _trials(problem.training(few, plain), few.recipe.without_codes, lengths, how)
     best = _least(runs).fit.best
     starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
     fit = _many_numbers(problem, layer, starts, short, steps, how)
@@ -246,15 +237,15 @@ def _few_numbers(
     problem: _Problem,
     layer: Layer,
     start: Unrolled,
-    rates: tuple[float, ...],
     steps: int,
     how: Run,
 ) -> Fit:
-    """Train a layer of few numbers: short runs at all rates, and a run at the best rate.
+    """Train a layer of few numbers: short runs at its rates, and a run at the best rate.
 
     The result is that of the run with the least loss, which comes last in `tried`.
     """
     training = problem.training(layer, start)
+    rates = layer.recipe.without_codes
     loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), how)
     best, rate = _least(runs), _least(runs).tried.rate
     seen = how.checkpoint is not None or how.log is not None or len(tuple(how.callbacks)) > 1
@@ -317,20 +308,21 @@ def _many_numbers(
     how: Run,
 ) -> Fit:
     """Train a layer: one stage from each start, and a last stage from the best start."""
+    (rate,) = layer.recipe.without_codes
     wholes = {name: split(start, problem.signals.D)[0] for name, start in starts.items()}
 
     def trials(records: Sequence[Record]) -> list[Tried]:
         return [
-            Tried(layer.family, name, _RATE, short, _least_of(records, stage))
+            Tried(layer.family, name, rate, short, _least_of(records, stage))
             for stage, name in enumerate(starts)
         ]
 
     def enter(loop: Loop, state: Progress) -> Progress:
         best = min(trials(state.records), key=lambda trial: trial.validation)
-        return _entered(loop, state, wholes[best.start], _RATE, steps)
+        return _entered(loop, state, wholes[best.start], rate, steps)
 
     stages = [
-        Stage(enter=partial(_entered, start=start, rate=_RATE, steps=short), steps=short)
+        Stage(enter=partial(_entered, start=start, rate=rate, steps=short), steps=short)
         for start in wholes.values()
     ]
     training = problem.training(layer, next(iter(starts.values())))

@@ -794,6 +794,15 @@ def test_quantiles_of_gaps_are_those_of_single_signals(unknown, problem):
     )
 
 
+@pytest.mark.parametrize("layer", [ur.layers.vamp_bg(16), ur.layers.tista(16)])
+def test_products_without_the_code_are_made_once(layer):
+    """y U, or the matrix of a Conv for its energy; a step makes two products."""
+    D = ur.dictionaries.Conv(np.random.default_rng(0).normal(size=(2, 1, 3)), 8)
+    A = ur.dictionaries.dense(D)
+    D = D if layer.family == "tista" else A
+    assert ur.comparison.products(layer, layer.init(None, A), D, np.ones(D.shape[0])) == 33
+
+
 def test_what_codes_rebuild_and_cost(unknown, problem):
     given, found = unknown
     D, Y, _ = (np.asarray(A) for A in problem)

@@ -146,7 +146,7 @@ def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(train
     assert len(again.tried) == 4 == len(trained().tried) + 1
     assert [record.step for record in records] == [0, 50, 100, 120]
     assert shown == [4 * 120] + 4 * [0, 50, 100, 120]
-    assert _unsupervised.run_lengths("lfista_cp", 2000) == [300] * 4 + [1500, 300, 300, 2000]
+    assert _unsupervised.run_lengths(ur.lfista_cp(K), 2000) == [300] * 4 + [1500, 300, 300, 2000]
     assert again.seconds > again.history.records[-1].seconds > 0
 
 

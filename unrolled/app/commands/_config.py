@@ -17,7 +17,7 @@ from unrolled._base import checks
 from unrolled.layers import FAMILIES, Layer, Recipe, as_activation, names_with_role
 from unrolled.networks import Network, dsc
 from unrolled.records import Record, option
-from unrolled.training import PlainRun
+from unrolled.training import PlainRun, has_recipe
 
 GENERATED = ("gaussian", "ill_conditioned")
 LOSSES = ("supervised", "log_nmse", "mostly_last", "lasso", "reconstruction")
@@ -91,7 +91,7 @@ class Problem(Record):
         default=None, least=1, help="condition number of an ill_conditioned D (default 10)"
     )
     dictionary_seed: int | None = option(
-        default=None, least=0, help="seed of a generated D (default 0)"
+        default=None, least=0, most=2**32 - 1, help="seed of a generated D (default 0)"
     )
     signals: str = option(
         default=PLANTED,
@@ -220,7 +220,9 @@ class Config(Record):
 
     output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
     seed: int = option(
-        default=0, least=0, help="seed of all random numbers except those of the dictionary"
+        default=0,
+        check=checks.as_seed,
+        help="seed of all random numbers except those of the dictionary",
     )
     problem: Problem = option()
     model: Model | tuple[Model, ...] = option()  # a tuple for a chain
@@ -334,17 +336,14 @@ def _check_pairs(config: Config) -> None:
         )
 
 
-_BY_RECIPE = ("bcd", "lfista_cp")  # the families that the recipe trains
 _SET_BY_RECIPE = ("deep", "optimizer", "rate", "schedule", "clip", "learn_dictionary")
 
 
 def _check_unsupervised(config: Config) -> None:
     """Raise ConfigError if an option is given that the recipe for signals without codes sets."""
     training, (model, *others) = config.training, config.layers
-    lam = PLANTED_LAM if config.problem.lam is None else config.problem.lam
-    plain = [FAMILIES[name](model.depth, lam=lam) for name in _BY_RECIPE]  # type: ignore[call-arg]
     _refuse(["a chain"] if others else [], f"method {UNSUPERVISED}")
-    wrong = [] if model.layer in plain else [repr(model.layer)]
+    wrong = [] if has_recipe(model.layer) else [repr(model.layer)]
     wrong += [] if model.start == "init" else [f"start {model.start}"]
     wrong += [] if training.loss == "lasso" else [f"loss {training.loss}"]
     default = Training()

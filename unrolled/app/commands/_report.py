@@ -4,7 +4,6 @@ The HTML page needs no other file and no internet connection.
 """
 
 import base64
-import csv
 import io
 import platform
 import re
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from unrolled._base.files import check_writable, claimed, whole_file, write_whole
-from unrolled._base.text import Grid, to_json
+from unrolled._base.text import Grid, comma_separated, to_json
 from unrolled.app.commands._chart import chart
 from unrolled.app.studies import Overview
 
@@ -254,11 +253,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence]) -> None:
     """Write a CSV, completely or not at all."""
-    with io.StringIO(newline="") as text:
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(header)
-        table.writerows(rows)
-        write_text(path, text.getvalue())
+    write_text(path, comma_separated(header, rows))
 
 
 def check_figure(path: Path) -> None:

@@ -131,9 +131,8 @@ def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
     entries = datasets.entries(signals) if signals.suffix == ".npz" and signals.is_file() else []
     known = config.problem.codes is None and {"X", "X_1"} & set(entries)
     if not known and leaves_open(path, flags, _OTHER_WAYS):
-        flags = {**flags, "method": UNSUPERVISED}
-        if isinstance(_dictionary(config), dictionaries.Structured):  # bcd refuses codes in parts
-            flags["family"] = "lfista_cp"
+        family = training.family_without_codes(_dictionary(config))
+        flags = {**flags, "method": UNSUPERVISED, "family": family}
     if config.problem.lam is None:
         flags = {**flags, "lam": PLANTED_LAM if known else _chosen_lam(config, signals, say)}
     return load(path, flags)

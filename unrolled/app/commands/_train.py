@@ -170,7 +170,7 @@ def _announced(config: Config) -> str:
     steps = config.training.steps
     if config.training.method != UNSUPERVISED:
         return f"{steps} steps"
-    lengths = training.run_lengths(config.layers[0].layer.family, steps)
+    lengths = training.run_lengths(config.layers[0].layer, steps)
     return f"{sum(lengths):,} steps in {len(lengths)} runs, the last of {steps:,} steps"
 
 

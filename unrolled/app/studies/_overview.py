@@ -9,7 +9,7 @@ import numpy as np
 from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown
 from unrolled.comparison import Comparison, microseconds, short
-from unrolled.layers import Layer, Unrolled, Visits
+from unrolled.layers import Layer, Unrolled
 from unrolled.training import trainable
 
 __all__ = ["Overview"]
@@ -220,8 +220,6 @@ def _knows(
 
 def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
     """The count of trained numbers; if `few`, of calibrated numbers: one per step and field."""
-    if isinstance(params.shared, Visits):  # ranks have no gradient
-        params = params._replace(shared=params.shared.size)
     leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
     sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
     return sum(size for size in sizes if not few or size <= layer.depth)

@@ -42,7 +42,6 @@ from unrolled.comparison import Comparison, with_seconds
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
-    Structured,
     as_dictionary,
     check_batch,
     refuse_parts,
@@ -303,7 +302,7 @@ def _trained_on_lasso(
 
     names = run.methods
     if run.methods == BY_DEFAULT:
-        names = "lista_cp", "lfista_cp" if isinstance(D, Structured) else "bcd"
+        names = "lista_cp", training.family_without_codes(D)
         left = ", ".join(_CALIBRATED)
         remarks.append(
             f"Without known codes the tables have no rows of {left} and of learned ISTA unless you "
@@ -317,8 +316,8 @@ def _trained_on_lasso(
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
         with timed(spent, f"{name}, learned"):
-            if family == "bcd":
-                learned = _by_recipe(samples, lam, run, name, broken)
+            if rate is None:
+                learned = _by_recipe(samples, lam, run, family, name, broken)
             else:
                 # lfista_cp returns the best code of all steps: the loss of the last is enough.
                 aim = objective if family == "lfista_cp" else loss
@@ -334,29 +333,33 @@ def _trained_on_lasso(
     return methods
 
 
-def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Layer, float]]:
-    """The title, the layer and the learning rate of every family that may be trained."""
+def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Layer, float | None]]:
+    """The title, the layer and the learning rate of every family that may be trained.
+
+    The rate is None for layers that `training.unsupervised` trains.
+    """
     K = run.depth
-    families: dict[str, tuple[str, Layer, float]] = {
+    families: dict[str, tuple[str, Layer, float | None]] = {
         "ista": ("ISTA", layers.ista(K, lam=lam), 3e-3),
         "lista": ("LISTA", layers.lista(K, lam=lam), 1e-3),
         "lista_cp": ("LISTA-CP", layers.lista_cp(K, tied=False, lam=lam), 1e-3),
         "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
-        "bcd": ("BCD", layers.bcd(K, lam=lam), 0.0),  # `unsupervised` chooses the rate
+        "bcd": ("BCD", layers.bcd(K, lam=lam), None),
         "alista": ("ALISTA", layers.alista(K, lam=lam), 1e-3),
         "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3),
     }
     for name in run.others:
         if name not in families:
-            families[name] = (name, _steps.layer_of(name, K, lam, sparsity), 1e-3)
+            layer = _steps.layer_of(name, K, lam, sparsity)
+            families[name] = (name, layer, None if training.has_recipe(layer) else 1e-3)
     return families
 
 
 def _by_recipe(
-    samples: Samples, lam: float, run: Plan, name: str, remarks: list[str]
+    samples: Samples, lam: float, run: Plan, family: str, name: str, remarks: list[str]
 ) -> training.Fit:
-    """`bcd`, trained by `training.unsupervised`."""
-    options: dict[str, Any] = dict(family="bcd", steps=run.steps, key=_steps.training_key(run))
+    """A family, trained by `training.unsupervised`."""
+    options: dict[str, Any] = dict(family=family, steps=run.steps, key=_steps.training_key(run))
     train = partial(training.unsupervised, samples.D, samples.sample, lam, run.depth, **options)
     return _steps.unless_broken(train, name, remarks)
 

@@ -79,7 +79,8 @@ def read_array(
 
     Args:
         path: the file.
-        name: the entry of a `.npz` or `.mat` file; None for the only entry of the file.
+        name: the entry of a `.npz` or `.mat` file; None for the only entry of the file. A file of
+            `np.savez(path, array)`, whose only entry has no name, is accepted for every name.
         with_complex: if True, complex numbers are accepted, too.
 
     Returns:
@@ -221,11 +222,17 @@ def entries(path: str | Path) -> list[str]:
         raise ValueError(f"{path}: not a readable array file ({error})") from error
 
 
+_UNNAMED = "arr_0"  # what `np.savez(path, array)` calls the array
+
+
 def _chosen(name: str | None, names: list[str]) -> str:
-    """The given name if the archive has an entry of this name, else the name of the only entry."""
-    if name not in names and len(names) != 1:
-        raise ValueError(f"entries {names}; expected one called {name!r}, or a single one")
-    return name if name in names else names[0]
+    """The given name; if the only entry has no name, this entry; without `name`, the only entry."""
+    if name is not None and name in names:
+        return name
+    if names == [_UNNAMED] or (name is None and len(names) == 1):
+        return names[0]
+    what = "a single one" if name is None else f"one called {name!r}"
+    raise ValueError(f"entries {names}; expected {what}")
 
 
 def _entry(path: Path, name: str | None) -> np.ndarray:

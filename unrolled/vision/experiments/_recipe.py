@@ -52,13 +52,6 @@ def _as_name(value: Any, name: str, where: str) -> str:
     return value
 
 
-def _as_seed(value: Any, name: str, where: str) -> int:
-    seed = checks.as_index(value, name, where)
-    if seed >= 2**32:
-        raise ValueError(f"{where}: the seed must be below 2^32, got {seed}")
-    return seed
-
-
 def _as_layers(value: Any, name: str, where: str) -> tuple[str, ...] | None:
     if not (value is None or _all(str, value)):
         raise TypeError(f"{where}: {name} must be a tuple of tap names or None, got {value!r}")
@@ -104,7 +97,7 @@ class Recipe(Record):
     )
     seed: int = option(
         default=0,
-        check=_as_seed,
+        check=checks.as_seed,
         help="seed of the initial weights, of the order of the images and of crops; below 2^32",
     )
     epochs: int = option(
