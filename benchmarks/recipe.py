@@ -12,6 +12,10 @@ With `--starts`, a row is one kind of signal, with the gap at the start (`init`,
 of every family of layers with 16 steps, seed 0. `liht` keeps as many entries as the optimal codes
 have nonzeros in the mean.
 
+With `--relative`, a row is one kind of signal and seed, with the gaps before training, after
+training, and after training with `relative=True`, and the share of the test signals whose objective
+is above the objective before training.
+
     T="taskset -c 0 env OPENBLAS_NUM_THREADS=1 XLA_FLAGS='--xla_cpu_multi_thread_eigen=false"
     eval "$T intra_op_parallelism_threads=1' python benchmarks/recipe.py"       adds missing rows
     python benchmarks/recipe.py --family lfista_cp --seeds 0  adds rows of this family
@@ -20,6 +24,8 @@ have nonzeros in the mean.
     python benchmarks/recipe.py --depths 8,16,24,32 --table   a column for each number of steps
     python benchmarks/recipe.py --starts              adds missing rows of starts
     python benchmarks/recipe.py --starts --table      prints the table of starts
+    python benchmarks/recipe.py --relative --seeds 0  adds missing rows of both losses
+    python benchmarks/recipe.py --relative --table    prints the table of both losses
 """
 
 import argparse
@@ -43,6 +49,7 @@ from unrolled.pursuit import default_lam
 
 HERE = Path(__file__).parent
 ROWS, STARTS = HERE / "recipe.jsonl", HERE / "recipe_starts.jsonl"
+LOSSES = HERE / "recipe_relative.jsonl"
 TESTED_ON, SEEDS, DEPTH = 1000, (0, 1, 2), 16
 RECOMMENDED = "bcd"  # the family that the recipe chooses for a matrix
 CALLS = 5  # timed calls; the least time counts
@@ -176,6 +183,23 @@ def started(name: str, seed: int = 0) -> dict[str, Any]:
     return row | {"nonzeros": nonzeros, "gaps": gaps, "environment": environment()}
 
 
+def of_both_losses(name: str, seed: int) -> dict[str, Any]:
+    """The gaps before training and after training by both losses, on one kind of signal."""
+    D, train, _, lam = problem_of(name, seed)
+    layer = ur.layers.bcd(DEPTH, lam=lam)
+    start, before = judged(name, seed, layer, layer.init(None, D))
+    row = {"problem": name, "seed": seed, "depth": DEPTH, "shape": D.shape, "lam": lam}
+    row["start"] = start
+    for loss in ("mean", "relative"):
+        options: Any = dict(key=seed, progress=False, relative=loss == "relative")
+        fit = ur.training.unsupervised(D, train, lam, DEPTH, **options)
+        numbers, F = judged(name, seed, fit.model, fit.best)
+        row[loss] = numbers | {"worse": float(np.mean(F > before * (1 + 1e-6)))}
+    for loss in ("start", "mean", "relative"):
+        del row[loss]["microseconds"]
+    return row | {"environment": environment()}
+
+
 def read(rows: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
 
@@ -283,6 +307,31 @@ def table_of_starts() -> str:
     return "\n".join(lines)
 
 
+def table_of_losses() -> str:
+    """A line for each kind of signal, with medians over the seeds."""
+    heads = ["signals", "gap at the start", "gap", "median gap", "99 % of the gaps", "worse"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = read(LOSSES)
+    for name in KINDS:
+        if own := [row for row in rows if row["problem"] == name]:
+            cells = [name.replace("_", " "), f"{middle(own, 'start', 'mean'):.2g}"]
+            for key in ("mean", "median", "99 %"):
+                both = (middle(own, loss, key) for loss in ("mean", "relative"))
+                cells.append("; ".join(f"{gap:.2g}" for gap in both))
+            both = (middle(own, loss, "worse") for loss in ("mean", "relative"))
+            cells.append("; ".join(f"{100 * share:.0f} %" for share in both))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def add_losses(names: list[str], seeds: list[int]) -> None:
+    there = {(row["problem"], row["seed"]) for row in read(LOSSES)}
+    for seed, name in itertools.product(seeds, names):
+        if (name, seed) not in there:
+            write(LOSSES, row := of_both_losses(name, seed))
+            print(name, seed, row["mean"], row["relative"], flush=True)
+
+
 def add_rows(names: list[str], depths: list[int], seeds: list[int], family: str) -> None:
     there = {(row["problem"], row["seed"], row["depth"], row["family"]) for row in read(ROWS)}
     for seed, name, depth in itertools.product(seeds, names, depths):
@@ -305,6 +354,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--starts", action="store_true")
+    parser.add_argument("--relative", action="store_true")
     parser.add_argument("--depths", default=str(DEPTH))
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     parser.add_argument("--family", default=RECOMMENDED, choices=(RECOMMENDED, "lfista_cp"))
@@ -312,6 +362,11 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.problems.split(",")
     depths = [int(depth) for depth in arguments.depths.split(",")]
+    if arguments.relative:
+        if not arguments.table:
+            add_losses(names, [int(seed) for seed in arguments.seeds.split(",")])
+        print(table_of_losses())
+        return
     if arguments.starts:
         if not arguments.table:
             add_starts(names)

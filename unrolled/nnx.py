@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+
+from unrolled._base.packages import absent
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise absent("unrolled.nnx", "flax") from error
 
 from unrolled import training
 from unrolled._base import checks
@@ -27,7 +33,6 @@ from unrolled.training import (
     Signals,
     Trained,
     as_dictionaries,
-    check_loss,
     merge,
     run_stages,
     split,
@@ -190,8 +195,8 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
         return result
     if not isinstance(model, nnx.Module):
         raise TypeError(f"nnx.fit: expected an nnx.Module, got {type(model).__name__}")
-    for name, absent in _OF_LAYERS.items():
-        if options.pop(name, absent) is not absent:
+    for name, default in _OF_LAYERS.items():
+        if options.pop(name, default) is not default:
             raise ValueError(
                 f"nnx.fit: {name} is for layers and networks; of an nnx model the nnx.Params are "
                 "trained, one batch a step"
@@ -220,11 +225,10 @@ def _trained(
 ) -> Fit:
     """The result of training a model that is not a `Module`, which stays as it is."""
     how = Run.of(where, run)
-    check_loss(loss, where)
     outputs = _Outputs(where, model, loss)
     trained, fixed = outputs.start()
     dtype = checks.common_dtype(trained)
-    signals = Signals.of(None, sample, key, validation=validation, dtype=dtype, where=where)
+    signals = Signals.of(None, sample, key, validation, None, dtype, where)
     data = Data(signals, trained, trained, fixed)
     return run_stages(outputs, data, optimizer, how, checks.as_index(steps, "steps", where))
 

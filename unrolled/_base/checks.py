@@ -122,14 +122,26 @@ def as_float(x: Any, name: str, where: str) -> Array:
         TypeError: `x` is complex, masked or not numeric.
         ValueError: numbers exceed the range of float32, but JAX computes in float32.
     """
+    if isinstance(x, float):
+        return jnp.asarray(within_float32(np.asarray(x), name, where).item())
+    x = on_host_or_device(x, name, where)
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def on_host_or_device(x: Any, name: str, where: str) -> Any:
+    """`x` as `as_float` reads it, but known numbers that are not in an array of JAX stay in numpy.
+
+    JAX compiles a program for each shape of an array that it copies from numpy.
+
+    Raises:
+        TypeError, ValueError: as in `as_float`.
+    """
     if isinstance(x, jax.Array) and computes(x.dtype):
         return x
     x = as_array(x)
     was_double = isinstance(x, np.ndarray) and x.dtype == np.float64
     x = as_numbers(x, name, where)
-    if isinstance(x, float):
-        within_float32(np.asarray(x), name, where)
-    elif is_concrete(x) and not isinstance(x, jax.Array) and not hasattr(x, "__jax_array__"):
+    if is_concrete(x) and not isinstance(x, jax.Array) and not hasattr(x, "__jax_array__"):
         x = np.asarray(x)
     if isinstance(x, np.ndarray) and not x.dtype.isnative:
         x = x.astype(x.dtype.newbyteorder("="))
@@ -140,8 +152,8 @@ def as_float(x: Any, name: str, where: str) -> Array:
                 "enable float64 with `jax.config.update('jax_enable_x64', True)`"
             )
         x = in_float32(x, name, where)
-    x = jnp.asarray(x)
-    return x if computes(x.dtype) else x.astype(float)
+    x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
+    return x if computes(x.dtype) else x.astype(jnp.result_type(float))
 
 
 def as_numbers(x: Any, name: str, where: str) -> Any:
@@ -225,7 +237,7 @@ def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: {name} leaves the range of float32"
             f"{in_rows(lost, what) if x.ndim == 2 else ''}, where entries become 0 or infinite; "
-            "try numbers near 1, or float64"
+            "try numbers near 1, or jax_enable_x64"
         )
     return cast.T if is_dictionary else cast.reshape(x.shape)
 
@@ -666,5 +678,10 @@ def in_range(x: Any, dtype: DTypeLike, name: str, where: str) -> None:
     if out.any():
         raise ValueError(
             f"{where}: {name}={sizes[out].flat[0]:g} leaves the range of {np.dtype(dtype)}; try "
-            "signals and atoms near 1, or float64"
+            f"signals and atoms near 1{or_float64(dtype)}"
         )
+
+
+def or_float64(dtype: DTypeLike) -> str:
+    """The advice ", or float64", unless the dtype is float64."""
+    return "" if np.dtype(dtype) == np.float64 else ", or float64"

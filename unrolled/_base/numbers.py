@@ -29,17 +29,6 @@ def up(*values: Any) -> float:
     return max([UP, *(1 + 8 * float(jnp.finfo(dtype).eps) for dtype in floats)])
 
 
-def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
-    """The largest loss of w . (y - D x) by underflow, for m entries of w of at most this size.
-
-    A sum or product below the least normal number may become zero; in float16 XLA keeps such
-    numbers.
-    """
-    info = jnp.finfo(dtype)
-    least = info.smallest_subnormal if info.dtype == jnp.float16 else info.tiny
-    return (1 + size) * m * float(least)
-
-
 def largest(x: Array, axis: Axes = None) -> Array:
     """max(x), nan if x contains nan: XLA's reduction on a CPU loses nan in long arrays."""
     return jnp.where(jnp.isnan(x).any(axis), jnp.nan, jnp.max(x, axis))
@@ -133,6 +122,21 @@ def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     k = exponent(x, axis)
     e = jnp.sum(times_power(widened(x), -k) ** 2, axis)
     return e, k.reshape(e.shape)
+
+
+def host_exponent(x: np.ndarray, axis: Axes = None) -> Any:
+    """`exponent` of a numpy array, in numpy."""
+    high, low = (f(x, axis, keepdims=axis is not None, initial=0) for f in (np.max, np.min))
+    size = np.maximum(high, -low)
+    return np.where((size > 0) & np.isfinite(size), np.frexp(size)[1] - 1, 0)
+
+
+def host_energy(x: np.ndarray, axis: Axes = None) -> tuple[Any, Any]:
+    """`energy` of a numpy array, in numpy."""
+    k = host_exponent(x, axis)
+    near = np.asarray(np.ldexp(x, -k))
+    e = np.sum(np.square(near, out=near), axis, dtype=float)
+    return e, k.reshape(np.shape(e))
 
 
 @partial(jax.jit, static_argnames="axis")

@@ -41,7 +41,7 @@ from unrolled.dictionary_learning._learning import (
     weighted_signals,
 )
 from unrolled.layers import Layer
-from unrolled.pursuit import lasso, lasso_of_many
+from unrolled.pursuit import lasso, lasso_of_rows
 
 __all__ = ["online", "unrolled"]
 
@@ -70,7 +70,7 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
     if V is not None:
         root = np.sqrt(V)
         return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype)))
-    return lasso_of_many(D, Y, np.full((len(Y), 1), lam), tol=TOL)[0]
+    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=TOL).x
 
 
 @jax.jit

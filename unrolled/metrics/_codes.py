@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +16,7 @@ from unrolled._base.numbers import (
     at_least,
     energy,
     exponent,
+    host_energy,
     largest,
     ldexp,
     norm,
@@ -45,10 +47,35 @@ F = TypeVar("F", bound=Callable[..., Any])
 _RATIO = 60
 
 
+def of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run `function(xp, *arrays)` with numpy for arrays of numpy, else as a program of JAX.
+
+    A program is compiled for each number of rows; numpy compiles nothing.
+    """
+
+    @program("axis")
+    def compiled(*arrays: Any, axis: int | None = None) -> Any:
+        return function(jnp, *arrays, **({} if axis is None else dict(axis=axis)))
+
+    @functools.wraps(function)
+    def call(first: Any, *arrays: Any, **options: Any) -> Any:
+        if not isinstance(first, np.ndarray):
+            return compiled(first, *arrays, **options)
+        with np.errstate(all="ignore"):
+            result = function(np, first, *arrays, **options)
+        return jax.tree.map(lambda v: jax.device_put(np.asarray(v)), result)
+
+    return call
+
+
 def energies(
     estimates: Array, X: Array, axis: int | None = None
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The sums of (x^ - x)^2 and of x^2, each as a pair (e, k) with the value e 2^(2 k)."""
+    if isinstance(X, np.ndarray):
+        estimates, X = (v.astype(wide_dtype(v.dtype), copy=False) for v in (estimates, X))
+        error, k = host_energy(estimates / 2 - X / 2, axis)
+        return (error, k + 1), host_energy(X, axis)
     estimates, X = widened(estimates), widened(X)
     error, k = energy(estimates / 2 - X / 2, axis)  # a difference of halves cannot overflow
     return (error, k + 1), energy(X, axis)
@@ -57,13 +84,15 @@ def energies(
 def decibels(above: tuple[Array, Array], below: tuple[Array, Array]) -> Array:
     """10 log10 of the ratio of two sums from `energies`, even if the ratio is out of range."""
     (top, j), (bottom, k) = above, below
+    if isinstance(top, np.ndarray | np.generic):
+        return 10 * np.log10(top / bottom) + 20 * math.log10(2) * (j - k)
     within = jnp.clip(j - k, -_RATIO, _RATIO)
     ratio = ldexp(top / bottom, 2 * within)
     return 10 * jnp.log10(ratio) + 20 * math.log10(2) * (j - k - within).astype(ratio.dtype)
 
 
-@program("axis")
-def relative_error(estimates: Array, X: Array, axis: int | None = None) -> Array:
+@of_rows
+def relative_error(xp: Any, estimates: Array, X: Array, axis: int | None = None) -> Array:
     """10 log10 of sum (x^ - x)^2 / sum x^2."""
     return decibels(*energies(estimates, X, axis)).astype(X.dtype)
 
@@ -92,15 +121,26 @@ def _is_complex(v: Any) -> bool:
     return is_array and v.ndim > 0 and jnp.issubdtype(v.dtype, jnp.complexfloating)
 
 
-def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Array, Array]:
+def same_shape(a: ArrayLike, b: ArrayLike, where: str) -> tuple[Any, Any]:
     """Both arrays as floats of one dtype (bytes would wrap around); raise if the shapes differ."""
     if np.shape(a) != np.shape(b):
         raise ValueError(
             f"{where}: shapes {np.shape(a)} and {np.shape(b)} differ; expected equal ones"
         )
-    a, b = as_float(a, "the first argument", where), as_float(b, "the second argument", where)
-    dtype = common_dtype(a, b)
-    return a.astype(dtype), b.astype(dtype)
+    names = "the first argument", "the second argument"
+    pair = [checks.on_host_or_device(v, name, where) for v, name in zip((a, b), names)]
+    if all(map(_is_on_cpu, pair)):
+        pair = list(map(np.asarray, pair))
+    dtype = common_dtype(*pair)
+    a, b = (v.astype(dtype) for v in pair)
+    return a, b
+
+
+def _is_on_cpu(v: Any) -> bool:
+    """Whether an array is known, and in the memory of the host."""
+    if isinstance(v, np.ndarray):
+        return True
+    return checks.is_concrete(v) and {d.platform for d in v.devices()} == {"cpu"}
 
 
 @checked
@@ -125,13 +165,17 @@ def psnr(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
     return _psnr(*same_shape(estimate, reference, "psnr"), peak)
 
 
-@program()
-def _psnr(estimate: Array, reference: Array, peak: ArrayLike) -> Array:
+@of_rows
+def _psnr(xp: Any, estimate: Array, reference: Array, peak: ArrayLike) -> Array:
     (error, j), _ = energies(estimate, reference)
-    top = jnp.asarray(peak, error.dtype)
-    k = exponent(top)
-    mean = error / estimate.size
-    return -decibels((mean, j), (times_power(top, -k) ** 2, k)).astype(estimate.dtype)
+    top = xp.asarray(peak, error.dtype)
+    mean = error / xp.asarray(estimate.size, error.dtype)
+    return -decibels((mean, j), energies(top, top)[1]).astype(estimate.dtype)
+
+
+def _mean(xp: Any, v: Array, of: Array) -> Array:
+    """The mean of some entries; nan if there are none, which numpy's mean warns of."""
+    return xp.sum(xp.where(of, v, v.dtype.type(0))) / xp.sum(of, dtype=v.dtype)
 
 
 # The decibels of an exact estimate, instead of -inf.
@@ -203,14 +247,15 @@ def mean_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
     return _mean_nmse(*same_shape(estimates, X, "mean_nmse"))
 
 
-@program()
-def _mean_nmse(estimates: Array, X: Array) -> Array:
-    nonzero, exact = jnp.any(X != 0, -1), ((estimates == X) & jnp.isfinite(X)).all(-1)
+@of_rows
+def _mean_nmse(xp: Any, estimates: Array, X: Array) -> Array:
+    nonzero, exact = (X != 0).any(-1), ((estimates == X) & xp.isfinite(X)).all(-1)
     # Rows whose logarithm, or its derivative, would not be finite never reach the logarithm.
-    usual = (nonzero & ~exact)[:, None]
-    per_signal = relative_error(jnp.where(usual, estimates, 0), jnp.where(usual, X, 1), -1)
-    per_signal = jnp.where(exact, jnp.asarray(_FLOOR, X.dtype), at_least(per_signal, _FLOOR))
-    return jnp.mean(per_signal, where=nonzero)
+    usual, zero, one = (nonzero & ~exact)[:, None], X.dtype.type(0), X.dtype.type(1)
+    pair = energies(xp.where(usual, estimates, zero), xp.where(usual, X, one), -1)
+    per_signal = decibels(*pair)
+    per_signal = xp.where(exact | (per_signal < _FLOOR), _FLOOR, per_signal)
+    return _mean(xp, per_signal, nonzero).astype(X.dtype)
 
 
 @complex_too(to_pairs)
@@ -239,11 +284,11 @@ def failure_rate(estimates: ArrayLike, X: ArrayLike, level: float = -20.0) -> Ar
     return _failure_rate(*same_shape(estimates, X, "failure_rate"), most)
 
 
-@program()
-def _failure_rate(estimates: Array, X: Array, most: ArrayLike) -> Array:
+@of_rows
+def _failure_rate(xp: Any, estimates: Array, X: Array, most: ArrayLike) -> Array:
     (error, j), (size, k) = energies(estimates, X, -1)
-    small = ldexp(error, 2 * (j - k)) <= most * size
-    return jnp.mean(~(small & jnp.isfinite(size)))
+    small = (np.ldexp if xp is np else ldexp)(error, 2 * (j - k)) <= most * size
+    return xp.mean(~(small & xp.isfinite(size)), dtype=wide_dtype(X.dtype))
 
 
 class SupportScores(Result):
@@ -278,17 +323,17 @@ def support_scores(estimates: ArrayLike, X: ArrayLike, tolerance: float = 0.0) -
     return _support_scores(*same_shape(estimates, X, "support_scores"), tolerance)
 
 
-@program()
-def _support_scores(estimates: Array, X: Array, tolerance: ArrayLike) -> SupportScores:
-    defined = ~(jnp.isnan(estimates) | jnp.isnan(X)).any(-1)
-    chosen, true = jnp.abs(estimates) > tolerance, X != 0
+@of_rows
+def _support_scores(xp: Any, estimates: Array, X: Array, tolerance: ArrayLike) -> SupportScores:
+    defined = ~(xp.isnan(estimates) | xp.isnan(X)).any(-1)
+    chosen, true = xp.abs(estimates) > tolerance, X != 0
     hits, n_chosen, n_true = (
-        jnp.sum(mask, -1, dtype=wide_dtype(X.dtype)) for mask in (chosen & true, chosen, true)
+        xp.sum(mask, -1, dtype=wide_dtype(X.dtype)) for mask in (chosen & true, chosen, true)
     )
-    precision = jnp.mean(hits / jnp.maximum(n_chosen, 1), where=n_chosen > 0)
-    recall = jnp.mean(hits / jnp.maximum(n_true, 1), where=n_true > 0)
+    precision = _mean(xp, hits / xp.maximum(n_chosen, 1), n_chosen > 0)
+    recall = _mean(xp, hits / xp.maximum(n_true, 1), n_true > 0)
     scores = (precision, recall, (n_chosen - hits).mean())
-    return SupportScores(*(jnp.where(defined.all(), score, jnp.nan) for score in scores))
+    return SupportScores(*(xp.where(defined.all(), v, v.dtype.type(np.nan)) for v in scores))
 
 
 @checked

@@ -31,7 +31,7 @@ from unrolled.pursuit._ista import *
 from unrolled.pursuit._ista import with_step_size
 from unrolled.pursuit._lasso import *
 from unrolled.pursuit._lasso_batch import *
-from unrolled.pursuit._lasso_batch import lasso_of_many, minima, weights_of_many
+from unrolled.pursuit._lasso_batch import lasso_of_rows, minima, weights_of_many
 from unrolled.pursuit._layered import *
 from unrolled.pursuit._multilayer import *
 from unrolled.pursuit._omp import *

@@ -39,6 +39,8 @@ _POLISH = 3  # maximum number of successive moves that only correct rounding
 _PAD = 8  # extra columns of a square workspace, as rows of 2^k entries would share cache lines
 _VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
 _UNBOUNDED = 2**62
+_LOWEST = -(2**12)  # an exponent below all exponents of float64
+_SHARE = 1 / 64  # of tol, at which moves end if a code missed tol only after it was rounded
 _FINEST = 1e-3  # while the gap is above tol, the slack falls to about this share of its first value
 
 
@@ -90,8 +92,14 @@ def minimise(
     masks: np.ndarray | None = None,
     fewest: int = FEWEST,
     rounds: int = _UNBOUNDED,
+    digits: int = 53,
+    finest: Any = _LOWEST,
 ) -> Minima:
     """The codes of finite signals with entries near 1; the function releases the GIL of Python.
+
+    Codes are rounded to `digits` binary digits, and gap and residual are those of the rounded code.
+    If the gap of a code is at most tol before it is rounded, but not afterwards, the moves continue
+    until it is at most tol times `_SHARE`.
 
     The gap is computed at the dual point s r, with r = y - D x and the largest feasible s <= 1; D'r
     comes from the Gram matrix. In the gap, the gradient of a free atom (lam 0) counts as zero if it
@@ -111,6 +119,8 @@ def minimise(
         fewest: minimum number of atoms that join in a round, if at least as many constraints are
             violated.
         rounds: maximum number of rounds for a signal.
+        digits, finest: binary digits of an entry of a code, and the exponent, () or (n,), of the
+            smallest difference of two entries.
     """
     (m, d), n = problem.D.shape, len(Y)
     result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
@@ -119,14 +129,15 @@ def minimise(
     gram, inverse = problem.gram, problem.inverse
     if masks is not None:
         gram, inverse = np.zeros_like(gram), _inverse(masks @ problem.D**2 + problem.l2)
-    floats = (gram, problem.atoms, inverse, Y, products, lam, slack)
+    finest = np.broadcast_to(np.asarray(finest, float), n)
+    floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
     squares, vectors, lists = _workspace(m, d)
     _entry(_many)(
         *map(_operand, (*floats, first, known)),
         *map(_pointer, (*result, squares, vectors, lists)),
         *(n, m, d, lam.shape[1], len(first), len(known), moves, fewest, rounds),
-        *(problem.l2, problem.nonnegative, tol),
+        *(problem.l2, problem.nonnegative, tol, digits),
     )
     return result
 
@@ -205,8 +216,8 @@ def _entry(function: Callable) -> Callable:
 
 _SIGNATURES = {
     "_many": types.void(
-        *[_FLOATS] * 12, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
-        *[types.int64] * 9, types.float64, types.boolean, types.float64,
+        *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
+        *[types.int64] * 9, types.float64, types.boolean, types.float64, types.int64,
     ),
     "_matched": types.void(
         *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64,
@@ -233,20 +244,21 @@ def _arrays(squares, vectors, lists, m, d):
 
 
 def _many(
-    gram, atoms, inverse, Y, products, lams, slacks, first, known, X, gaps, residuals, moved,
-    rounds, squares, vectors, lists, n, m, d, columns, warm, masked, budget, fewest, most, l2,
-    nonnegative, tol,
+    gram, atoms, inverse, Y, products, lams, slacks, finest, first, known, X, gaps, residuals,
+    moved, rounds, squares, vectors, lists, n, m, d, columns, warm, masked, budget, fewest, most,
+    l2, nonnegative, tol, digits,
 ):  # fmt: skip
     """The compiled part of `minimise`."""
     gram, atoms = carray(gram, (d, d)), carray(atoms, (d, m))
     inverse = carray(inverse, (n if masked else 1, d))
     Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
     slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
+    finest = carray(finest, (n,))
     gaps, residuals, known = carray(gaps, (n,)), carray(residuals, (n,)), carray(known, (masked, m))
     moved, rounds = carray(moved, (n,)), carray(rounds, (n,))
     work, own = _arrays(squares, vectors, lists, m, d)
-    limits = (tol, budget, fewest, most)
     for i in range(n):
+        limits = (tol, budget, fewest, most, digits, finest[i])
         mask = known[i if masked else 0 : i + 1 if masked else 0]
         shared = (gram, atoms, inverse[i if masked else 0], l2, nonnegative, mask)
         for j in range(d):
@@ -261,37 +273,35 @@ def _many(
 def _one(shared, y, products, start, slack, limits, work, own, out):
     """Compute the code of a signal, its gap, residual, moves and rounds."""
     gram, D, inverse, l2, nonnegative, mask = shared
-    tol, budget, fewest, most = limits
-    x, lam, atoms = work[2], work[6], work[10]
+    tol, budget, fewest, most, digits, finest = limits
+    x, lam, atoms, rounded = work[2], work[6], work[10], work[9]
     full, weight, r, excess, inside, fresh = own
-    half, gap, squares = 0.0, 0.0, 0.0
-    for i in range(len(y)):
-        half += y[i] ** 2 / 2
     inside[:] = 0
     k = w = moves = rounds = idle = 0
-    level, finest = np.inf, _FINEST * slack  # `level` is the penalty divided by lam
+    level, least = np.inf, _FINEST * slack  # `level` is the penalty divided by lam
+    goal = tol
     while True:
-        _subtract(full, products, gram, atoms, x, k, len(full))
-        _subtract(r, y, D, atoms, x, k, len(y))
-        if len(mask):
-            for i in range(len(y)):
-                r[i] *= mask[0, i]
-        squares, top = _sizes(r, full, weight, inverse, nonnegative, slack)
-        gap = _gap(x, full, weight, atoms, k, l2, squares, 1 / top) / (half if half > 0 else 1.0)
+        gap, squares, top = _judged(shared, x, k, y, products, slack, work, own)
         joined = _violated(
             *(full, weight, inverse, excess, inside, fresh),
             *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
         )
         idle = 0 if joined or level > 1 else idle + 1  # the second round unblocks atoms
-        if idle > 1 and gap > tol >= 0 and slack > finest:  # for codes much larger than y
+        if idle > 1 and gap > goal >= 0 and slack > least:  # for codes much larger than y
             slack, idle = slack / 10, 0
             continue
         if (
-            gap <= tol
+            gap <= goal
             or moves >= budget
             or idle > 1
             or (joined and rounds >= most and level < np.inf)
         ):
+            reached = gap <= goal
+            if _round(rounded, x, k, digits, finest):
+                gap, squares, top = _judged(shared, rounded, k, y, products, slack, work, own)
+            if reached and gap > tol and goal == tol:
+                goal, idle = _SHARE * tol, 0
+                continue
             break
         if level == np.inf and len(start):
             level = 1.0
@@ -308,8 +318,37 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
         k, more = _minimise(work, k, w, nonnegative, slack, budget - moves)
         moves += more
     for i in range(k):
-        out[atoms[i]] = x[i]
+        out[atoms[i]] = rounded[i]
     return gap, math.sqrt(squares), moves, rounds
+
+
+@_compiled
+def _judged(shared, x, k, y, products, slack, work, own):
+    """The relative gap of a code, norm(r)^2, and the larger of 1 and max |g_i| / lam_i."""
+    gram, D, inverse, l2, nonnegative, mask = shared
+    full, weight, r, atoms = own[0], own[1], own[2], work[10]
+    _subtract(full, products, gram, atoms, x, k, len(full))
+    _subtract(r, y, D, atoms, x, k, len(y))
+    half = 0.0
+    for i in range(len(y)):
+        half += y[i] ** 2 / 2
+    if len(mask):
+        for i in range(len(y)):
+            r[i] *= mask[0, i]
+    squares, top = _sizes(r, full, weight, inverse, nonnegative, slack)
+    gap = _gap(x, full, weight, atoms, k, l2, squares, 1 / top)
+    return gap / (half if half > 0 else 1.0), squares, top
+
+
+@_compiled
+def _round(out, x, k, digits, finest):
+    """Round to so many binary digits and to multiples of 2^finest; return whether x changed."""
+    changed = False
+    for i in range(k):
+        unit = max(math.frexp(x[i])[1] - digits, int(finest))
+        out[i] = math.ldexp(np.rint(math.ldexp(x[i], -unit)), unit)
+        changed |= out[i] != x[i]
+    return changed
 
 
 @_compiled

@@ -527,8 +527,14 @@ class Iterated:
         state, steps, least = _problem.solve(
             advance, start, distance_to_fixed_point, tol=self.tol, max_steps=self.max_steps
         )
-        met = least <= (0 if self.tol is None else self.tol)
-        return Found(state.x, gap(state.x) if self.chained else least, steps, met)
+
+        def judge(x, least=None):
+            least = distance_to_fixed_point(State(x)) if least is None else least
+            met = least <= (0 if self.tol is None else self.tol)
+            return gap(x) if self.chained else least, met
+
+        value, met = judge(state.x, least)
+        return Found(state.x, value, steps, met, judge=judge)
 
     def moves(self, once: Callable[[Array], Array], x: Array) -> tuple[Any, Callable]:
         """The first state, and the step from state to state."""

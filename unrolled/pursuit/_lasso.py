@@ -120,8 +120,14 @@ class Lasso:
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
         x, gap, steps = code(self.penalty.of(D), self.tol, self.max_steps, penalized, start, size)
-        gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced l2 < 0 is not convex
-        return Found(x, gap, steps, gap <= self.tol)
+
+        def judge(x, gap=None):
+            gap = relative_gap(D, y, lam, x, l2, self.penalty.of(D)) if gap is None else gap
+            gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced l2 < 0 is not convex
+            return gap, gap <= self.tol
+
+        gap, met = judge(x, gap)
+        return Found(x, gap, steps, met, judge=judge)
 
 
 def _checked(
@@ -269,7 +275,7 @@ def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
         size = math.log10(values[lost].flat[0]) + int(k) * math.log10(2)
         raise ValueError(
             f"{where}: lam, about 1e{round(size)}, leaves the range of {lam.dtype}; try "
-            "signals and atoms near 1, or float64"
+            f"signals and atoms near 1{checks.or_float64(lam.dtype)}"
         )
 
 

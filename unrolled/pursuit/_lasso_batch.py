@@ -4,9 +4,8 @@ The method runs in float64 on the host; threads share the signals.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +13,14 @@ import numpy as np
 
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.numbers import exponent, ldexp, norm, times_power, wide_dtype
-from unrolled._base.threads import threads
+from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
-    as_dictionary,
-    as_flat,
     block_of,
     dense,
     known_entries,
     known_part,
-    shared_part,
     signal_axes,
     spread,
     threshold_shapes,
@@ -33,33 +28,29 @@ from unrolled.dictionaries import (
 from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._lasso import Lasso, one_penalty
+from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
 from unrolled.pursuit._problem import (
-    Grid,
     Pursuit,
     StaticPart,
-    bounded,
     fixed_norm,
     flat_code,
-    is_held,
     least_of,
     one_by_one,
-    out_of_range,
-    rounded,
     run,
 )
 
 __all__ = ["lasso_batch"]
 
 
-# The largest and the smallest number of signals in a chunk of a thread, and the number of signals
-# whose arrays are in memory together. Ctrl-C can stop a thread only between its chunks, so
-# _PRODUCTS limits a chunk to seconds, even if every code has min(m, d) nonzeros and takes about
-# min(m, d)^2 d products.
-_CHUNK, _FEWEST, BLOCK = 256, 16, 4096
+# The largest and the smallest number of signals in a chunk of a thread. Ctrl-C can stop a thread
+# only between its chunks, so _PRODUCTS limits a chunk to seconds, even if every code has min(m, d)
+# nonzeros and takes about min(m, d)^2 d products.
+_CHUNK, _FEWEST = 256, 16
 _PRODUCTS = 2**30
 # A constraint counts as met if its violation, relative to the product of the norms of the atom and
 # the signal, is at most this value.
 _SLACK = 1e-11
+_LARGEST = np.finfo(float).max
 
 
 def lasso_batch(
@@ -109,12 +100,14 @@ def lasso_batch(
             entries may be NaN. `ratio`, `gap` and `residual` then refer to the known entries.
 
     Returns:
-        Pursuit with a leading axis of signals in every field; `steps` counts moves, and `gap`
-        belongs to the code before the code is rounded to the dtype of Y. A signal that is not
-        finite has the code 0 and the gap inf. A signal also has this result if two ratios of some
-        atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the largest
-        entry of the atom over the largest entry of D. The second ratio is the penalty of the atom
-        over the product of the largest entries of D and of the signal.
+        Pursuit with a leading axis of signals in every field; `steps` counts moves. The code has
+        the dtype of D and Y, and `gap`, `residual` and `converged` belong to the code in this
+        dtype: if the dtype cannot reach tol, `converged` is False (float32 reaches about 1e-7; cast
+        half precision to float32 first). A signal that is not finite has the code 0 and the gap
+        inf. A signal also has this result if two ratios of some atom are both below 1e-31 in
+        float32 or 1e-146 in float64. The first ratio is the largest entry of the atom over the
+        largest entry of D. The second ratio is the penalty of the atom over the product of the
+        largest entries of D and of the signal.
 
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
@@ -131,45 +124,54 @@ def lasso_batch(
     D, signals, dtype, grid = operands_of_many(D, Y, where)
     if _problem.is_zero(D):
         raise ValueError(f"{where}: D is zero")
-    wide, tol = wide_dtype(dtype), _problem.static_tol(tol, where)
-    nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
-    max_steps = _problem.static_steps(max_steps, where)
+    tol, nonnegative = (
+        _problem.static_tol(tol, where),
+        checks.as_bool(nonnegative, "nonnegative", where),
+    )
+    max_steps, n = _problem.static_steps(max_steps, where), len(signals)
     value, name = one_penalty(lam, ratio, where)
-    weight = _problem.penalty(D, value, name, where, wide, batch=len(signals))
+    weight = _penalties(D, value, name, where, wide_dtype(dtype), n)
     _problem.check_number(l2, "l2", where)
-    checks.in_range(l2, wide, "l2", where)
-    X = _problem.as_start(D, start, "", where, (len(signals),))
-    known: Any = None if mask is None else known_entries(D, mask, len(signals), where)
+    checks.in_range(l2, wide_dtype(dtype), "l2", where)
+    X = _problem.as_start(D, start, "", where, (n,))
+    known: Any = None if mask is None else known_entries(D, mask, n, where)
+    options: dict[str, Any] = dict(
+        relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps
+    )
+    if block_of(D) > 1:
+        return _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
+    host = partial(lasso_of_rows, dtype=np.dtype(dtype), **options)
+    weight = as_rows(spread(D, flat_code(D, weight)))
+    operands = dense(D), signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
+    return on_the_host(host, operands, D.shape[1], dtype, grid)
+
+
+def _by_parts(
+    D: Operator,
+    Y: Any,
+    weight: Any,
+    l2: Any,
+    start: Any,
+    known: Any,
+    *,
+    dtype: np.dtype,
+    grid: Any,
+    relative: bool,
+    tol: float,
+    nonnegative: bool,
+    max_steps: int,
+) -> Pursuit:
+    """The codes in parts, by `lasso` under `vmap`."""
+    penalty = Penalty(block_of(D), nonnegative)
+    method = Lasso(tol, max_steps, penalty)
+    form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=relative, kind=penalty)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
-    options = dict(relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps)
-    host = partial(lasso_of_many, warm=start is not None, **options)
-
-    def part(Y: Array, rows: slice | None) -> tuple[Any, ...]:
-        """D, signals, weights and starts of some rows."""
-        weights = weight[rows] if several and rows else weight
-        masks = known[rows] if np.ndim(known) == 2 and rows else known
-        return *known_part(D, Y, masks), weights, X[rows] if X is not None and rows else X
-
-    def by_parts(Y: Array, rows: slice | None) -> Pursuit:
-        penalty = Penalty(block_of(D), nonnegative)
-        method = Lasso(tol, max_steps, penalty)
-        form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=lam is None, kind=penalty)
-        own, Y, weights, first = part(Y, rows)
-        weights = weights if several else one_by_one(D, weights)
-        ridge = _problem.as_operand(l2, wide)
-        own, Y = checks.cast((own, Y), dtype)
-        result = _together(method, form, several, own, Y, weights, ridge, first)
-        return result.replace(gap=jnp.where(jnp.isfinite(Y).all(1), result.gap, jnp.inf))
-
-    def solved(Y: Array, rows: slice | None) -> Pursuit:
-        own, Y, weights, first = part(Y, rows)
-        operands, (a, b) = _scaled(
-            wide, lam is None, own, Y, weights, _problem.as_operand(l2, wide), first
-        )
-        answers = on_the_host(host, operands, D.shape[1])
-        return batch_result(dtype, grid, answers, a, b, *operands[:2], *operands[5:])
-
-    return in_chunks(by_parts if block_of(D) > 1 else solved, signals, where)
+    weight = weight if several else one_by_one(D, weight)
+    own, signals = known_part(D, jnp.asarray(Y), known)
+    own, signals = checks.cast((own, signals), dtype)
+    ridge = _problem.as_operand(l2, wide_dtype(dtype))
+    result = _together(method, form, several, own, signals, weight, ridge, start)
+    return result.replace(gap=jnp.where(jnp.isfinite(signals).all(1), result.gap, jnp.inf))
 
 
 @programs.on_auto_axes
@@ -195,151 +197,161 @@ def _together(
     return jax.vmap(one, axes)(D, Y, lam, start)
 
 
-def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
-    """Checked arguments: D, signals in rows, the dtype of the result and the grid of a code.
-
-    The signals of a mapped file stay in the file if there are more than `BLOCK` of them. If codes
-    of D come in parts, the signals must also be real and flat to stay in the file.
-    """
-    mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > BLOCK
-    mapped = mapped and as_flat(D, Y[:1], 1)[1] is None
-    some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
-    D, some = as_dictionary(D, where), checks.as_float(some, "Y", where)
-    if some.ndim != 2 or some.shape[1] != D.shape[0]:
-        shape = Y.shape if mapped else some.shape
-        raise ValueError(
-            f"{where}: Y has shape {shape}; expected (batch, {D.shape[0]}), signals in rows"
-            f"{checks.flattened('Y', shape)}"
-        )
-    return D, Y.reshape(len(Y), -1) if mapped else some, checks.common_dtype(D, some), grid
-
-
-def in_chunks(solve: Callable[[Array, slice | None], Pursuit], Y: Any, where: str) -> Pursuit:
-    """The result for all signals; the signals of a mapped file are solved chunk by chunk.
-
-    Args:
-        solve: function of some signals and the slice of their rows; the slice is None for all rows.
-        Y: as `operands_of_many` returns them.
-        where: the name of the caller, with which messages begin.
-    """
-    if not isinstance(Y, np.memmap):
-        return solve(Y, None)
-    fields: list[np.ndarray] = []
-    for first in blocks_of(Y):
-        rows = slice(first, min(first + BLOCK, len(Y)))
-        signals = checks.as_float(np.array(Y[rows]), f"Y[{first}:{rows.stop}]", where)
-        result = solve(signals, rows)
-        if not checks.is_concrete(result):  # the caller's program holds all signals
-            return solve(checks.as_float(np.array(Y), "Y", where), None)
-        parts = list(map(np.asarray, jax.tree.leaves(result)))
-        fields = fields or [np.empty((len(Y), *part.shape[1:]), part.dtype) for part in parts]
-        for field, part in zip(fields, parts):
-            field[rows] = part
-    return jax.tree.unflatten(jax.tree.structure(result), map(jnp.asarray, fields))
-
-
-def on_the_host(host: Any, operands: Any, d: int) -> tuple:
-    """x, gap, residual, steps and converged of every signal, computed by a numpy function.
-
-    Args:
-        host: function that takes the operands as numpy arrays.
-        operands: D, the signals, and further arguments.
-        d: the length of a code.
-    """
-
-    def answers(*operands):
-        return host(*map(np.asarray, operands))
-
-    if checks.is_concrete(operands):
-        return answers(*operands)
-    n, dtype = len(operands[1]), operands[1].dtype
-    kinds = (dtype, dtype, jax.dtypes.canonicalize_dtype(int), bool)
-    shapes = [jax.ShapeDtypeStruct((n, d), dtype)]
-    shapes += [jax.ShapeDtypeStruct((n,), kind) for kind in kinds]
-    return jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
-
-
-@programs.on_auto_axes
-@partial(jax.jit, static_argnums=(0, 1))
-def _scaled(
-    dtype: np.dtype, relative: bool, D: Operator, Y: Array, weight: Any, l2: Any, start: Any
-) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-    """D, Y, weights, l2 and start, scaled near 1, and the exponents of D and of every signal.
-
-    If every signal has its own mask, the masks follow the start in the first tuple.
-    """
-    whole: Any = D
-    masks = () if shared_part(D) is D else (whole.mask.astype(dtype),)
-    matrix, Y = dense(checks.cast(shared_part(D), dtype)), Y.astype(dtype)
-    a, b = exponent(matrix), exponent(Y, 1)
-    weight = spread(D, flat_code(D, jnp.asarray(weight, dtype)))
-    columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
-    weight = jnp.broadcast_to(weight, (len(Y), columns))
-    if not relative:
-        weight = bounded(ldexp(weight, -(a + b)))
-    # Without a start, X is an array that nothing reads.
-    X = jnp.zeros((len(Y), 1)) if start is None else start
-    ridge, X = bounded(ldexp(jnp.asarray(l2, dtype), -2 * a)), ldexp(X.astype(dtype), a - b)
-    near, Y = times_power(matrix, -a), times_power(Y, -b)
-    # An atom that is below the range in these units may belong to the code if its penalty is also
-    # below the range. The function then marks the signal with NaN, so that it gets no code.
-    least = max(least_of(dtype), math.sqrt(least_of(np.dtype(float))))  # D'D has squares
-    lost = out_of_range(matrix, a, least)[None] & (weight < least)
-    Y = jnp.where(lost.any(1, keepdims=True), jnp.nan, Y)
-    return (near, Y, weight, ridge, X, *masks), (a, b)
-
-
-@programs.on_auto_axes
-@partial(jax.jit, static_argnums=(0, 1))
-def batch_result(
-    dtype: np.dtype, grid: Grid, answers: tuple[Array, ...], a: Array, b: Array, *signals: Array
-) -> Pursuit:
-    """The answers in the caller's dtype and units; D was divided by 2^a and the signals by 2^b.
-
-    Given D, the signals and their masks in these units, the function computes the residual of the
-    codes after rounding to half precision.
-    """
-    x, gap, residual, steps, converged = answers
-    if signals and dtype != x.dtype:
-        D, Y, *masks = signals
-        with jax.default_matmul_precision("highest"):
-            left = Y - rounded(x, dtype) @ D.T
-        residual = norm(masks[0] * left if masks else left, 1)
-    codes, k = ldexp(x, b - a).astype(dtype), (b - a)[:, 0]
-    converged = converged & jax.vmap(is_held)(codes, x, k)
-    if grid is not None:
-        codes = grid(codes) if callable(grid) else codes.reshape(-1, *grid)
-    residual = times_power(residual, b[:, 0]).astype(dtype)
-    return Pursuit(codes, gap.astype(dtype), residual, steps, converged)
-
-
-def lasso_of_many(
-    D, Y, lam, l2=0.0, start=None, masks=None, *, relative=False, tol=1e-6, nonnegative=False,
-    max_steps=10_000, warm=False,
+def lasso_of_rows(
+    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
+    nonnegative=False, max_steps=10_000,
 ):  # fmt: skip
-    """x, gap, residual, steps and converged of every signal, in numpy.
+    """The codes of the rows of Y, with the gap and the residual of the codes as they are returned.
 
     Args:
-        D, Y, lam, l2, start: as in `lasso_batch`, scaled near 1; lam is (n, 1) or (n, d).
-        masks: (n, m), 0 where an entry of a signal is not known, else 1.
+        D, Y, l2, start: as in `lasso_batch`, arrays of numpy.
+        lam: (1, 1), (1, d), (n, 1) or (n, d).
+        masks: (m,) or (n, m), whether an entry of a signal is known.
+        dtype: the dtype of the codes.
         relative: whether lam is a ratio to lam_max of every signal.
         tol, nonnegative, max_steps: as in `lasso_batch`.
-        warm: whether start holds codes.
     """
-    dtype, (D, Y, lam) = Y.dtype, (np.asarray(v, np.float64) for v in (D, Y, lam))
-    finite = np.isfinite(Y).all(1) & np.isfinite(lam).all(1) & np.isfinite(D).all() & D.any()
-    x, gap, residual, steps, _ = minima(
-        *(D, Y, lam, l2, start if warm else None, finite),
-        masks=masks,
-        relative=relative,
-        nonnegative=nonnegative,
-        slack=slack_of(D, Y, lam, tol, masks) if finite.any() else np.zeros(0),
-        tol=tol,
-        moves=max_steps,
+    from unrolled.pursuit import _active_set  # imports numba
+
+    answers = Answers.empty(len(Y), D.shape[1], dtype)
+    D = np.asarray(D, float)
+    D = D if masks is None or masks.ndim > 1 else D * masks[:, None]
+    if not (np.isfinite(D).all() and D.any()):
+        return answers
+    a = int(host_exponent(D))
+    near = np.ldexp(D, -a)
+    ridge = min(float(np.ldexp(float(l2), -2 * a)), _LARGEST)
+    units = Units(Y, lam, start, masks, np.dtype(dtype), a, D.any(0), np.abs(near).max(0))
+    problem = _active_set.problem_of(near, ridge, nonnegative)
+    levels: dict[bytes, float] = {}
+
+    def work(rows: slice) -> None:
+        y, b, known = units.signals(rows)
+        products = y @ near
+        lam = units.penalties(rows, b, products, relative, nonnegative)
+        some = units.codable(y, lam)
+        y, lam, b = y[some], lam[some], b[some, 0]
+        known = None if known is None else known[some]
+        codes = _active_set.minimise(
+            *(problem, y, products[some], lam, slack_of(near, y, lam, tol, known, levels)),
+            tol=tol,
+            moves=max_steps,
+            start=units.starts(rows.start + some, b),
+            masks=None if known is None else known.astype(float),
+            digits=units.digits,
+            finest=units.finest + a - b,
+        )
+        if units.digits < 53:  # a rounded code has no r that is orthogonal to the free atoms
+            for i in np.flatnonzero((lam == 0).any(1)):
+                A = near if known is None else near * known[i][:, None]
+                codes.gap[i] = gap_beside_free_atoms(
+                    A, y[i], codes.x[i], lam[i], ridge, nonnegative
+                )
+        units.store(answers, rows.start + some, b, tol, *codes[:4])
+
+    share(work, len(Y), _chunk(D.shape))
+    return answers
+
+
+class Units(NamedTuple):
+    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
+
+    Y: np.ndarray
+    lam: np.ndarray
+    start: np.ndarray | None
+    masks: np.ndarray | None
+    dtype: np.dtype  # of the codes
+    a: int
+    used: np.ndarray  # (d,), whether the atom is not zero
+    sizes: np.ndarray  # (d,), the largest entries of the scaled atoms
+
+    @property
+    def digits(self) -> int:
+        """The binary digits of an entry of a code."""
+        return int(jnp.finfo(self.dtype).nmant) + 1
+
+    @property
+    def finest(self) -> int:
+        """The exponent of the smallest number of the dtype."""
+        return int(jnp.finfo(self.dtype).minexp) - self.digits + 1
+
+    def signals(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Some signals, divided by 2^b; b, (n, 1); and the masks if every signal has its own."""
+        y, known = rows_of(self.Y, rows, self.dtype, "lasso_batch"), self.masks
+        if known is not None:
+            known = known if known.ndim == 1 else known[rows]
+            y = np.where(known, y, 0)
+        b = host_exponent(y, 1)
+        return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
+
+    def penalties(
+        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
+    ) -> np.ndarray:
+        """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
+        lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if relative:
+                top = products if nonnegative else np.abs(products)
+                return lam * np.maximum(top.max(1, keepdims=True), 0)
+            return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
+
+    def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        """The indices of the signals that get a code.
+
+        An atom that is below the range in these units may belong to the code if its penalty is also
+        below the range. Then the signal gets no code.
+        """
+        range_of = wide_dtype(self.dtype), np.dtype(float)
+        least = max(least_of(range_of[0]), math.sqrt(least_of(range_of[1])))  # D'D has squares
+        lost = self.used & (self.sizes < least)
+        finite = np.isfinite(y).all(1) & np.isfinite(lam).all(1)
+        return np.flatnonzero(finite & ~(lost & (lam < least)).any(1) if lost.any() else finite)
+
+    def starts(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+        """The codes to start from, scaled."""
+        if self.start is None:
+            return None
+        return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
+
+    def store(self, answers, rows, b, tol, x, gap, residual, steps) -> None:
+        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
+        with np.errstate(over="ignore"):
+            codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
+        gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
+        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol
+        for field, values in zip(answers, fields):
+            field[rows] = values
+
+
+def gap_beside_free_atoms(
+    D: np.ndarray, y: np.ndarray, x: np.ndarray, lam: np.ndarray, l2: float, nonnegative: bool
+) -> float:
+    """`duality_gap`, relative to norm(y)^2 / 2, of a code with free atoms (lam 0), in float64.
+
+    The residual of the dual point has no part in the span of the free atoms; with l2 > 0, the
+    conjugate of the penalty gives a dual value at the residual itself.
+    """
+    r = y - D @ x
+    half = y @ y / 2 or 1.0
+    if l2 > 0:
+        h = r @ D
+        within = np.minimum(h, lam) if nonnegative else np.clip(h, -lam, lam)
+        excess = np.maximum(lam * np.abs(x) - x * within, 0)
+        return float(np.sum(l2 / 2 * (x - (h - within) / l2) ** 2 + excess)) / half
+    free = np.broadcast_to(lam == 0, x.shape)
+    span, values, _ = np.linalg.svd(
+        D[:, free & (x > 0) if nonnegative else free], full_matrices=False
     )
-    integer = jax.dtypes.canonicalize_dtype(int)
-    numbers = (x.astype(dtype), gap.astype(dtype), residual.astype(dtype), steps.astype(integer))
-    return *numbers, gap <= tol
+    span = span[:, values > max(D.shape) * np.finfo(float).eps * values.max(initial=0)]
+    nu = r - span @ (r @ span)
+    g = nu @ D
+    size = (g if nonnegative else np.abs(g))[~free]
+    if nonnegative and (g[free & (x == 0)] > _SLACK * np.linalg.norm(y)).any():
+        return float(np.sum(r**2) / 2 + np.sum(lam * np.abs(x))) / half  # the dual point 0
+    paid = np.broadcast_to(lam, x.shape)[~free]
+    s = min(1.0, float((paid / np.maximum(size, paid)).min(initial=1)))
+    excess = np.maximum(paid * np.abs(x[~free]) - s * x[~free] * g[~free], 0)
+    return float(np.sum((r - nu) ** 2) / 2 + (1 - s) ** 2 * np.sum(nu**2) / 2 + excess.sum()) / half
 
 
 def minima(
@@ -347,100 +359,96 @@ def minima(
     Y: np.ndarray,
     lam: np.ndarray,
     l2: float,
-    start: np.ndarray | None,
+    start: np.ndarray,
     finite: np.ndarray,
     *,
-    masks: np.ndarray | None = None,
-    relative: bool = False,
     nonnegative: bool,
     slack: np.ndarray,
     **limits: Any,
-) -> tuple[np.ndarray, ...]:
-    """x, gap, residual, moves and rounds of the active set method, for every signal.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The codes and the rounds of the active set method, for signals scaled near 1.
 
     Args:
-        D, Y, lam, l2, start, masks, relative, nonnegative: as in `lasso_of_many`, in float64.
-        finite: (n,), whether to code a signal; otherwise its code is zero and its gap is infinite.
-        slack: (n,), the largest violation, relative to the norm of the atom, at which a constraint
-            counts as met.
-        limits: the limits of `_active_set.minimise`.
+        D, Y, lam, l2, start, nonnegative: as in `lasso_of_rows`, in float64.
+        finite: (n,), whether to code a signal; otherwise its code is zero.
+        slack, limits: operands of `_active_set.minimise`.
     """
     from unrolled.pursuit import _active_set  # imports numba
 
-    n, d = len(Y), D.shape[1]
-    results = np.zeros((n, d)), np.full(n, np.inf), np.full(n, np.nan), *np.zeros((2, n), int)
-    if not finite.any():
-        return results
-    problem = _active_set.problem_of(D, float(l2), nonnegative)
+    x, rounds = np.zeros((len(Y), D.shape[1])), np.zeros(len(Y), int)
+    problem, rows = _active_set.problem_of(D, float(l2), nonnegative), np.flatnonzero(finite)
 
-    def work(part: np.ndarray) -> None:
-        signals, weights = Y[part], np.ascontiguousarray(lam[part])
-        products = signals @ D
-        if relative:
-            top = products if nonnegative else np.abs(products)
-            weights = weights * np.maximum(top.max(1, keepdims=True), 0)
-        first = None if start is None else start[part].astype(np.float64)
-        own = None if masks is None else masks[part].astype(np.float64)
-        operands = (problem, signals, products, weights, slack[part])
-        minimised = _active_set.minimise(*operands, start=first, masks=own, **limits)
-        for result, some in zip(results, minimised):
-            result[part] = some
+    def work(part: slice) -> None:
+        some = rows[part]
+        signals = Y[some]
+        operands = problem, signals, signals @ D, np.ascontiguousarray(lam[some]), slack[some]
+        codes = _active_set.minimise(*operands, start=start[some], **limits)
+        x[some], rounds[some] = codes.x, codes.rounds
 
-    parts = _parts(finite, D.shape)
-    if len(parts) == 1:
-        work(parts[0])
-        return results
-    with threads() as team:
-        team.share(work, parts)
-    return results
+    if len(rows):
+        share(work, len(rows), _chunk(D.shape))
+    return x, rounds
 
 
-def _parts(finite: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Chunks of the finite rows; no chunk crosses a block, because files are read by blocks."""
+def _chunk(shape: tuple[int, ...]) -> int:
+    """The number of signals in a chunk of a thread."""
     m, d = shape
-    size = min(max(_PRODUCTS // (min(m, d) ** 2 * d), _FEWEST), _CHUNK)
-    blocks = (first + np.flatnonzero(finite[first : first + BLOCK]) for first in blocks_of(finite))
-    return [rows[i : i + size] for rows in blocks for i in range(0, len(rows), size)]
-
-
-def blocks_of(rows: Any) -> range:
-    """The first rows of the blocks; only the arrays of one block are in memory."""
-    return range(0, len(rows), BLOCK)
+    return min(max(_PRODUCTS // (min(m, d) ** 2 * d), _FEWEST), _CHUNK)
 
 
 def slack_of(
-    D: np.ndarray, Y: np.ndarray, lam: np.ndarray, tol: float, masks: np.ndarray | None = None
+    D: np.ndarray,
+    Y: np.ndarray,
+    lam: np.ndarray,
+    tol: float,
+    masks: np.ndarray | None,
+    levels: dict[bytes, float],
 ) -> np.ndarray:
-    """The slack of every signal, (n,), as described in `minima`.
+    """The largest violation, (n,), relative to the norm of the atom, at which a constraint is met.
 
     For a free atom, which has no penalty, |d_i . r| counts as 0 up to the slack. The slack is
     reduced if it could otherwise hide an excess of tol / 2. Let sigma be the least nonzero singular
     value of the k free unit atoms u_i. If |u_i . r| <= e for all i, the distance of r from the
-    vectors orthogonal to these atoms is at most e sqrt(k) / sigma.
+    vectors orthogonal to these atoms is at most e sqrt(k) / sigma. `levels` keeps the slack of each
+    pair of a mask and free atoms.
     """
     sizes, free = np.linalg.norm(Y, axis=1), lam == 0
     if not free.any():
         return _SLACK * sizes
-    known = np.ones((1, len(D))) if masks is None else masks
-    pairs = np.hstack([np.broadcast_to(v, (len(Y), v.shape[1])) for v in (known > 0, free)])
-    pairs, which = np.unique(pairs, axis=0, return_inverse=True)
-    level = np.full(len(pairs), _SLACK)
-    for i, (rows, is_free) in enumerate(zip(pairs[:, : len(D)], pairs[:, len(D) :])):
+    known = np.ones((1, len(D)), bool) if masks is None else masks
+
+    def level(rows: np.ndarray, is_free: np.ndarray) -> float:
         A = D[rows]
         norms = np.linalg.norm(A, axis=0)
         atoms = np.broadcast_to(is_free, norms.shape) & (norms > 0)
-        if atoms.any():
-            s = np.linalg.svd(A[:, atoms] / norms[atoms], compute_uv=False)
-            sigma = s[s > max(D.shape) * np.finfo(float).eps * s[0]].min()
-            level[i] = min(_SLACK, tol * sigma / (4 * math.sqrt(atoms.sum())))
-    return level[which.reshape(len(Y))] * sizes
+        if not atoms.any():
+            return _SLACK
+        s = np.linalg.svd(A[:, atoms] / norms[atoms], compute_uv=False)
+        sigma = s[s > max(D.shape) * np.finfo(float).eps * s[0]].min()
+        return min(_SLACK, tol * sigma / (4 * math.sqrt(atoms.sum())))
+
+    for i in range(len(Y)):
+        rows, is_free = known[i % len(known)], free[i]
+        if (key := rows.tobytes() + is_free.tobytes()) not in levels:
+            levels[key] = level(rows, is_free)
+        sizes[i] *= levels[key]
+    return sizes
+
+
+def _penalties(
+    D: Dictionary, lam: ArrayLike, name: str, where: str, dtype: np.dtype, n: int
+) -> Any:
+    """The checked penalties of n signals; known numbers keep the digits that the caller gave."""
+    checked = _problem.penalty(D, lam, name, where, dtype, batch=n)
+    return np.asarray(lam, float) if isinstance(checked, np.ndarray) else checked
+
+
+def as_rows(weight: Any) -> Any:
+    """One penalty, or one for each atom, as one row; an array that is not traced in numpy."""
+    return np.atleast_2d(weight) if checks.is_concrete(weight) else jnp.atleast_2d(weight)
 
 
 def weights_of_many(D: Dictionary, lam: ArrayLike, n: int, where: str) -> np.ndarray:
     """The penalties of n signals, checked, in float64: (n, 1) or (n, d)."""
-    weight = spread(
-        D, flat_code(D, _problem.penalty(D, lam, "lam", where, np.dtype(float), batch=n))
-    )
-    weight = np.asarray(weight, np.float64)
-    columns = D.shape[1] if weight.shape[-1:] == D.shape[1:] else 1
-    return np.broadcast_to(weight, (n, columns))
+    weight = as_rows(spread(D, flat_code(D, _penalties(D, lam, "lam", where, np.dtype(float), n))))
+    return np.broadcast_to(weight, (n, weight.shape[1])).astype(float)

@@ -105,11 +105,17 @@ class Threshold:
         activation = activation_in_units(self.activation, problem.b)
         penalty = self.penalty.of(D)
         x = penalty.shrink(y @ D, theta, activation)
-        gap, residual = relative_gap(D, y, theta, x, penalty=penalty), norm(y - D @ x)
-        # If D is large, the residual leaves the range, and infinities of both signs make nan.
-        finite = jnp.isfinite(x).all()
-        gap, residual = (jnp.where(finite & jnp.isnan(v), jnp.inf, v) for v in (gap, residual))
-        return Found(x, gap, jnp.ones((), int), gap <= self.tol, residual)
+
+        def known(v):
+            # If D is large, the residual leaves the range, and infinities of both signs make nan.
+            return jnp.where(jnp.isfinite(x).all() & jnp.isnan(v), jnp.inf, v)
+
+        def judge(x):
+            gap = known(relative_gap(D, y, theta, x, penalty=penalty))
+            return gap, gap <= self.tol
+
+        gap, met = judge(x)
+        return Found(x, gap, jnp.ones((), int), met, known(norm(y - D @ x)), judge=judge)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -390,7 +396,12 @@ class Relaxed:
         y, lam = problem.y, problem.lams[-1]
         form, effective = StaticPart(np.dtype(y.dtype)), (Composed(*problem.Ds),)
         (x,), gap, _, steps, met = run(self.method, form, effective, y, (lam,), None, None, None)
-        return Found(x, gap, steps, met)
+
+        def judge(x):
+            gap = relative_gap(effective[0], y, lam, x)
+            return gap, gap <= (self.method.tol or 0)
+
+        return Found(x, gap, steps, met, judge=judge)
 
 
 @dataclass(frozen=True)

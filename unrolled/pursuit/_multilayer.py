@@ -99,6 +99,7 @@ class _Best(NamedTuple):
 
     x: Array  # (d_J,)
     zeros: Codes  # where the codes are zero up to rounding
+    multipliers: Codes
     gap: Array  # ()
 
 
@@ -135,7 +136,9 @@ class MultiLayer:
             gaps = gap(x, Us), gap(vertex, theirs)
             exact = gaps[1] <= gaps[0]
             zeros = tuple(zero & exact for zero in zeros)
-            return _Best(jnp.where(exact, vertex, x), zeros, jnp.where(exact, gaps[1], gaps[0]))
+            multipliers = tuple(jnp.where(exact, V, U) for U, V in zip(Us, theirs))
+            least = jnp.where(exact, gaps[1], gaps[0])
+            return _Best(jnp.where(exact, vertex, x), zeros, multipliers, least)
 
         root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, below)))
         T = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(len(root), dtype=y.dtype))
@@ -150,8 +153,13 @@ class MultiLayer:
         def not_done(carry):
             return (carry[1].gap > self.tol) & (carry[0].steps < self.max_steps)
 
-        state, (x, zeros, least) = programs.while_loop(not_done, body, (state, best(state)))
-        return Found(x, least, state.steps, least <= self.tol, zeros=zeros)
+        state, (x, zeros, Us, least) = programs.while_loop(not_done, body, (state, best(state)))
+
+        def judge(x):
+            least = gap(x, Us)
+            return least, least <= self.tol
+
+        return Found(x, least, state.steps, least <= self.tol, zeros=zeros, judge=judge)
 
 
 def _products(Ds: Sequence[Operator], y: Array) -> tuple[Array, Codes]:

@@ -15,13 +15,13 @@ from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import (
     exponent,
+    host_exponent,
     ldexp,
     norm,
     power_of_two,
     times_power,
     wide_dtype,
 )
-from unrolled._base.threads import threads
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -34,7 +34,7 @@ from unrolled.dictionaries import (
 from unrolled.penalties import L1, Penalty
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso import Penalized, on_branch, slope
-from unrolled.pursuit._lasso_batch import batch_result, in_chunks, on_the_host, operands_of_many
+from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
 from unrolled.pursuit._problem import (
     Found,
     Problem,
@@ -42,7 +42,7 @@ from unrolled.pursuit._problem import (
     as_operand,
     check_number,
     checked_single,
-    out_of_range,
+    least_of,
     run,
 )
 
@@ -61,14 +61,6 @@ def negligible(m: int, dtype: np.dtype) -> float:
     have few correct digits.
     """
     return 4 * math.sqrt(m) * float(np.finfo(dtype).eps)
-
-
-def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
-    """Call `work` on chunks of n rows, on all cores."""
-    if n <= chunk:
-        return work(slice(None))
-    with threads() as team:
-        team.share(work, [slice(first, first + chunk) for first in range(0, n, chunk)])
 
 
 def match(
@@ -406,74 +398,67 @@ def omp_batch(
             raise ValueError(
                 f"{where}: weights have shape {shape}; expected ({m},) or {signals.shape}"
             )
-    wide = wide_dtype(dtype)
-    V = as_operand(weights, wide)
-    host = partial(_matched, most=most, dtype=np.dtype(dtype), block=block_of(D), by_fit=by_fit)
-
-    def solved(Y: Array, rows: slice | None) -> Pursuit:
-        operands, a, b = _scaled(wide, D, Y, V[rows] if rows and np.ndim(V) == 2 else V)
-        return batch_result(dtype, grid, on_the_host(host, operands, d), a, b)
-
-    return in_chunks(solved, signals, where)
-
-
-@programs.on_auto_axes
-@partial(jax.jit, static_argnums=0)
-def _scaled(dtype: np.dtype, D: Operator, Y: Array, weights: Any) -> tuple[tuple, Array, Array]:
-    """Atoms, Y and weights scaled near 1, and the exponents of D and of every weighted signal.
-
-    The first tuple also holds the exponents of the atoms relative to the exponent of D, and whether
-    each atom is below the range of the dtype.
-    """
-    matrix, Y = dense(checks.cast(D, dtype)), Y.astype(dtype)
-    k, a = exponent(matrix, 0), exponent(matrix)
-    lost = out_of_range(matrix, k)
-    matrix, k = times_power(matrix, -k), k[0] - a
-    if weights is None:
-        b = exponent(Y, 1)
-        return (matrix, times_power(Y, -b), k, lost), a, b
-    V = jnp.broadcast_to(jnp.asarray(weights, dtype), Y.shape)
-    c = exponent(V, 1) // 2
-    V = ldexp(V, -2 * c)
-    Y = jnp.where(V > 0, Y, 0)
-    b = exponent(jnp.sqrt(V) * Y, 1)
-    return (matrix, times_power(Y, -b), k, lost, V, c), a, b
+    options: dict[str, Any] = dict(dtype=np.dtype(dtype), block=block_of(D), by_fit=by_fit)
+    V = as_operand(weights, wide_dtype(dtype))
+    host = partial(_matched, most=most, **options)
+    return on_the_host(host, (dense(D), signals, V), d, dtype, grid)
 
 
 def _matched(
     D: np.ndarray,
     Y: np.ndarray,
-    k: np.ndarray,
-    lost: np.ndarray,
-    V: np.ndarray | None = None,
-    c: np.ndarray | None = None,
+    V: np.ndarray | None,
     *,
     most: int,
     dtype: np.dtype,
     block: int,
     by_fit: bool,
-) -> tuple[np.ndarray, ...]:
-    """x, gap, residual, steps and converged of every signal, with atoms D 2^k.
-
-    The residual belongs to x rounded to the dtype.
-    """
-    finite = np.isfinite(Y).all(1) & np.isfinite(D).all()
-    Y = np.where(finite[:, None], Y, 0)
+) -> Answers:
+    """The codes of the rows of Y, and the residuals of the codes as they are returned."""
+    answers, wide = Answers.empty(len(Y), D.shape[1], dtype), wide_dtype(dtype)
+    if not np.isfinite(D).all():
+        return answers
+    D = D.astype(wide)
+    a, k = int(host_exponent(D)), host_exponent(D, 0)
+    lost = D.any(0) & (np.abs(np.ldexp(D, -a)).max(0) < least_of(wide))
+    D, k = np.ldexp(D, -k), k[0] - a
     norms = np.ldexp(np.linalg.norm(D, axis=0), k)
-    counts, inside = np.zeros(len(Y), int), np.zeros(len(Y), Y.dtype)
-    x = np.ldexp(match(D, Y, most, V, norms, (counts, inside), block, by_fit), -k)
-    r = Y - np.ldexp(x.astype(dtype).astype(x.dtype), k) @ D.T
-    root = 1 if V is None else np.sqrt(V)
-    residual = np.linalg.norm(root * r, axis=1)
-    energy = np.sum((root * Y) ** 2, 1)
-    gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
-    rounding = 4 * D.shape[0] * np.finfo(Y.dtype).eps
-    # No atom in the range helps, but an atom below the range might help.
-    short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
-    residual = np.where(finite, residual if c is None else np.ldexp(residual, c[:, 0]), np.nan)
-    met = (gap <= rounding) & ~short
-    kinds = x.dtype, x.dtype, jax.dtypes.canonicalize_dtype(int), bool
-    return x, *(v.astype(kind) for v, kind in zip((gap, residual, counts, met), kinds))
+    rounding = 4 * D.shape[0] * np.finfo(wide).eps
+
+    def work(rows: slice) -> None:
+        y = rows_of(Y, rows, dtype, "omp_batch").astype(wide)
+        weights, c = None, 0
+        if V is not None:
+            weights = np.broadcast_to(V[rows] if V.ndim == 2 else V, y.shape).astype(wide)
+            c = host_exponent(weights, 1) // 2
+            weights = np.ldexp(weights, -2 * c)
+            y = np.where(weights > 0, y, 0)
+        root = 1 if weights is None else np.sqrt(weights)
+        finite = np.isfinite(y).all(1)
+        y = np.where(finite[:, None], y, 0)
+        b = host_exponent(root * y, 1)
+        y = np.ldexp(y, -b)
+        counts, inside = np.zeros(len(y), int), np.zeros(len(y), wide)
+        x = match(D, y, most, weights, norms, (counts, inside), block, by_fit)
+        unit = b - a - k
+        with np.errstate(over="ignore", invalid="ignore"):
+            codes = np.ldexp(x, unit).astype(dtype)
+            kept = np.ldexp(codes.astype(wide), -unit)
+            size = np.abs(np.ldexp(x, -k)).max(1, initial=0, keepdims=True)
+            missed = np.abs(np.ldexp(kept - x, -k))
+        residual = np.linalg.norm(root * (y - kept @ D.T), axis=1)
+        energy = np.sum((root * y) ** 2, 1)
+        gap = np.where(finite, inside / np.where(energy > 0, energy, 1), np.inf)
+        # No atom in the range helps, but an atom below the range might help.
+        short = lost.any() & (counts < most) & (residual > rounding * np.sqrt(energy))
+        held = (missed <= 2 * float(jnp.finfo(dtype).eps) * size).all(1) & np.isfinite(codes).all(1)
+        converged = (gap <= rounding) & ~short & held
+        residual = np.where(finite, np.ldexp(residual[:, None], b + c)[:, 0], np.nan)
+        for field, values in zip(answers, (codes, gap, residual, counts, converged)):
+            field[rows] = values
+
+    share(work, len(Y), _CHUNK)
+    return answers
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ class Pursuit(Result):
     """A code, with its duality gap, its residual and the number of steps."""
 
     x: Array  # (d,)
-    # () duality gap of x for the LASSO, relative to norm(y)^2 / 2; in half precision the gap before
-    # x is rounded
-    gap: Array
+    gap: Array  # () duality gap of the returned x for the LASSO, relative to norm(y)^2 / 2
     residual: Array  # () norm(y - D x) of the returned x
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
@@ -118,6 +116,8 @@ class Found(NamedTuple):
     allowed: Array | None = None
     more: Any = ()  # further numbers of the result, without units
     zeros: Codes | None = None  # marks entries that are zero up to rounding
+    # (d_J,) -> the gap of a code x_J and whether it meets the aim; judges the code after rounding
+    judge: Callable[[Array], tuple[Array, Array]] | None = None
 
 
 def fixed_norm(D: Operator) -> Array:
@@ -232,11 +232,16 @@ def largest_product(D: Operator, y: Array, penalty: Penalty) -> Array:
 def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]:
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
 
-    The residual belongs to the returned code. If the aim is a bound on the residual, `converged`
-    tests this residual. An atom that is below the range may belong to the code if its penalty is
-    below the range, too. Then no bound is known: the gap is inf and `converged` is False.
+    Residual and gap belong to the returned code: a judge tests codes in half precision again after
+    they are rounded. Without a judge the gap belongs to the code before it is rounded. If the aim
+    is a bound on the residual, `converged` tests this residual. An atom that is below the range may
+    belong to the code if its penalty is below the range, too. Then no bound is known: the gap is
+    inf and `converged` is False.
     """
     x, residual, converged, gap = answer.x, answer.residual, answer.met, answer.gap
+    if answer.judge is not None and form.dtype != problem.y.dtype:
+        assert not isinstance(x, tuple)
+        gap, converged = answer.judge(rounded(x, form.dtype))
     for lam, lost in zip(problem.lams, problem.lost):
         unknown = (lost & (lam < least_of(problem.y.dtype))).any()
         gap, converged = jnp.where(unknown, jnp.inf, gap), converged & ~unknown
@@ -372,7 +377,7 @@ def one_by_one(D: Dictionary, lam: Any) -> Any:
 def flat_code(D: Dictionary, x: ArrayLike) -> ArrayLike:
     """A code (or penalties) of shape `D.code_grid`, flattened; anything else unchanged."""
     if isinstance(D, Conv) and np.shape(x)[-len(D.code_grid) :] == D.code_grid:
-        x = jnp.asarray(x)
+        x = x if isinstance(x, np.ndarray) else jnp.asarray(x)
         return x.reshape(*x.shape[: -len(D.code_grid)], math.prod(D.code_grid))
     return x
 
@@ -522,7 +527,7 @@ def as_start(D: Dictionary, start: Any, what: str, where: str, batch: tuple[int,
     if start is None:
         return None
     start, shape = as_flat(D, start, len(batch))[0], (*batch, D.shape[1])
-    start = flat_code(D, checks.as_float(start, "start", where))
+    start = flat_code(D, checks.on_host_or_device(start, "start", where))
     if start.shape != shape:
         raise ValueError(f"{where}: start has shape {start.shape}; expected {what}{shape}")
     checks.finite(start, "start", where)

@@ -543,8 +543,20 @@ class Splitting:
         lam = lam * jnp.exp2((1 - self.p) * (-problem.up[0]).astype(y.dtype))
         x, missed, steps = self._minimised(*lax.stop_gradient((D, y, lam, 1 / size**2, x)))
         x = on_branch(partial(_slope, self.p), 10 * min(D.shape), (D, y, lam), x)
-        gap = missed if self.p == 1 else jnp.full_like(missed, jnp.inf)
-        return Found(x, gap, steps, missed <= self.tol)
+
+        def judge(x, missed=None):
+            missed = self._missed(D, y, lam, x) if missed is None else missed
+            gap = missed if self.p == 1 else jnp.full_like(missed, jnp.inf)
+            return gap, missed <= self.tol
+
+        gap, met = judge(x, missed)
+        return Found(x, gap, steps, met, judge=judge)
+
+    def _missed(self, D: Operator, y: Array, lam: Array, x: Array) -> Array:
+        """The gap if p is 1, else the deviation of x from stationarity."""
+        if self.p == 1:
+            return relative_gap(D, y, lam, x)
+        return _off_stationary(D, y, x, lam, self.p)
 
     def _minimised(
         self, D: Operator, y: Array, lam: Array, gamma: Array, x: Array
@@ -565,14 +577,13 @@ class Splitting:
             x = state.x
             return State(power_threshold(x + gamma * ((y - D @ x) @ D), gamma * lam, p))
 
-        def misses(state: State) -> Array:
-            if p == 1:
-                return relative_gap(D, y, lam, state.x)
-            return _off_stationary(D, y, state.x, lam, p)
-
         x, _ = programs.scan(stage, x, jnp.asarray(self.betas, y.dtype) / gamma)
         state, last, missed = solve(
-            descend, State(x), misses, tol=self.tol, max_steps=self.max_steps
+            descend,
+            State(x),
+            lambda state: self._missed(D, y, lam, state.x),
+            tol=self.tol,
+            max_steps=self.max_steps,
         )
         return state.x, missed, len(self.betas) * self.steps + last
 

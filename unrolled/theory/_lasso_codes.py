@@ -205,7 +205,7 @@ def _proved(
     D, Y, X, lam, l2, a, b = problem
     n, d = X.shape
     slack = _SLACK * np.linalg.norm(Y, axis=1)
-    Z, *_, rounds = minima(
+    Z, rounds = minima(
         *(D, Y, lam, l2, X, finite),
         nonnegative=nonnegative,
         slack=slack,

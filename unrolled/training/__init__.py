@@ -17,7 +17,7 @@ from unrolled.training._loop import drive
 from unrolled.training._losses import *
 from unrolled.training._losses import lasso_loss as lasso  # its former name, in no list
 from unrolled.training._objective import *
-from unrolled.training._objective import Data, Objective, check_loss
+from unrolled.training._objective import Data, Objective
 from unrolled.training._options import *
 from unrolled.training._options import OptionsWithoutProgress, PlainRun, RunOptions
 from unrolled.training._recipe import *

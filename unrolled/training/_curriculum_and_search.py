@@ -225,9 +225,7 @@ def curriculum(
     plan = _plan(K, stages, decay)
     objective = Objective.of("curriculum", layer, loss, staged=True)
     dtype = checks.common_dtype(params, D)
-    signals = Signals.of(
-        D, sample, key, validation=validation, mask=mask, dtype=dtype, where="curriculum"
-    )
+    signals = Signals.of(D, sample, key, validation, mask, dtype, "curriculum")
     data = Data.of(objective, params, signals, trainable=trainable)
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
     config: dict[str, Any] = {"rate": float(rate), "steps_per_stage": steps}

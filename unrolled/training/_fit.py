@@ -112,7 +112,7 @@ def fit(
     how = Run.of("fit", run)
     objective = Objective.of("fit", model, loss)
     dtype = checks.common_dtype(params, D)
-    signals = Signals.of(D, sample, key, validation=validation, mask=mask, dtype=dtype, where="fit")
+    signals = Signals.of(D, sample, key, validation, mask, dtype, "fit")
     data = Data.of(objective, params, signals, learn_dictionary, trainable)
     if isinstance(model, fista) and model.guard is None and objective.of_lasso:
         checks.warn(

@@ -90,7 +90,7 @@ def _log_nmse(codes, target):
 
 
 @checked
-def lasso_loss(lam: ArrayLike) -> Loss:
+def lasso_loss(lam: ArrayLike, *, relative: bool = False) -> Loss:
     """Unsupervised loss: the mean over the batch of 1/2 norm(y - D x_K)^2 + lam norm(x_K, 1).
 
     For a network the loss is the sum over the blocks; the signal of a block is the code of the
@@ -98,6 +98,8 @@ def lasso_loss(lam: ArrayLike) -> Loss:
 
     Args:
         lam: weight of the l1 norm.
+        relative: whether to divide the objective of each signal by 1/2 norm(y)^2, the objective of
+            the zero code, so that large signals do not outweigh small signals.
 
     Raises:
         ValueError: lam is negative or NaN, and not traced.
@@ -108,7 +110,7 @@ def lasso_loss(lam: ArrayLike) -> Loss:
         5.0
     """
     checks.nonnegative(lam, "lam", "lasso_loss")
-    return _Lasso(lam)
+    return _Lasso(lam, relative)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,16 +118,24 @@ class _Lasso:
     """The loss of `lasso_loss`; the ISTA with which a run is compared has the same lam."""
 
     lam: ArrayLike
+    relative: bool = False
     of_last = True
 
     def __call__(self, codes: Any, X: Any, D: Any, Y: Array) -> Array:
-        return _lasso(codes, D, Y, self.lam)
+        return _lasso(codes, D, Y, self.lam, self.relative)
 
 
-@program()
-def _lasso(codes, D, Y, lam):
+@program("relative")
+def _lasso(codes, D, Y, lam, relative):
     blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
-    return sum(jnp.mean(_objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))) for D, Y, x in blocks)
+    return sum(jnp.mean(_values(D, Y, x, lam, relative)) for D, Y, x in blocks)
+
+
+def _values(D, Y, x, lam, relative):
+    """The objectives of codes, or their shares of the objectives of zero codes."""
+    values = _objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))
+    zero = jnp.sum(jnp.square(Y), axis=-1) / 2
+    return values / jnp.where(zero > 0, zero, 1) if relative else values
 
 
 def _objective(D):

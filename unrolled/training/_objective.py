@@ -183,15 +183,6 @@ def _spread(trainable, params, where: str):
         ) from error
 
 
-def check_loss(loss: Any, where: str) -> None:
-    """Raise TypeError unless `loss` is a function."""
-    if not callable(loss):
-        raise TypeError(
-            f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
-            "training.supervised, or training.lasso_loss(lam) without codes"
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Objective:
     """The mean loss of the codes of a layer or a network.
@@ -208,18 +199,13 @@ class Objective:
 
     @classmethod
     def of(cls, where: str, model: Any, loss: Any, *, staged: bool = False) -> Self:
-        """The objective of a layer or a network.
-
-        Raises:
-            TypeError: `model` is neither a layer nor a network, or `loss` is not a function.
-        """
+        """The objective of a layer or a network; TypeError for another model."""
         if not isinstance(model, Layer | Network):
             of_flax = any(base.__module__.startswith("flax.") for base in type(model).__mro__)
             raise TypeError(
                 f"{where}: expected a Layer or a Network, got {type(model).__name__}"
                 + ("; try unrolled.nnx.fit" if of_flax else "")
             )
-        check_loss(loss, where)
         of_last = not staged and getattr(loss, "of_last", False)
         return cls(where, model, loss, lam_of(loss, model), of_last, staged)
 

@@ -8,6 +8,7 @@ from typing import Any, Self, TypedDict
 from jax.sharding import Mesh
 
 from unrolled._base.arguments import OPTIONS
+from unrolled._base.packages import require
 from unrolled._base.programs import data_mesh
 from unrolled.records import Record, accept, option
 from unrolled.training._files import Checkpoint
@@ -44,11 +45,11 @@ class PlainRun(Record):
 
 def _as_callbacks(callbacks: Any, name: str, where: str) -> tuple:
     """The callbacks, each compared by identity, because a record must keep the given objects."""
-
-    def one(callback):
-        return callback if type(callback).__hash__ is object.__hash__ else partial(callback)
-
-    return tuple(map(one, callbacks))
+    callbacks = tuple(callbacks) if isinstance(callbacks, Iterable) else (None,)
+    if not all(map(callable, callbacks)):
+        raise TypeError(f"{where}: {name} must be an iterable of functions of (record, params)")
+    own = (type(callback).__hash__ is object.__hash__ for callback in callbacks)
+    return tuple(c if is_own else partial(c) for c, is_own in zip(callbacks, own))
 
 
 class Run(PlainRun):
@@ -118,6 +119,8 @@ class Run(PlainRun):
         values = {name: accept(fields[name], value, name, where) for name, value in options.items()}
         run = cls(**values)
         sharing(run.accumulate, run.mesh, run.reduction, where)
+        if run.progress:
+            require(f"{where}(progress=True)", "rich")
         return run
 
     @property

@@ -12,7 +12,7 @@ import optax
 
 from unrolled import layers, metrics
 from unrolled._base import checks
-from unrolled._base.arguments import OPTIONS, checked, unknown_option
+from unrolled._base.arguments import checked, unknown_option
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
@@ -270,18 +270,14 @@ def by_recipe(
 
 def _run_of(cls: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
     """Take the options of the run out of `options`; the others must belong to the family."""
-    run: dict[str, Any] = {}
-    for name in [*options]:
-        if name in OPTIONS[RunOptions]:
-            run[name] = options.pop(name)
+    of_run, of_family = Run.__signature__.parameters, cls.__signature__.parameters
+    run = {name: options.pop(name) for name in of_run if name in options}
     Run.of("by_recipe", run)
-    known = [*OPTIONS[RunOptions], *cls.__dataclass_fields__]
-    for name in options:
-        if name not in known:
-            raise TypeError(
-                f"by_recipe: {unknown_option(name, known)}; the options are those of "
-                f"{cls.__name__} and of training.Run"
-            )
+    for name in options.keys() - of_family.keys():
+        problem = unknown_option(name, [*of_run, *of_family])
+        raise TypeError(
+            f"by_recipe: {problem}; the options are those of {cls.__name__} and of training.Run"
+        )
     return run
 
 

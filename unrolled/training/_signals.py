@@ -47,7 +47,6 @@ class Signals(NamedTuple):
         D: Dictionaries | None,
         sample: Any,
         key: Key,
-        *,
         validation: tuple | None = None,
         mask: Any = None,
         dtype: Any = None,

@@ -47,6 +47,11 @@ def run_stages(
             f"{where}: optimizer must be an optax GradientTransformation, "
             f"got {type(optimizer).__name__}"
         )
+    if not callable(loss := objective.loss):
+        raise TypeError(
+            f"{where}: loss must be a function of (codes, X, D, Y), got {type(loss).__name__}; try "
+            "training.supervised, or training.lasso_loss(lam) without codes"
+        )
     lengths = [steps if stage.steps is None else stage.steps for stage in stages]
     total = sum(lengths)
     same = {"key": key_text(data.signals.key), "evaluate_every": run.evaluate_every} | (

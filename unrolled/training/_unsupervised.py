@@ -56,6 +56,7 @@ def unsupervised(
     key: Key,
     family: str | None = None,
     steps: int = 2000,
+    relative: bool = False,
     validation: tuple | Any = None,
     mask: ArrayLike | None = None,
     **run: Unpack[RunOptions],
@@ -89,6 +90,10 @@ def unsupervised(
             trains only 2 K numbers, in less time than "lfista_cp". A family of your own is trained
             like `bcd`, from `init` at the rates `without_codes` of its `Recipe`.
         steps: number of training steps of the last run; no earlier run takes more steps.
+        relative: whether each signal counts relative to its energy: the recipe then minimises the
+            mean of F(x_K) / F(0), where F is the objective above, instead of the mean of F. If
+            signals have unequal sizes, fewer signals end worse than at the start, and the mean of F
+            may be larger (benchmarks/recipe.py --relative).
         validation, mask: as in `fit`.
         run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
             last training: a resumed run repeats the trials, which take seconds.
@@ -134,10 +139,11 @@ def unsupervised(
         )
     how = Run.of(_NAME, run)
     D = as_dictionary(D, _NAME)
-    signals = Signals.of(D, Y, key, validation=validation, mask=mask, where=_NAME)
+    signals = Signals.of(D, Y, key, validation, mask, where=_NAME)
     judged_on = signals.validation[0]
     atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
-    problem = _Problem(signals._replace(D=atoms), lam, _units(atoms, judged_on))
+    units = _units(atoms, judged_on)
+    problem = _Problem(signals._replace(D=atoms), lam, relative, units)
     layer: Any = _plain(FAMILIES[family or family_without_codes(atoms, mask)], depth, lam)
     if not layer.takes_parts:
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
@@ -193,16 +199,19 @@ class _Problem(NamedTuple):
 
     signals: Signals
     lam: float
+    relative: bool
     units: _Units
 
     def training(
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
         """The objective, the data and the optimiser of a run that trains `layer` from `start`."""
-        objective = Objective.of(_NAME, layer, lasso_loss(self.lam))
+        loss = lasso_loss(self.lam, relative=self.relative)
+        objective = Objective.of(_NAME, layer, loss)
         data = Data.of(objective, start, self.signals)
         units = Trained(layer.param_units(start, *self.units), data.trained.D)  # leaves: None
-        return objective, data, _optimizer(units, self.units.signal**2)
+        energy = 1.0 if self.relative else self.units.signal**2
+        return objective, data, _optimizer(units, energy)
 
 
 class _Run(NamedTuple):

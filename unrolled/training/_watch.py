@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
+from unrolled._base.packages import is_installed
 from unrolled.networks import exceeds, worse
 from unrolled.training._loop import Loop
 from unrolled.training._options import Run
@@ -71,7 +72,8 @@ def bar(steps: int, progress: bool | None) -> Iterator[Callback]:
     `steps` is the number of steps of all runs that one after another call the callback.
     """
     if progress is None:  # show a bar on a terminal
-        progress = sys.stderr.isatty() and threading.current_thread() is threading.main_thread()
+        on_terminal = sys.stderr.isatty() and is_installed("rich")
+        progress = on_terminal and threading.current_thread() is threading.main_thread()
     if not progress:
         yield lambda record, params: None
         return

@@ -234,3 +234,29 @@ def test_levels_and_penalties_out_of_range_are_refused():
     with pytest.raises(ValueError, match="failure_rate: level is nan"):
         metrics.failure_rate(np.ones((2, 3)), np.ones((2, 3)), np.nan)
     assert metrics.failure_rate(np.zeros((2, 3)), np.ones((2, 3)), 5000.0) == 0
+
+
+def test_a_new_number_of_rows_compiles_nothing(compiled):
+    def scores(n):
+        X = np.random.default_rng(n).normal(size=(n, 5)).astype(np.float32)
+        for score in (metrics.nmse, metrics.mean_nmse, metrics.signal_nmse):
+            score(0.9 * X, X)
+        return metrics.failure_rate(X, X), metrics.support_scores(X, X)
+
+    scores(2)
+    before = len(compiled)
+    scores(3), scores(7)
+    assert len(compiled) == before
+
+
+@pytest.mark.parametrize("name", ["nmse", "mean_nmse", "failure_rate", "support_scores", "psnr"])
+def test_known_arrays_have_the_scores_of_traced_ones(name):
+    rng, score = np.random.default_rng(0), getattr(metrics, name)
+    X = rng.normal(size=(6, 4)).astype(np.float32)
+    X[1], X[2, 0] = 0, np.inf
+    Z = np.where(np.arange(6)[:, None] % 2, X, X + rng.normal(size=X.shape)).astype(np.float32)
+    for rows in (slice(None), slice(3, None), slice(1, 2)):
+        known, traced = score(Z[rows], X[rows]), jax.jit(score)(Z[rows], X[rows])
+        for ours, theirs in zip(*map(jax.tree.leaves, (known, traced)), strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5)

@@ -224,7 +224,7 @@ def test_half_precision_where_the_atoms_of_a_support_depend():
     for seed in range(6):
         A = unit(normal(seed, 8, 20)).astype(np.float16)
         signal = normal(50 + seed, 8).astype(np.float16)
-        found = pursuit.lasso(A, signal, ratio=0.01, tol=1e-2, max_steps=300)
+        found = pursuit.lasso(A, signal, ratio=0.01, tol=2e-2, max_steps=300)
         assert found.converged and np.isfinite(found.x).all()
 
 

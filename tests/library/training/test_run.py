@@ -154,5 +154,6 @@ test_wrong_options_are_refused_under_the_name_of_the_function = rows(
         "step_lista trains 4 starts, and a checkpoint holds one run; try to set lam",
     ),
     (lambda: Run(patience=0), ValueError, "Run: patience must be at least 1, got 0"),
+    (lambda: Run(callbacks=3), TypeError, "Run: callbacks must be an iterable of functions"),
     (lambda: Run(mesh=3), TypeError, "Run: mesh must be a jax.sharding.Mesh, got int"),
 )

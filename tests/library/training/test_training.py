@@ -133,6 +133,19 @@ def test_losses_of_a_layer(batch):
         assert float(loss(codes, X, D, Y)) == pytest.approx(value, rel=ROUNDING)
 
 
+def test_a_relative_lasso_loss_is_the_mean_share_of_the_objectives_of_zero_codes(batch):
+    D, codes, _, X, Y = batch
+    Y = jnp.concatenate([Y[:-1], jnp.zeros_like(Y[:1])])
+    last, loss = np.array(codes[-1]), training.lasso_loss(0.3, relative=True)
+    last[-1] = 0  # of the zero signal, which counts 0
+    rows = zip(np.asarray(Y[:-1]), last)
+    shares = [lasso_by_hand(D[0], y[None], x[None], 0.3) / (y @ y / 2) for y, x in rows]
+    value = float(loss(jnp.asarray(last)[None], X, D[0], Y))
+    assert value == pytest.approx(sum(shares) / len(Y), rel=ROUNDING)
+    scaled = training.lasso_loss(8 * 0.3, relative=True)(8 * last[None], X, D[0], 8 * Y)
+    assert float(scaled) == pytest.approx(value, rel=ROUNDING)
+
+
 def test_losses_of_a_network(batch):
     D, _, codes, X, Y = batch
     whole = np.asarray(codes[-1]) @ np.asarray(D[1]).T @ np.asarray(D[0]).T

@@ -150,6 +150,24 @@ def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(train
     assert again.seconds > again.history.records[-1].seconds > 0
 
 
+@pytest.mark.slow
+def test_signals_of_unequal_size_count_alike_if_the_loss_is_relative():
+    """Each loss is smaller for the run that minimises it; fewer signals become worse."""
+    sizes, lam = np.where(np.arange(600) % 2, 8, 0.5)[:, None].astype("f"), 0.05
+    large, unseen = sizes * Y, sizes[:40] * UNSEEN
+    layer, zero = ur.layers.bcd(K, lam=lam), np.sum(unseen**2, 1) / 2
+    start = objectives(layer, layer.init(None, D), Y=unseen, lam=lam)
+    values, shares, worse = {}, {}, {}
+    for relative in (False, True):
+        fit = unsupervised(D, large, lam, K, key=0, steps=200, relative=relative)
+        found = objectives(fit.model, fit.best, Y=unseen, lam=lam)
+        values[relative], shares[relative] = found.mean(), (found / zero).mean()
+        worse[relative] = np.mean(found > start * (1 + 1e-5))
+        assert relative == (fit.judged["zero"] == pytest.approx(1))
+    assert values[False] < values[True] and shares[True] < shares[False]
+    assert worse[True] < worse[False]
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("family", ["bcd", "lfista_cp"])
 def test_units_scale_the_params_and_nothing_else(trained, family):
