@@ -406,7 +406,7 @@ def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned
     methods, remarks, caution, covered = _known_codes._methods(of, run, seconds)
     kinds = [f"{title}, {kind}" for title in ("LISTA-CP", "ALISTA")
              for kind in ("analytic", "calibrated", "learned")]  # fmt: skip
-    kind = "calibrated" if ur.layers.lamp(2).recipe.calibrated else "start"
+    kind = "calibrated" if ur.layers.lamp(2).recipe.calibrated else "untrained"
     trained = ["lamp, learned"] if ur.layers.lamp(2).recipe.rate else []
     own = ["ISTA", "ISTA, calibrated", "FISTA", "omp", *kinds, f"lamp, {kind}", *trained]
     assert list(methods) == own
