@@ -131,7 +131,7 @@ def test_a_trial_with_a_smaller_loss_than_the_last_run_is_the_result(trained, mo
 
 def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(trained, monkeypatch):
     """Bit for bit; `seconds` has the time of all runs, and one bar counts their steps."""
-    shown, bar = [], _unsupervised.bar
+    once, shown, bar = trained(), [], _unsupervised.bar
 
     @contextlib.contextmanager
     def counted(steps, progress):
@@ -142,8 +142,8 @@ def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(train
     monkeypatch.setattr(_unsupervised, "bar", counted)
     records = []
     again = unsupervised(D, Y, LAM, K, callbacks=[lambda r, _: records.append(r)], **QUICK)
-    chex.assert_trees_all_equal(again.best, trained().best)
-    assert len(again.tried) == 4 == len(trained().tried) + 1
+    chex.assert_trees_all_equal(again.best, once.best)
+    assert len(again.tried) == 4 == len(once.tried) + 1
     assert [record.step for record in records] == [0, 50, 100, 120]
     assert shown == [4 * 120] + 4 * [0, 50, 100, 120]
     assert _unsupervised.run_lengths(ur.lfista_cp(K), 2000) == [300] * 4 + [1500, 300, 300, 2000]
