@@ -15,6 +15,7 @@ random noise, and with noise on the largest weight of one atom.
 """
 
 import argparse
+import itertools
 import json
 import time
 from functools import partial
@@ -138,14 +139,15 @@ def attacks(seeds):
 
 
 def codes(seed=5):
-    """Proofs of fresh codes, for one schedule and for thresholds of each code."""
-    D, rows = gaussian(seed, M, D_ATOMS), []
+    """Proofs of fresh codes, for one schedule and for thresholds of each code, in two dtypes."""
+    exact, rows = gaussian(seed, M, D_ATOMS), []
     layer = ur.alista(DEPTH, support=PASSING)
-    for power in (2.0, 3.0):
-        W = ur.theory.frobenius_weights(D, power=power)
+    for power, dtype in itertools.product((2.0, 3.0), ("float64", "float32")):
+        D = exact.astype(dtype)
+        W = np.asarray(ur.theory.frobenius_weights(exact, power=power)).astype(dtype)
         for s in (12, 13):
             rng = np.random.default_rng([seed, s])
-            sample, fresh = (drawn(rng, n, D_ATOMS, s) for n in (SAMPLE, FRESH))
+            sample, fresh = (drawn(rng, n, D_ATOMS, s).astype(dtype) for n in (SAMPLE, FRESH))
             made = time.process_time()
             params = ur.analytic.from_sample(layer, D, sample, W=W, slack=1.02, leave_out=LEAVE_OUT)
             made, proving = time.process_time() - made, time.process_time()
@@ -153,9 +155,10 @@ def codes(seed=5):
             proving = time.process_time() - proving
             own = ur.theory.certify_signals(layer, params, D, fresh, own=True)
             Y = fresh[common.proved][:2000] @ D.T
-            X = jax.jit(jax.vmap(partial(layer.apply, params, D)))(Y)
+            X = np.asarray(jax.jit(jax.vmap(partial(layer.apply, params, D)))(Y), float)
             row = {
                 "power": power,
+                "dtype": dtype,
                 "s": s,
                 "sample": SAMPLE,
                 "CPU seconds of the schedule": made,
@@ -345,6 +348,7 @@ def of_supports(row):
 def of_codes(row):
     return {
         "power p of W": f"{row['power']:g}",
+        "dtype": row["dtype"],
         "nonzeros s": row["s"],
         "fresh codes with a proof for one schedule": f"{row['proved']} of {row['fresh']}",
         "lower bound on the share of codes with a proof": f"{row['share']:.4f}",

@@ -1,11 +1,12 @@
-"""A plugin of pytest: flax, orbax, matplotlib, scikit-learn and pillow are not installed.
+"""A plugin of pytest: only jax, jaxlib, optax, numba and their dependencies are installed.
 
 `python -m pytest -p without_extras tests/library/theory`, with `tests` on the path of Python.
 """
 
 import sys
 
-ABSENT = {"flax", "orbax", "matplotlib", "sklearn", "PIL"}
+ABSENT = {"flax", "orbax", "rich", "tomli_w", "matplotlib", "sklearn", "PIL"}
+ABSENT |= {"flatbuffers", "threadpoolctl"}
 
 
 class Absent:

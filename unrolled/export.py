@@ -20,6 +20,7 @@ from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
 from unrolled._base.files import CheckpointError, write_whole
+from unrolled._base.packages import require
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, block_of, to_pairs
 from unrolled.layers import Layer
@@ -167,7 +168,7 @@ def load(path: str | Path) -> Exported:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"export.load: {path}: no such file")
-    _check_flatbuffers("export.load")
+    require("export.load", "flatbuffers")  # `jax.export` writes and reads with it
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = json.loads(archive.read("manifest.json"))
@@ -275,7 +276,7 @@ def _program(
     solve: Callable[[Any], Any], m: int, dtype: Any, platforms: tuple[str, ...], where: str
 ) -> tuple[bytes, list[list[int | str]]]:
     """The program of a solver for n signals, where n is a symbol, and the shapes of the codes."""
-    _check_flatbuffers(where)
+    require(where, "flatbuffers")  # `jax.export` writes and reads with it
     (n,) = jax.export.symbolic_shape("n")
     signals, compiled = jax.ShapeDtypeStruct((n, m), dtype), jax.jit(solve)
     try:
@@ -289,14 +290,6 @@ def _program(
         raise ValueError(f"{where}: {reason}; try platforms=('cpu',)") from error
     sizes = [[n if isinstance(n, int) else str(n) for n in a.shape] for a in exported.out_avals]
     return bytes(exported.serialize()), sizes
-
-
-def _check_flatbuffers(where: str) -> None:
-    """Raise ImportError unless flatbuffers is installed: `jax.export` writes and reads with it."""
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"{where} needs flatbuffers: pip install 'unrolled[export]'") from error
 
 
 def _checked_platforms(platforms: Sequence[str], where: str) -> tuple[str, ...]:

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+
+from unrolled._base.packages import absent
+
+try:
+    from flax import nnx
+except ImportError as error:
+    raise absent("unrolled.nnx", "flax") from error
 
 from unrolled import training
 from unrolled._base import checks
@@ -189,8 +195,8 @@ def fit(model: nnx.Module, sample: Any, **options: Any) -> Fit:
         return result
     if not isinstance(model, nnx.Module):
         raise TypeError(f"nnx.fit: expected an nnx.Module, got {type(model).__name__}")
-    for name, absent in _OF_LAYERS.items():
-        if options.pop(name, absent) is not absent:
+    for name, default in _OF_LAYERS.items():
+        if options.pop(name, default) is not default:
             raise ValueError(
                 f"nnx.fit: {name} is for layers and networks; of an nnx model the nnx.Params are "
                 "trained, one batch a step"

@@ -9,6 +9,7 @@ import numpy as np
 from unrolled import dictionary_learning, problems
 from unrolled._base import checks
 from unrolled._base.numbers import mean_norm
+from unrolled._base.packages import absent
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -38,7 +39,7 @@ try:
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 except ImportError as error:
-    raise ImportError("unrolled.sklearn needs scikit-learn; install unrolled[sklearn]") from error
+    raise absent("unrolled.sklearn", "sklearn") from error
 
 _NAME = "SparseCoder"
 _DTYPES = [np.float64, np.float32]

@@ -321,7 +321,7 @@ def test_options_set_after_a_fit_wait_for_the_next():
 def test_without_scikit_learn_the_message_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None; import unrolled; import unrolled.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "install unrolled[sklearn]" in done.stderr
+    assert done.returncode == 1 and "pip install '.[data]'" in done.stderr
 
 
 # Habits of scikit-learn

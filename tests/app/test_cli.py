@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -27,7 +28,7 @@ from unrolled import dictionaries, plots, pursuit, theory
 from unrolled._base.files import claimed
 from unrolled.app import studies
 from unrolled.app.cli import main
-from unrolled.app.commands import _certify, _doctor
+from unrolled.app.commands import _certify, _compare, _doctor
 from unrolled.app.commands._certify import ProvedCodes, signals_of_class
 from unrolled.app.commands._console import cache_folder, kept_programs, plain_warnings
 from unrolled.app.commands._inputs import read_dictionary
@@ -877,8 +878,8 @@ def test_without_arguments_compare_has_all_standard_sections(run, tmp_path, monk
 
     for name in ("known_codes", "certified_regime"):
         monkeypatch.setattr(studies, name, meeting(getattr(studies, name)))
-    status, out, _ = run("compare", "--output", tmp_path)
-    assert status == 0
+    status, out, err = run("compare", "--output", tmp_path)
+    assert status == 0, err
     (samples,), options = asked["known_codes"]
     assert samples.D.shape == asked["certified_regime"][0][0].shape == (250, 500)
     assert (options["depth"], options["steps"], options["lam"]) == (16, 400, None)
@@ -928,10 +929,16 @@ def test_compare_asks_the_study_of_the_files(run, tmp_path, monkeypatch, asked, 
 # Figures
 
 
-def test_missing_photographs_are_said_before_any_work(run, tmp_path, monkeypatch):
+def test_missing_photographs_are_left_out_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    said = "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
-    assert run("compare", "--output", tmp_path) == (2, "", f"unrolled: {said}\n")
+    monkeypatch.setattr(_compare, "_planted", lambda *_: None)
+    monkeypatch.setattr(_compare, "_smaller_sections", lambda D, pictures, asked: [pictures])
+    said = []
+    sections = _compare._standard_sections(mock.Mock(key=0, say=said.append))
+    assert sections == [None, None] and said[0] == (
+        "left out: patches of photographs: needs scikit-learn, not installed; try pip install "
+        "'.[data]' in the clone"
+    )
 
 
 def no_figure(*args, **options):

@@ -271,9 +271,9 @@ def test_signals_that_do_not_fit_are_refused(saved):
 
 def test_without_flatbuffers_it_says_what_to_install(tmp_path, saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(ImportError, match=r"pip install 'unrolled\[export\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[export\]'"):
         ur.export.save(tmp_path / "net.zip", LAYER, PARAMS, D)
-    with pytest.raises(ImportError, match=r"pip install 'unrolled\[export\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[export\]'"):
         ur.export.load(saved)
 
 

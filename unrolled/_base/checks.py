@@ -237,7 +237,7 @@ def in_float32(x: np.ndarray, name: str, where: str) -> np.ndarray:
         raise ValueError(
             f"{where}: {name} leaves the range of float32"
             f"{in_rows(lost, what) if x.ndim == 2 else ''}, where entries become 0 or infinite; "
-            "try numbers near 1, or float64"
+            "try numbers near 1, or jax_enable_x64"
         )
     return cast.T if is_dictionary else cast.reshape(x.shape)
 
@@ -678,5 +678,10 @@ def in_range(x: Any, dtype: DTypeLike, name: str, where: str) -> None:
     if out.any():
         raise ValueError(
             f"{where}: {name}={sizes[out].flat[0]:g} leaves the range of {np.dtype(dtype)}; try "
-            "signals and atoms near 1, or float64"
+            f"signals and atoms near 1{or_float64(dtype)}"
         )
+
+
+def or_float64(dtype: DTypeLike) -> str:
+    """The advice ", or float64", unless the dtype is float64."""
+    return "" if np.dtype(dtype) == np.float64 else ", or float64"

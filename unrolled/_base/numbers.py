@@ -29,17 +29,6 @@ def up(*values: Any) -> float:
     return max([UP, *(1 + 8 * float(jnp.finfo(dtype).eps) for dtype in floats)])
 
 
-def lost_below(m: int, size: float, dtype: DTypeLike) -> float:
-    """The largest loss of w . (y - D x) by underflow, for m entries of w of at most this size.
-
-    A sum or product below the least normal number may become zero; in float16 XLA keeps such
-    numbers.
-    """
-    info = jnp.finfo(dtype)
-    least = info.smallest_subnormal if info.dtype == jnp.float16 else info.tiny
-    return (1 + size) * m * float(least)
-
-
 def largest(x: Array, axis: Axes = None) -> Array:
     """max(x), nan if x contains nan: XLA's reduction on a CPU loses nan in long arrays."""
     return jnp.where(jnp.isnan(x).any(axis), jnp.nan, jnp.max(x, axis))

@@ -12,7 +12,14 @@ from unrolled.analytic._params import stored_thresholds
 from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
-from unrolled.theory import MeasuredLayer, are_found, codes_of, frobenius_weights, noise_of
+from unrolled.theory import (
+    MeasuredLayer,
+    Noise,
+    are_found,
+    codes_of,
+    frobenius_weights,
+    stored_up,
+)
 
 __all__ = ["from_sample"]
 
@@ -29,6 +36,8 @@ def from_sample(
     *,
     slack: float = 1.02,
     noise: ArrayLike = 0.0,
+    noise_norm: str | None = None,
+    confidence: float = 1 - 1e-6,
     leave_out: float = 0.0,
     W: Dictionary | None = None,
 ) -> Unrolled:
@@ -51,15 +60,16 @@ def from_sample(
         X: (n, d), codes of the class, or these codes in another form that D accepts.
         slack: at least 1; with a larger slack, the threshold of each step suffices for more fresh
             codes, but more steps are needed.
-        noise: bound on the l1 norm of the noise (on the l2 norm if codes come in parts), one number
-            or one per code, (n,).
+        noise, noise_norm, confidence: bound on the noise, one number or one per code, (n,), its
+            norm, and the confidence for Gaussian noise, as in `theory.certify_signals`.
         leave_out: the share of the sample that the schedule may leave out. While some codes are not
             proved, `from_sample` leaves out the codes that need the largest last threshold, first a
             few, then more.
         W: (m, d), weights; by default `theory.frobenius_weights(D)`.
 
     Returns:
-        The params of `layer.from_theory(W, theta)`.
+        The params of `layer.from_theory(W, theta)`. If a step fails for all codes, the thresholds
+            of the steps after it are the threshold of this step.
 
     Warns:
         HypothesisWarning: some codes are not proved. With noise, a code counts as proved if its
@@ -99,25 +109,24 @@ def from_sample(
     codes = codes_of(X, D, where)
     if not len(codes):
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
-    deltas = noise_of(noise, len(codes), where)
+    noises = Noise.of(noise, noise_norm, confidence, len(codes), measured.measured, where)
     thresholds: list[float] = []
     last = np.zeros(0)
 
     def choose(step: Any, needed: np.ndarray) -> np.ndarray:
         nonlocal last
         last = needed
-        thresholds.append(_at_least(slack * float(needed.max()), D.dtype))
+        thresholds.append(_stored(slack * float(needed.max()), D.dtype))
         return np.asarray(thresholds[-1])
 
     kept, few = np.arange(len(codes)), 1 + len(codes) // _FIRST
     least = len(codes) - int(leave_out * len(codes))
     while True:
         thresholds.clear()
-        errors, _, _, left = measured.bounds(codes[kept], deltas[kept], choose)
+        errors, _, _, left = measured.bounds(codes[kept], noises.rows(kept), choose)
         # Noise hides small nonzeros, so with noise the support need not be found.
-        proved = np.where(
-            deltas[kept] > 0, errors[:, -1] < errors[:, 0], are_found(codes[kept], left)
-        )
+        ends, some = errors[:, -1] < errors[:, 0], noises.deltas[kept] > 0
+        proved = np.where(some, ends, are_found(codes[kept], left))
         furthest = np.argsort(-np.where(proved, -np.inf, last))[: np.sum(~proved)]
         if not len(furthest) or len(kept) == least:
             break
@@ -131,12 +140,11 @@ def from_sample(
             f"leave_out than {leave_out:g}",
             HypothesisWarning,
         )
+    thresholds += thresholds[-1:] * (layer.depth - len(thresholds))  # after a step that fails
     return layer.from_theory(W, jax.device_put(np.asarray(thresholds, D.dtype)))
 
 
-def _at_least(theta: float, dtype: Any) -> float:
+def _stored(theta: float, dtype: Any) -> float:
     """The stored threshold, at least theta unless theta is out of the range of the dtype."""
-    stored = np.asarray(stored_thresholds(np.asarray(theta), dtype))
-    return float(
-        stored if float(stored) >= theta else np.nextafter(stored, stored.dtype.type(np.inf))
-    )
+    up = stored_up(np.asarray(theta), dtype)
+    return float(np.minimum(up, stored_thresholds(np.asarray(np.inf), dtype)))

@@ -12,7 +12,7 @@ import numpy as np
 from unrolled import theory
 from unrolled._base import checks, text
 from unrolled._base.checks import Array
-from unrolled._base.numbers import UP, largest, lost_below
+from unrolled._base.numbers import UP, largest, wide_dtype
 from unrolled._base.programs import host_function, program
 from unrolled._base.results import Result
 from unrolled._base.text import line, screen, table_of
@@ -42,10 +42,8 @@ __all__ = [
 ]
 
 
-# With an activation other than ReLU, the guard must cover the error off the support, and this error
-# grows with the guard. The guard is therefore increased by this margin until it is large enough.
-_GUARD_MARGIN = 1 + 1e-3
-_GUARD_ROUNDS = 100
+# `certify` rounds its sums up. Stored thresholds may be lower by u; `Certified` covers this.
+_MARGIN = 1 + 1e-6
 # Stored thresholds are at most this share of the largest number of their dtype, so they are finite.
 LARGEST_SHARE = 1 / 4
 # A contraction below this number is below 1 despite rounding; if theory does not cover a schedule
@@ -64,10 +62,27 @@ class Certified(Result):
     mu_W: float  # rounded up
     C_W: float
     eta: float  # max abs(1 - w_i . d_i)
-    guard: float  # rounding guard per unit of s B
     omega: float  # max norm(w_i, 2), rounded up
-    noise_guard: float  # rounding guard per unit of l1 noise
-    lost: float  # the most that a product may lose to underflow
+    G: float  # max (|W|'|D|)_ij, by which rounding is multiplied
+    rounding: theory.Rounding
+
+    def drift(self, nonzeros: int) -> float:
+        """The rounding per unit of norm(x* - x, 1), also of thresholds; enlarges mu_W and eta."""
+        stored = 2 * self.rounding.unit * self.mu_W + 16 * (nonzeros + 8) * np.finfo(float).eps
+        return self.G * float(self.rounding.of_error(nonzeros)) * _MARGIN + float(stored)
+
+    def guard(self, nonzeros: int, size: float, noise: float) -> float:
+        """The rounding that remains for codes of norm(x*, 1) up to `size` and this noise."""
+        if not (size or noise):
+            return 0.0
+        lost = self.rounding.lost(1.0, self.C_W, self.G, nonzeros, 2 * size, noise)
+        remaining = float(self.G * self.rounding.of_code(nonzeros) * size + lost)
+        return remaining * _MARGIN * (1 + 2 * self.rounding.unit)
+
+    @property
+    def of_noise(self) -> float:
+        """C_W with the rounding of products with the noise."""
+        return self.C_W * (1 + float(self.rounding.of_noise()) + 2 * self.rounding.unit) * UP
 
 
 @host_function
@@ -109,16 +124,14 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
             f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree"
         )
     with jax.enable_x64(True):
-        *numbers, norms = _measured(*checks.cast_on_host((W, D), np.float64))
+        W64, D64 = checks.cast_on_host((W, D), np.float64)
+        *numbers, norms = _measured(W64, D64)
+        _, entries = theory.product_sizes(W64, D64, wide_dtype(D.dtype))
     unit_norms(D, np.asarray(norms), where)
     mu, C, eta, omega = map(float, numbers)
-    g = block_of(D)  # a part of size 1 has an l1 norm of at most sqrt(g) and g rounding errors
-    guard = g * theory.rounding_guard(W, D, sparsity=1, bound=1.0)
-    guard *= (g + 1) / g if g > 1 else 1  # the size of a part is rounded too
-    # As in `rounding_guard`, but noise alone involves no products D x.
-    noise_guard = 4 * float(jnp.finfo(D.dtype).eps) * C * math.sqrt(g)
-    lost = lost_below(D.shape[0], C, D.dtype) * math.sqrt(g)
-    return Certified(W, mu * UP, C, eta, guard, omega * UP, noise_guard, lost)
+    rounding = theory.Rounding.of(W, D, D.dtype)
+    G = block_of(D) * float(entries)  # bounds the norm of a block of |W|'|D|
+    return Certified(W, mu * UP, C, eta * UP, omega * UP, max(G, 1.0) * UP, rounding)
 
 
 @program()
@@ -163,14 +176,17 @@ def plan(
     Ds, Ws, certified = _chain(
         Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises
     )
+    drifts = [c.drift(s) for c, s in zip(certified, sparsities)]
+    sizes = [s * B for s, B in zip(sparsities, bounds)]
+    deltas = (0.0,) * len(Ds) if noises is None else noises
     return theory.plan(
-        [c.mu_W for c in certified],
-        [c.C_W + c.noise_guard for c in certified],
+        [c.mu_W + drift for c, drift in zip(certified, drifts)],
+        [c.of_noise for c in certified],
         sparsities=sparsities,
         bounds=bounds,
         noises=noises,
-        guards=[c.guard * s * B + c.lost for c, s, B in zip(certified, sparsities, bounds)],
-        etas=[c.eta for c in certified],
+        guards=[c.guard(*of) for c, *of in zip(certified, sparsities, sizes, deltas)],
+        etas=[c.eta + drift for c, drift in zip(certified, drifts)],
         gains=[
             _gain(D, c, s, block_of(before))
             for D, c, s, before in zip(Ds, certified, (0, *sparsities), (Ds[0], *Ds))
@@ -278,9 +294,9 @@ def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
     norm of at most E.
     """
     if block_of(D) > 1:
-        return c.C_W * UP + c.noise_guard
+        return c.of_noise
     gain = theory.error_gain(c.W, sparsity=before if block == 1 else 0)
-    return (gain * UP + c.noise_guard) * math.sqrt(block)
+    return (gain * UP + c.of_noise - c.C_W) * math.sqrt(block)
 
 
 def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
@@ -304,26 +320,18 @@ def _schedule(
 
     `inherited` is the noise that the error of the block before adds to the products.
     """
-    C_W, guard = c.C_W + c.noise_guard, c.guard * sparsity * bound + c.lost
+    n = D.shape[1] // block_of(D)
 
     def at(sparsity, depth):
-        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, eta=c.eta)
-        options["guard"] = guard + inherited
+        nonzeros = sparsity if activation == relu else n  # a tail leaves no entry at 0
+        drift, guard = c.drift(nonzeros), c.guard(nonzeros, sparsity * bound, noise) + inherited
+        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard)
+        options["eta"] = c.eta + drift
         if activation == relu:
-            return theory.schedule(c.mu_W, C_W, **options)
-        n = D.shape[1] // block_of(D)
-        return theory.activation_schedule(activation, c.mu_W, C_W, d=n, **options)
+            return theory.schedule(c.mu_W + drift, c.of_noise, **options)
+        return theory.activation_schedule(activation, c.mu_W + drift, c.of_noise, d=n, **options)
 
     planned = at(sparsity, depth)
-    if activation != relu:
-        # With this activation, codes have entries off the support, so s B + max E_O replaces s B in
-        # the guard.
-        for _ in range(_GUARD_ROUNDS):
-            needed = c.guard * (sparsity * bound + planned.off_support.max()) + c.lost
-            if not needed > guard or not math.isfinite(needed):
-                break
-            guard = needed * _GUARD_MARGIN
-            planned = at(sparsity, depth)
     planned = _within_range(planned, c, sparsity * bound + noise)
     return _warned(planned, sparsity, at, D, activation)
 
@@ -337,14 +345,12 @@ def _atom_schedule(
         atoms = theory.atom_coherence(W64, D64)
         sizes = column_norms(W64) * UP if noise_norm == "l2" else atoms.C_W
     mus, C_Ws = np.asarray(atoms.mu_W) * UP, np.asarray(sizes)
-    guard = c.guard * sparsity * bound + c.lost
-    guard += c.noise_guard * noise * (_l2_gain(c) if noise_norm == "l2" else 1)
+    of_noise = (c.of_noise - c.C_W) * noise * (_l2_gain(c) if noise_norm == "l2" else 1)
 
     def at(sparsity, depth):
-        options = dict(
-            sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard, eta=c.eta
-        )
-        return theory.atom_schedule(mus, C_Ws, **options)
+        drift, guard = c.drift(sparsity), c.guard(sparsity, sparsity * bound, noise) + of_noise
+        options = dict(sparsity=sparsity, bound=bound, noise=noise, depth=depth, guard=guard)
+        return theory.atom_schedule(mus + drift, C_Ws, eta=c.eta + drift, **options)
 
     planned = _within_range(at(sparsity, depth), c, sparsity * bound + noise)
     return _warned(planned, sparsity, at, D)
@@ -377,7 +383,7 @@ def _warned(planned, sparsity: int, at: Callable, D: Dictionary, activation: Act
     if not planned.holds and (planned.contraction < _CONTRACTS or at(sparsity, 0).holds):
         checks.warn(
             f"the theory does not cover codes of this size in {D.dtype}: the numbers of a step may "
-            "leave its range. Try a smaller bound, or a wider dtype",
+            f"leave its range. Try a smaller bound{checks.or_float64(D.dtype)}",
             HypothesisWarning,
         )
     elif not planned.holds:

@@ -25,9 +25,6 @@ Class = tuple[Any, Any, Any]  # (sparsity, bound, noise); None: computed from th
 ClassOf = Callable[[int, Dictionary], tuple[int, float, float]]
 
 
-_ROUNDED = 4  # rounding of an inner product, in eps times the magnitudes of its terms
-
-
 def guarantees(
     model: Layer | Network,
     params: tuple[Unrolled, ...],
@@ -94,7 +91,7 @@ def proofs(
     )
     try:
         if isinstance(model, alista_rt):
-            of = [_by_supports(model, params[0], Ds[0], codes[0], bounds[0])]
+            of = [_by_supports(model, params[0], Ds[0], *some[0], bounds[0])]
         else:
             layered = theory.certify_signals(dsc(layers), params, Ds, codes, noise=bounds)
             if reasons := [signals.uncovered for signals in layered if signals.uncovered]:
@@ -115,7 +112,7 @@ def _noise_of(D: Dictionary, Y: Any, X: Any) -> np.ndarray:
 
 
 def _by_supports(
-    layer: alista_rt, params: Unrolled, D: Dictionary, X: np.ndarray, noise: Any
+    layer: alista_rt, params: Unrolled, D: Dictionary, Y: np.ndarray, X: np.ndarray, noise: Any
 ) -> np.ndarray:
     """For each code, (n,), whether the steps keep entries off its support at 0 and converge."""
     checks.finite((params, D), "params or D", "certify_supports")
@@ -126,11 +123,11 @@ def _by_supports(
         rows = sizes == s
         supports = np.argsort(parts[rows] == 0, axis=1, kind="stable")[:, :s]
         of_supports = theory.certify_supports(W, D, supports)
-        proved[rows] = (of_supports.ratio <= c) & (of_supports.contraction < 1) & (c < 1)
-    matrix, atoms = np.asarray(dense(W), float), np.asarray(dense(D), float)
-    entries = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(atoms, axis=0).max()
-    # The steps allow for the noise in the layer's options, and for rounding.
-    allowed = layer.noise + _ROUNDED * np.finfo(X.dtype).eps * entries * parts.sum(1)
+        proved[rows] = of_supports.proved(c) if 0 < c < 1 else False
+    matrix = np.asarray(dense(W), float)
+    # The steps allow for the noise in the layer's options, and for this rounding of the signals.
+    rounded = np.linalg.norm(matrix, axis=0).max() * np.linalg.norm(Y.reshape(len(Y), -1), axis=1)
+    allowed = layer.noise + theory.OF_SIGNAL * np.finfo(Y.dtype).eps / 2 * rounded
     gain = np.abs(matrix).max()
     if g > 1:  # for noise bounded in l2
         gain = np.linalg.norm(matrix.reshape(len(matrix), -1, g), 2, axis=(0, 2)).max()

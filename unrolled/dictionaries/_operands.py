@@ -230,7 +230,7 @@ def kept_atoms(atoms: Array, images: Array, where: str) -> Array:
     Example:
         >>> ur.dictionaries.kept_atoms(jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0])), "f")
         Traceback (most recent call last):
-        ValueError: f: atoms [1] are too small next to others in float32; try unit atoms or float64
+        ValueError: f: atoms [1] are too small next to others in float32; try unit atoms, or float64
     """
     checks.same_shape(where, atoms=atoms, images=images)
     kept = _kept(atoms, images)
@@ -260,7 +260,7 @@ def all_kept(kept: ArrayLike, dtype: DTypeLike, where: str) -> None:
         lost = np.flatnonzero(~np.asarray(kept))[:8].tolist()
         raise ValueError(
             f"{where}: atoms {lost} are too small next to others in {np.dtype(dtype)}; try unit "
-            "atoms or float64"
+            f"atoms{checks.or_float64(dtype)}"
         )
 
 

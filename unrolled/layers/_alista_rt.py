@@ -6,18 +6,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from unrolled._base.checks import Array, Key
-from unrolled.dictionaries import Dictionary, as_dictionary, column_norms
+from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers._layer import Acting, Layer, Recipe
 from unrolled.layers._records import Fixed, Number, Unrolled, magnitude
 from unrolled.penalties import L1
 from unrolled.records import option
-from unrolled.theory import frobenius_weights
+from unrolled.theory import frobenius_weights, residual_error
 
 __all__ = ["alista_rt"]
 
 
-# Rounding error of an inner product, in units of eps times the sum of its terms' magnitudes.
-_ROUNDING = 4
 _MULTIPLES = {"ratio": (0.3, 0.5, 0.7, 0.85, 1.0, 1.05)}
 
 
@@ -47,8 +45,9 @@ class alista_rt(Layer):
     (1 + c) nu. One number, c, sets all thresholds. If c(S) <= c for a support S, no step adds
     an entry outside of S, whatever the signs and magnitudes of the code on S. If also c < 1 and
     kappa(S) < 1, the codes converge. `theory.certify_supports` computes c(S) and kappa(S). The
-    option `noise` is nu, a bound on the noise in a product; the layer adds a bound on rounding
-    errors to nu.
+    option `noise` is nu, a bound on the noise in a product. The layer adds to nu a proved bound on
+    the rounding of each step, and on a rounding of y by at most 8 u norm(y) in l2 norm, where u is
+    the unit roundoff. In half precision this bound is an estimate.
 
     Params: shared (analytic, ratio = c); no params per step. `init` sets W in closed form. The sign
     of c has no effect. c has no gradient; use `training.search` to set c.
@@ -99,14 +98,14 @@ class alista_rt(Layer):
     def step(self, shared, p, D, y, state):
         W = lax.stop_gradient(shared.analytic.W)
         x, active = state
-        g = (y - D @ x) @ W
+        r = y - D @ x
+        g = r @ W
         penalty = L1.of(D)
         # Neither the choice of entries nor the compared values have a gradient.
         size, c = lax.stop_gradient((penalty.sizes(g), magnitude(shared.ratio)))
-        entries = jnp.max(column_norms(W)) * jnp.max(column_norms(D))  # bounds |W|'|D|
-        rounding = _ROUNDING * jnp.finfo(y.dtype).eps * entries * jnp.sum(penalty.sizes(x))
-        if penalty.block > 1:  # a part has `block` such entries, and its norm rounds
-            rounding = (penalty.block + 1) * rounding
+        nonzeros = jnp.sum(x != 0, dtype=y.dtype)
+        of_code = jnp.sum(penalty.sizes(x))
+        rounding = residual_error(W, D, y, r, of_code, nonzeros, self.precision)
         nu = lax.stop_gradient(self.noise + rounding)
         taken = size > c * jnp.max(size, initial=0) + (1 + c) * nu
         active = active | penalty.entries(taken)

@@ -14,6 +14,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
+from unrolled._base.packages import require
 
 __all__ = [
     "COLOURS",
@@ -180,6 +181,7 @@ def figure(
         >>> panels.shape
         (2, 3)
     """
+    require("plots", "matplotlib")
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

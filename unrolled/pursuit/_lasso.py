@@ -275,7 +275,7 @@ def refuse_lost(lam: Array, scaled_lam: Array, k: Array, where: str) -> None:
         size = math.log10(values[lost].flat[0]) + int(k) * math.log10(2)
         raise ValueError(
             f"{where}: lam, about 1e{round(size)}, leaves the range of {lam.dtype}; try "
-            "signals and atoms near 1, or float64"
+            f"signals and atoms near 1{checks.or_float64(lam.dtype)}"
         )
 
 

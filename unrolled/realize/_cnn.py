@@ -16,6 +16,7 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array
+from unrolled._base.packages import require
 from unrolled._base.programs import program
 from unrolled._base.results import Result
 from unrolled.activations import Activation, by_name
@@ -527,6 +528,7 @@ def nnx_module(realization: Realization) -> "nnx.Module":
         >>> bool((module(y) == network.apply(y)).all())
         True
     """
+    require("nnx_module", "flax")
     return _module_class()(realization)
 
 

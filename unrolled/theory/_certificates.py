@@ -7,39 +7,22 @@ from functools import partial
 from typing import Any, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks, text
 from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike
-from unrolled._base.numbers import UP, lost_below
+from unrolled._base.numbers import UP
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, block_of, spread
 from unrolled.theory._convergence import sum_of_largest
 from unrolled.theory._parts import Products, part_products
+from unrolled.theory._rounding import Rounding, share
 from unrolled.theory._schedules import host_numbers
 
 __all__ = ["Certificate", "Tolerance", "certify", "exceedance", "signals_needed", "tolerance_bound"]
-
-
-# Rounding of an inner product, in eps of its magnitudes. This is the 4 of `rounding_guard` minus
-# 1/2 for the thresholds, whose stored values are known here.
-_GUARD = 3.5
-# The sum x + gamma W'r also rounds by eps / 2; this lower limit of G covers that rounding.
-_LEAST_G = 0.25
-# The additional rounding, in eps, of the size of a part and of the part divided by its size.
-_OF_PARTS = 1.0
-# Relative errors of float32 products if a layer multiplies at a lower precision.
-_PRECISION_EPS = {
-    "default": 2.0**-7,
-    "bfloat16": 2.0**-7,
-    "high": 2.0**-10,
-    "tensorfloat32": 2.0**-10,
-    "bfloat16_3x": 2.0**-10,
-}
 
 
 class Certificate(Result):
@@ -164,8 +147,9 @@ def certify(
         TypeError: the layer is of another family, or an argument is traced.
         ValueError: the activation is not ReLU, params do not fit, or a number is out of range.
 
-    Not claimed: that the layer fails if the certificate does not hold. The function estimates the
-    rounding g_k as in `rounding_guard`; the estimate is not a worst case.
+    Not claimed: that the layer fails if the certificate does not hold. The bound on the rounding
+    g_k is proved, as in `rounding_guard`, for a D whose products are sums of products; for
+    `from_functions` it is an estimate.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, for given thresholds.
 
@@ -202,10 +186,35 @@ class Step(NamedTuple):
     sign: np.ndarray  # (n,) sign of gamma
     own: np.ndarray  # (n,) abs(1 - gamma w_i . d_i)
     products: Products  # of W and D
-    G: float  # max (gamma |W|'|D|)_ij, to which rounding is proportional
-    lost: float  # the largest loss of a product below the range of the dtype
+    rounding: Rounding
     theta: np.ndarray  # (n,)
     passing: int  # the number of parts that may pass unshrunk
+
+    def with_rounding(
+        self,
+        noise: Any,
+        error: Any,
+        code: Any,
+        nonzeros: Any,
+        noise_l1: Any = 0.0,
+        spread: float = 1.0,
+    ) -> Any:
+        """Bounds on noise and rounding in the argument of the shrinkage, from bounds on the noise.
+
+        Args:
+            noise: bounds on the effect of the noise, of a shape that the next two arguments fit.
+            error, code: bounds on norm(x* - x, 1) and norm(x*, 1), in sizes of parts.
+            nonzeros: the largest number of nonzero parts of x and of x*.
+            noise_l1: bound on the l1 norm of the noise.
+            spread: the bound on gamma |w_i|'|e| for the noise e, over the bound `noise`.
+        """
+        r, gain = self.rounding, float(self.gamma.max(initial=0))
+        C, largest = (float(v.max(initial=0)) for v in (self.products.C, self.products.G))
+        G = max(float((self.products.G * self.gamma).max(initial=0)), 1.0)  # also covers x + g
+        relative = share(r.of_error(nonzeros), error) + share(r.of_code(nonzeros), code)
+        noise = noise + share(r.of_noise() * spread, noise)
+        lost = r.lost(gain, C, largest, nonzeros, error + code, noise_l1)
+        return (noise + G * relative + lost) * UP
 
 
 class Coupled(NamedTuple):
@@ -213,7 +222,6 @@ class Coupled(NamedTuple):
 
     D: Operator  # in float64
     steps: list[Step]
-    eps: float  # relative rounding of the layer's products
 
     @property
     def block(self) -> int:
@@ -251,12 +259,9 @@ def coupled(layer: Any, params: Any, D: Any, where: str) -> Coupled:
     layer.check(params, D)
     checks.finite((params, D), "params or D", where)
     dtype = checks.common_dtype(params, D)
-    eps = float(jnp.finfo(dtype).eps)
-    if dtype == np.float32:
-        eps = _PRECISION_EPS.get(layer.precision, eps)
     with jax.enable_x64(True):
         params, D = checks.cast((params, D), np.float64)
-        return Coupled(D, list(_measured_steps(layer, params, D, dtype)), eps)
+        return Coupled(D, list(_measured_steps(layer, params, D, dtype)))
 
 
 def _layer(
@@ -279,7 +284,8 @@ def _layer(
     checks.finite((B, delta), "bound or noise", where)
     with jax.enable_x64(True):
         noises = _noises(measured, delta, before)
-    run = partial(_errors, measured.steps, noises, bound=B, eps=measured.eps)
+    signal = delta + (before.l1 * math.sqrt(before.block) if before is not None else 0.0)
+    run = partial(_errors, measured.steps, noises, signal, bound=B)
     errors, excluded, left = run(s)
     most = _largest_sparsity(lambda s: _shrinks(run(s)[0]), d)
     most = max(most, s) if _shrinks(errors) else most
@@ -335,15 +341,14 @@ def _measured_steps(layer: Any, params: Any, D: Operator, dtype: Any) -> Iterato
         tied = products is not None and _same(W, last)
         if products is None or not tied:  # tied weights are measured once
             last, products = W, part_products(W, D)
+            rounding = Rounding.of(W, D, dtype, layer.precision)
         gamma = _of_parts(1.0 if gamma is None else gamma, d, g)
         size = np.abs(gamma)
         theta = _of_parts(spread(D, jax.device_put(p.theta)), d, g)
         # Count as `activations.select_support` does.
         passing = int(np.round(np.float32(fraction) * np.float32(d // g)))
-        G = max(float((products.G * size).max()), _LEAST_G) + (_OF_PARTS if g > 1 else 0.0)
         own = products.drift(gamma)
-        lost = lost_below(D.shape[0], float((products.C * size).max()), dtype) * math.sqrt(g)
-        yield Step(last, tied, size, np.sign(gamma), own, products, G, lost, theta, passing)
+        yield Step(last, tied, size, np.sign(gamma), own, products, rounding, theta, passing)
 
 
 def _of_parts(values: Any, d: int, g: int) -> np.ndarray:
@@ -359,16 +364,22 @@ def _same(A: Any, B: Any) -> bool:
 
 
 def _errors(
-    steps: list[Step], noises: list[np.ndarray], s: int, *, bound: float, eps: float
+    steps: list[Step], noises: list[np.ndarray], noise_l1: float, s: int, *, bound: float
 ) -> tuple[np.ndarray, np.ndarray, _Error]:
-    """The errors after 0..K steps, the steps without false positives, and the last error."""
+    """The errors after 0..K steps, the steps without false positives, and the last error.
+
+    `noise_l1` bounds the l1 norm of the noise, or its l2 norm if codes come in parts.
+    """
     e, linf, clean = s * bound, bound if s else 0.0, True
-    errors, excluded = [e], []
+    errors, excluded = [e], list[bool]()
+    up = 1 + 2 * (s + 8) * float(np.finfo(float).eps)  # for the rounding of these sums
+    if steps and steps[0].rounding.block > 1:
+        noise_l1 *= math.sqrt(steps[0].rounding.rows * steps[0].rounding.block)
     with np.errstate(over="ignore", invalid="ignore"):
         for step, noise in zip(steps, noises):
             theta, own, mu = step.theta, step.own, step.gamma * step.products.mu
             d, o = len(mu), float(own.max())
-            n = noise + _GUARD * eps * (step.G * max(s * bound, e) + noise.max()) + step.lost
+            n = step.with_rounding(noise, e, s * bound, s if clean else d, noise_l1)
             reach = (mu if clean else np.maximum(own, mu)) * e + n
             inside = clean or s == d  # the error is on s entries
             drift = o * e + _top(mu, s - 1 if inside else s) * e
@@ -389,6 +400,7 @@ def _errors(
                 linf = e
             if not np.isfinite(e):
                 e = linf = np.inf
+            e, linf = e * up, linf * up
             errors.append(e)
             excluded.append(clean)
     left = _Error(e, linf, s if clean or (steps and s == len(steps[0].own)) else 0)

@@ -14,7 +14,7 @@ from unrolled import dictionaries
 from unrolled._base import checks
 from unrolled._base.arguments import F, checked
 from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.numbers import exponent, largest, lost_below, times_power, up, wide_dtype
+from unrolled._base.numbers import exponent, largest, times_power, up, wide_dtype
 from unrolled._base.programs import host_function, program
 from unrolled._base.results import Result
 from unrolled.dictionaries import (
@@ -26,6 +26,7 @@ from unrolled.dictionaries import (
     inner_products,
     refuse_parts,
 )
+from unrolled.theory._rounding import Rounding, share
 
 __all__ = [
     "Coherence",
@@ -87,13 +88,8 @@ def _reduced(reduce: Callable[[Array, Array, Array], Array], W: Array, D: Array)
     return lax.map(rows, (tiles, left)).reshape(-1)[:d]
 
 
-# The spacing at 1 of the formats that accelerators use for float32 products.
-_PRODUCT_EPS = {
-    "bfloat16": 2.0**-7,
-    "tensorfloat32": 2.0**-10,
-    "float32": 2.0**-23,
-    "highest": 0.0,
-}
+# The formats that accelerators use for float32 products.
+_FORMATS = ("bfloat16", "tensorfloat32", "float32", "highest")
 # A matrix of inner products with more entries than this (64 MiB in float32) is formed in tiles.
 BLOCK = 2**24
 _SORTED = 2**20  # a matrix with more entries is not sorted as a whole
@@ -475,15 +471,18 @@ def rounding_guard(
     noise: float = 0.0,
     precision: str | None = None,
 ) -> float:
-    r"""A bound on the rounding of an inner product w_i . (y - D x).
+    r"""A bound on the rounding of an inner product w_i . (y - D x), in every step, proved.
 
-    .. math:: g = 4 \, eps \, (G s B + C_W \delta) + (1 + C_W) m \tau, \qquad
-        G = \max_{i, j} (|W|' |D|)_{ij}.
+    .. math:: g = G s B (2 h + 3 (1 + h) \gamma_s) + h C_W \delta + lost, \qquad
+        G = \max_{i, j} (|W|' |D|)_{ij}, \qquad h \approx \gamma_m, \qquad
+        \gamma_k = k u / (1 - k u).
 
-    Here tau is the smallest normal number of the dtype (in float16, the smallest subnormal number);
-    sums and products below tau are lost. Theoretical thresholds fall to zero, but rounding errors
-    do not, so without the guard deep iterations may diverge. Pass g to `schedule`, which adds g to
-    C_W delta in the recursion.
+    Here u is the unit roundoff, and `lost` is what products and sums below the smallest normal
+    number lose. The bound covers the rounding of y, of D x, of the products with W and of the
+    shrinkage, for errors norm(x* - x, 1) up to s B. Theoretical thresholds fall to zero, but
+    rounding errors do not, so without the guard deep iterations may diverge. Pass g to `schedule`,
+    which adds g to C_W delta in the recursion. The params of `analytic` have a smaller floor: there
+    the part of g that is proportional to the error enlarges mu_W and eta.
 
     Args:
         W, D: (m, d).
@@ -500,36 +499,39 @@ def rounding_guard(
         TypeError: W or D is traced, or sparsity is not an integer.
         ValueError: the precision is unknown, or bound, noise or sparsity is negative.
 
-    Not claimed: a worst case; the rigorous bound is (m + s + 3) / 8 times larger. Noise with the
-    signs of w_i comes near the rigorous bound, because all m terms of its product with w_i have the
-    same sign. For orthonormal atoms, mu_W E_k is 0 and gives no slack, and the guard does not
-    exclude false positives from such noise in float32.
+    Assumed: D x and W'r are sums of products in any order, which are complete before y or x is
+    added; operations round to nearest. The dtype or precision is that of the products.
+
+    Reference: Higham (2002), section 3.1.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
-        >>> bool(ur.theory.rounding_guard(D, D, sparsity=2, bound=1.0) < 2e-6)
+        >>> bool(ur.theory.rounding_guard(D, D, sparsity=2, bound=1.0) < 2e-5)
         True
     """
     checks.nonnegative(bound, "bound", "rounding_guard")
     checks.nonnegative(noise, "noise", "rounding_guard")
     s = checks.as_index(sparsity, "sparsity", "rounding_guard")
-    if precision is not None and precision not in _PRODUCT_EPS:
+    if precision is not None and precision not in _FORMATS:
         raise ValueError(
             f"rounding_guard: unknown precision {precision!r}; expected one of "
-            f"{', '.join(_PRODUCT_EPS)}"
+            f"{', '.join(_FORMATS)}"
         )
     dtype = checks.common_dtype(W, D)
-    eps = max(float(jnp.finfo(dtype).eps), _PRODUCT_EPS[precision] if precision else 0.0)
+    if dtype == np.float64 and precision not in (None, "highest"):
+        dtype = np.dtype(np.float32)
     with jax.enable_x64(True):
         W, D = checks.cast_on_host((W, D), np.float64)
-        C_W, G = map(float, _sizes(W, D, wide_dtype(dtype)))
-    code = G * s * float(bound)
-    lost = lost_below(D.shape[0], C_W, dtype)
-    return 4 * eps * (code + C_W * float(noise) if noise else code) + lost
+        C_W, G = map(float, product_sizes(W, D, wide_dtype(dtype)))
+        rounding = Rounding.of(W, D, dtype, precision, width=1)
+    l1, noise = s * float(bound), float(noise)
+    rates = rounding.of_error(s) + rounding.of_code(s)
+    lost = rounding.lost(1.0, C_W, G, s, 2 * l1, noise)
+    return float(max(G, 1.0) * share(rates, l1) + C_W * share(rounding.of_noise(), noise) + lost)
 
 
 @program("dtype")
-def _sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]:
+def product_sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array, Array]:
     """max abs(W_ij) and max (|W|' |D|)_ij, for many atoms an upper bound by products in dtype."""
     C_W = largest(jnp.abs(dictionaries.entries(W)))
     W, D = dictionaries.magnitudes(W), dictionaries.magnitudes(D)

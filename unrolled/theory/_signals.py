@@ -1,18 +1,16 @@
-"""Proofs that a layer finds single codes, for all signs and all noise within a bound, or finds all
-codes on given supports.
-"""
+"""Proofs that a layer finds single codes, for all signs and all noise within a bound."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
-import jax
 import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
+from unrolled.activations import Activation
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -27,17 +25,15 @@ from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
 from unrolled.theory._parts import (
     chunks,
     part_norms,
-    signed_products,
     spectral_norms,
-    without_measurements,
 )
 from unrolled.theory._schedules import known, tail_of
 
-__all__ = ["Signals", "Supports", "certify_signals", "certify_supports"]
+__all__ = ["Signals", "certify_signals"]
 
 
-# Rounding of an inner product, in eps of the magnitudes of its terms.
-_ROUNDING = 4
+# The bounds themselves are computed in float64, and rounded up.
+_UP = 1 + 4 * float(np.finfo(float).eps)
 # Up to `_KEPT` atoms |W'D| is kept for all steps; for more atoms, each step forms `_COLUMNS`
 # columns of |W'D| at once.
 _KEPT, _COLUMNS = 4_000, 1_000
@@ -46,8 +42,6 @@ _AT_ONCE = 2**23
 # Supports with fewer than one in `_DENSE` atoms are multiplied separately, `_CACHED` numbers at a
 # time.
 _DENSE, _CACHED = 8, 2**18
-# The number of entries of the products of supports that are formed at once.
-_PRODUCTS = 2**22
 
 
 class Signals(Result):
@@ -58,20 +52,93 @@ class Signals(Result):
     less than a right angle.
     """
 
-    # (n,) whether no step has a false positive, and each nonzero has its sign at the end
+    # (n,) whether no argument off the support exceeds its threshold in any step, and each nonzero
+    # has its sign at the end; entries off the support are 0 if the activation has no tail
     proved: np.ndarray
     errors: np.ndarray  # (n, K+1) bound on the largest entry of the error; inf after a failure
     failed_at: np.ndarray  # (n,) the first step, from 0, whose condition fails; -1 for none
     support_from: np.ndarray  # (n,) steps after which the support stays exact; -1 for never
     uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
+    # "proved", or "estimated" if D or W is not a sum of products; then no code is proved
+    rounding: str = "proved"
+    theta: np.ndarray | None = None  # (n, K) with `own`: the thresholds of each code
 
     def __repr__(self) -> str:
         """The number of codes with a proof, and the largest bound on the errors of these codes."""
         n, proved = len(self.proved), int(self.proved.sum())
         largest = f", the error at most {self.errors[self.proved, -1].max():.3g}" if proved else ""
         nothing = f"; no theorem is about {self.uncovered}" if self.uncovered else ""
+        if self.rounding == "estimated":
+            nothing += f"; {int((self.failed_at < 0).sum())} fail at no step, by estimated rounding"
         steps = self.errors.shape[1] - 1
         return f"Signals: {proved} of {n} codes proved in {steps} steps{largest}{nothing}"
+
+
+NORMS = ("l1", "l2", "linf", "gaussian")
+
+
+class Noise(NamedTuple):
+    r"""Bounds on the noise e of n signals, and on its effect |W_i'e|.
+
+    The effect on entry i is at most max_j |W_ji| delta for the l1 norm, norm(w_i, 2) delta for the
+    l2 norm, and norm(w_i, 1) delta for the largest entry. For Gaussian noise of standard deviation
+    sigma, |w_i'e| <= norm(w_i, 2) sigma t for all products and |e_j| <= sigma t for all entries
+    hold together with the probability `confidence`, by the union bound. For a part of g entries,
+    the norms are those of the columns of W_i, and their l2 norm over the columns.
+    """
+
+    deltas: np.ndarray  # (n,)
+    norm: str
+    t: float = 1.0
+    # for Gaussian noise, the bound on |w_i|'|e| over the bound on |w_i'e|
+    spread: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        noise: Any,
+        norm: str | None,
+        confidence: float,
+        n: int,
+        measured: Coupled,
+        where: str,
+        at_once: int = 1,
+    ) -> "Noise":
+        """Check the arguments. `confidence` is that of `at_once` such statements together."""
+        deltas, D = noise_of(noise, n, where), measured.D
+        norm = ("l1" if block_of(D) == 1 else "l2") if norm is None else norm
+        if norm not in NORMS:
+            raise ValueError(f"{where}: unknown noise_norm {norm!r}; expected one of {NORMS}")
+        confidence = checks.as_fraction(confidence, "confidence", where)
+        if norm != "gaussian":
+            return cls(deltas, norm)
+        from scipy.special import ndtri
+
+        weights = sum(not step.tied for step in measured.steps)
+        bounds = 2 * (weights * D.shape[1] + D.shape[0])
+        t = -float(ndtri((1 - confidence) / at_once / bounds))
+        return cls(deltas, norm, t * (1 + 1e-9), math.sqrt(D.shape[0]))
+
+    def rows(self, some: slice | np.ndarray) -> "Noise":
+        """The noise of some signals."""
+        return self._replace(deltas=self.deltas[some])
+
+    def gain(self, step: Step) -> np.ndarray:
+        """The effect of noise of norm 1, for every part, (d,)."""
+        n = len(step.gamma)
+        if self.norm == ("l1" if step.W.shape[1] == n else "l2"):
+            return step.products.C
+        W = np.abs(np.asarray(dense(step.W)))
+        W = W.reshape(len(W), n, -1)  # (m, parts, g)
+        if self.norm == "l1":
+            return np.hypot.reduce(W, axis=2).max(0, initial=0)
+        sizes = W.sum(0) if self.norm == "linf" else np.hypot.reduce(W, axis=0)
+        return self.t * np.hypot.reduce(sizes, axis=1)
+
+    def l1(self, m: int) -> np.ndarray:
+        """Bounds on the l1 norm of the noise, (n,)."""
+        factor = dict(l1=1.0, l2=math.sqrt(m), linf=m, gaussian=m * self.t)
+        return self.deltas * factor[self.norm]
 
 
 @overload
@@ -82,6 +149,8 @@ def certify_signals(
     X: ArrayLike,
     *,
     noise: ArrayLike = 0.0,
+    noise_norm: str | None = None,
+    confidence: float = 1 - 1e-6,
     own: bool = False,
 ) -> Signals: ...
 @overload
@@ -92,6 +161,8 @@ def certify_signals(
     X: Sequence[ArrayLike],
     *,
     noise: ArrayLike | Sequence[ArrayLike] = 0.0,
+    noise_norm: str | None = None,
+    confidence: float = 1 - 1e-6,
     own: bool = False,
 ) -> tuple[Signals, ...]: ...
 @host_function
@@ -102,6 +173,8 @@ def certify_signals(
     X: Any,
     *,
     noise: ArrayLike | Sequence[ArrayLike] = 0.0,
+    noise_norm: str | None = None,
+    confidence: float = 1 - 1e-6,
     own: bool = False,
 ) -> Signals | tuple[Signals, ...]:
     r"""Prove, code by code, that steps x <- shrink(x + gamma W'(y - D x), theta) find the code.
@@ -147,12 +220,18 @@ def certify_signals(
         D: (m, d); for a chain a tuple.
         X: (n, d), the codes, or the codes in another form that D accepts; for a chain a tuple of
             arrays (n, d_l).
-        noise: bound on the l1 norm of the noise (the l2 norm if codes come in parts), one number or
-            one per code, (n,); for a chain one bound per layer, or one bound for the signal. The
-            error of a layer is noise, entry by entry, for the next layer.
+        noise: bound on the norm of the noise, one number or one per code, (n,); for a chain one
+            bound per layer, or one bound for the signal. The error of a layer is noise, entry by
+            entry, for the next layer. What y loses when it is rounded to the dtype, or computed as
+            D x in the dtype, is not noise: the rounding covers it.
+        noise_norm: "l1" (the default), "l2" (the default if codes come in parts), "linf" for the
+            largest entry, or "gaussian". Gaussian noise is independent from entry to entry, with
+            the standard deviation `noise`.
+        confidence: for Gaussian noise, the probability with which the statement on a code is true.
         own: whether to use, for each code, the least thresholds for which the proof holds, instead
             of the thresholds of the params. The result then depends on the weights, but not on the
-            thresholds of the params.
+            thresholds of the params. The field `theta` has these thresholds, rounded up to the
+            dtype of D, for `layer.from_theory(W, theta[i])`.
 
     Returns:
         Signals, computed in float64 from the stored arrays; for a chain a tuple of Signals. If the
@@ -164,10 +243,20 @@ def certify_signals(
             is traced.
         ValueError: params or codes do not fit, or a number is out of range.
 
+    The bound n on noise and rounding is proved. Let u be the unit roundoff of the dtype, s the
+    number of nonzeros, and m the number of entries of a signal. For products of at most size
+    G = gamma max (|W|'|D|)_ij, rounding adds about m u G norm(E_k, 1) and 2 s u G norm(x, 1) to A.
+    The first term decreases with the error, and only the second term remains. We assume sums of
+    products in any order, which are complete before x or y is added, operations that round to
+    nearest, and values of the activation within 16 eps. On accelerators, `precision` of the layer
+    sets u: "highest" is float32. A fast convolution, as by Winograd, is not such a sum.
+
     Not claimed: that the layer fails on a code without a proof. After few steps, or with noise, a
-    small nonzero may not have its sign yet; `errors` still bounds its error. The function estimates
-    the rounding as in `rounding_guard`; the estimate is not a worst case. The proofs do not cover
-    other codes; for a class of codes use a sample and `tolerance_bound`.
+    small nonzero may not have its sign yet; `errors` still bounds its error. The rounding of
+    `from_functions` is not known, so for such a dictionary `rounding` is "estimated", as if
+    products were sums, and no code is proved. The proofs do not cover other codes; for a class of
+    codes use a sample and `tolerance_bound`. If the activation has a tail, entries off the support
+    are not 0; `errors` bounds these entries, too.
 
     Reference: Li, Feng, Zhou (2024), Theorem 12, followed entry by entry for one code.
 
@@ -180,8 +269,9 @@ def certify_signals(
         True
     """
     where = "certify_signals"
+    options: dict[str, Any] = dict(norm=noise_norm, confidence=confidence, own=own, where=where)
     if getattr(layer, "layers", None) is None:
-        return _of_layer(layer, params, D, X, noise, own, None, where)[0]
+        return _of_layer(layer, params, D, X, noise, None, **options)[0]
     layers, noises = layer.layers, noise
     if not isinstance(noise, Sequence):  # the noise of the signal only
         noises = (noise, *[0.0] * (len(layers) - 1))
@@ -191,7 +281,7 @@ def certify_signals(
             raise ValueError(f"{where}: expected {len(layers)} {name}, one per layer of the chain")
     results, left = [], None
     for one, p, A, codes, delta in zip(layers, *columns.values()):
-        result, left = _of_layer(one, p, A, codes, delta, own, left, where)
+        result, left = _of_layer(one, p, A, codes, delta, left, at_once=len(layers), **options)
         results.append(result)
     return tuple(results)
 
@@ -202,36 +292,66 @@ def _of_layer(
     D: Any,
     X: Any,
     noise: Any,
-    own: bool,
     before: np.ndarray | None,
+    *,
+    norm: str | None,
+    confidence: float,
+    own: bool,
     where: str,
+    at_once: int = 1,
 ) -> tuple[Signals, np.ndarray]:
     """The proofs for the codes of one layer, and the last errors of their parts, (n, d).
 
     `before` holds the errors of the parts of the signals, (n, m), that the layer before leaves.
     """
     codes = codes_of(X, as_dictionary(D, where), where)
-    deltas = noise_of(noise, len(codes), where)
+    n = len(codes)
     if uncovered := uncovered_of(layer, params, D, where):
-        n, after = len(codes), np.full((len(codes), layer.depth), np.inf)
-        errors = np.column_stack([codes.max(1, initial=0), after])
+        noise_of(noise, n, where)
+        errors = np.column_stack([codes.max(1, initial=0), np.full((n, layer.depth), np.inf)])
         never = np.full(n, -1)
         nothing = Signals(np.zeros(n, bool), errors, np.zeros(n, int), never, uncovered)
         return nothing, np.full(codes.shape, np.inf)
     measured = MeasuredLayer.of(layer, params, D, where)
-    if before is not None and len(before) != len(codes):
-        raise ValueError(
-            f"{where}: X has {len(before)} codes for one layer and {len(codes)} for the next"
-        )
-    choose = _least if own else _given
+    noises = Noise.of(noise, norm, confidence, n, measured.measured, where, at_once)
+    if before is not None and len(before) != n:
+        raise ValueError(f"{where}: X has {len(before)} codes for one layer and {n} for the next")
+    dtype, thresholds = as_dictionary(D, where).dtype, list[np.ndarray]()
+
+    def least(step: Step, needed: np.ndarray) -> np.ndarray:
+        thresholds.append(stored_up(needed, dtype))
+        return thresholds[-1][:, None]
+
     rows = max(1, _AT_ONCE // codes.shape[1])
-    parts = []
-    for i in range(0, max(len(codes), 1), rows):
-        chunk = slice(i, i + rows)
-        entering = None if before is None else before[chunk]
-        parts.append(measured.bounds(codes[chunk], deltas[chunk], choose, entering))
+    parts, thetas = [], []
+    for i in range(0, max(n, 1), rows):
+        some = slice(i, i + rows)
+        entering = None if before is None else before[some]
+        thresholds.clear()
+        parts.append(
+            measured.bounds(codes[some], noises.rows(some), least if own else _given, entering)
+        )
+        unused = [np.full(len(codes[some]), math.inf)] * (layer.depth - len(thresholds))
+        thetas.append(np.stack([*thresholds, *unused], 1) if layer.depth else np.zeros((n, 0)))
     errors, failed, inside, left = (np.concatenate(column) for column in zip(*parts))
-    return Signals((failed < 0) & are_found(codes, left), errors, failed, _from(inside)), left
+    sums = all(step.rounding.proved for step in measured.measured.steps)
+    proved = (failed < 0) & are_found(codes, left) & sums
+    return Signals(
+        proved,
+        errors,
+        failed,
+        _from(inside),
+        rounding="proved" if sums else "estimated",
+        theta=np.concatenate(thetas) if own else None,
+    ), left
+
+
+def stored_up(theta: np.ndarray, dtype: Any) -> np.ndarray:
+    """The least numbers of the dtype that are at least theta, in float64; inf beyond its range."""
+    with np.errstate(over="ignore"):
+        stored = np.asarray(theta, np.float64).astype(dtype)
+    above = np.nextafter(stored, np.asarray(np.inf, dtype))
+    return np.where(stored.astype(np.float64) < theta, above, stored).astype(np.float64)
 
 
 def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
@@ -266,14 +386,11 @@ def _given(step: Step, needed: np.ndarray) -> np.ndarray:
     return step.theta
 
 
-def _least(step: Step, needed: np.ndarray) -> np.ndarray:
-    return needed[:, None]
-
-
 class MeasuredLayer(NamedTuple):
     """The numbers of a layer that the theory needs: the steps, and the tail of the activation."""
 
     measured: Coupled
+    activation: Activation
     tail_lipschitz: float
     tail: float  # the largest difference of a step from soft thresholding
     reach: float  # the constants hold for arguments up to this
@@ -283,12 +400,12 @@ class MeasuredLayer(NamedTuple):
         """Measure a layer; raise unless theorems cover its step and its constants are known."""
         measured = coupled(layer, params, D, where)
         known(layer.activation, where)
-        return cls(measured, *tail_of(layer.activation), layer.activation.reach)
+        return cls(measured, layer.activation, *tail_of(layer.activation), layer.activation.reach)
 
     def bounds(
         self,
         a: np.ndarray,
-        deltas: np.ndarray,
+        noise: Noise,
         choose: Callable[[Step, np.ndarray], np.ndarray],
         before: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -296,7 +413,7 @@ class MeasuredLayer(NamedTuple):
 
         Args:
             a: (n, d), magnitudes of the codes.
-            deltas: (n,), l1 norms of the noise; l2 norms if codes come in parts.
+            noise: the noise of the n signals.
             choose: `choose(step, needed) -> theta`, where `needed`, (n,), is the least threshold
                 that each code needs, and theta has the shape (d,), (n, 1) or ().
             before: (n, m), bounds on the errors of the signals, per entry or per part.
@@ -310,10 +427,11 @@ class MeasuredLayer(NamedTuple):
         entries, size = _Entries(a, every), a.sum(1)
         a = entries.take(a)
         on, E, failed = a > 0, a, np.full(len(a), -1)
+        nonzeros = np.full(len(a), entries.d) if every else on.sum(1)
         errors, exact = [E.max(1, initial=0)], [~on.any(1)]
         for k, (step, P) in enumerate(zip(self.measured.steps, _maps(self.measured))):
             with np.errstate(over="ignore", invalid="ignore"):
-                n = self._noise(step, np.maximum(size, E.sum(1)), deltas, before)
+                n = self._noise(step, E.sum(1), size, nonzeros, noise, before)
                 A, off = entries.moved(P, E, n, on)
                 least = off.max(1, initial=0)
                 theta = choose(step, np.where(np.isnan(least), math.inf, least))
@@ -324,7 +442,9 @@ class MeasuredLayer(NamedTuple):
                 beyond = np.minimum(self.tail, 2 * self.tail_lipschitz * A) if self.tail else 0.0
                 mapped = _mapped(step, a, A, at, same, self.measured.block > 1)
                 E = np.where(on, mapped + self.tail, beyond)
-                E = np.where(failed[:, None] < 0, E, math.inf)
+                if self.tail:
+                    E = E + step.rounding.of_values(self.activation, a + A + at)
+                E = np.where(failed[:, None] < 0, E * _UP, math.inf)
             errors.append(E.max(1, initial=0))
             exact.append(np.where(on, E < a, E == 0).all(1))
             if (failed >= 0).all():  # no later step proves anything
@@ -335,16 +455,24 @@ class MeasuredLayer(NamedTuple):
         return np.stack(errors, 1), failed, np.stack(exact, 1), left
 
     def _noise(
-        self, step: Step, size: np.ndarray, deltas: np.ndarray, before: np.ndarray | None
+        self,
+        step: Step,
+        error: np.ndarray,
+        size: np.ndarray,
+        nonzeros: np.ndarray,
+        noise: Noise,
+        before: np.ndarray | None,
     ) -> np.ndarray:
-        """Noise and rounding in products, for codes of l1 norms `size`; (n, d) or (n, 1)."""
-        n = np.zeros((len(size), 1))
-        if deltas.any():
-            n = deltas[:, None] * step.gamma * step.products.C
+        """Noise and rounding in arguments, (n, d) or (n, 1), for l1 norms of errors and codes."""
+        m = self.measured.D.shape[0]
+        n, l1 = np.zeros((len(size), 1)), noise.l1(m)
+        if noise.deltas.any():
+            n = noise.deltas[:, None] * step.gamma * noise.gain(step)
         if before is not None:
             n = n + step.gamma * (before @ _sizes_of(step.W, before.shape[1], step.gamma.size))
-        rounding = _ROUNDING * self.measured.eps * (size * step.G + n.max(1)) + step.lost
-        return (1 + _ROUNDING * self.measured.eps) * (n + rounding[:, None])
+            l1 = l1 + math.sqrt(m // before.shape[1]) * before.sum(1)
+        error, size, nonzeros, l1 = (v[:, None] for v in (error, size, nonzeros, l1))
+        return step.with_rounding(n, error, size, nonzeros, l1, noise.spread)
 
 
 class _Entries:
@@ -411,14 +539,14 @@ def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
     """For each step, the columns of gamma |D'W| with |1 - gamma w_i . d_i| on the diagonal."""
     D, d = measured.D, measured.parts
     columns = list(chunks(d, _COLUMNS // measured.block))
-    up, kept = 1 + _ROUNDING * measured.eps, list[np.ndarray]()
+    kept = list[np.ndarray]()
     for step in measured.steps:
         parts: Iterable[np.ndarray] = (
             np.ascontiguousarray(part_norms(D, step.W, some)) for some in columns
         )
         if d <= _KEPT:
             parts = kept = kept if kept and step.tied else list(parts)
-        yield (up * _map(step, some, part) for some, part in zip(columns, parts))
+        yield (_map(step, some, part) for some, part in zip(columns, parts))
 
 
 def _map(step: Step, columns: np.ndarray, products: np.ndarray) -> np.ndarray:
@@ -455,163 +583,3 @@ def _from(inside: np.ndarray) -> np.ndarray:
     wrong = ~inside[:, ::-1]
     last = np.where(wrong.any(1), wrong.argmax(1), inside.shape[1])
     return np.where(last == 0, -1, inside.shape[1] - last)
-
-
-class Supports(Result):
-    """The proofs that steps with residual thresholds find all codes on each of n supports."""
-
-    ratio: np.ndarray  # (n,) c(S): no product off S exceeds this share of the largest product on S
-    contraction: np.ndarray  # (n,) kappa(S), the largest row sum of abs(W_S'D_S - I)
-    sparsity: int  # s
-
-    def bound(self, k: int, ratio: float = 0.95) -> np.ndarray:
-        r"""A bound on the max norm of the error of `layers.alista_rt` after k steps, (n,).
-
-        .. math:: (c + \kappa)^{\min(s-1, k)} \kappa^{\max(k-s+1, 0)} \frac{1 + \kappa}{1 - \kappa}.
-
-        The bound is relative to max abs(x), and holds for signals without noise and without
-        rounding. The result is inf unless c(S) <= c < 1 and kappa < 1.
-
-        Args:
-            k: number of steps.
-            ratio: c, the ratio of the layer.
-
-        Example:
-            >>> D = ur.dictionaries.identity_hadamard(16)
-            >>> proof = ur.theory.certify_supports(D, D, [[0, 1], [2, 20]])
-            >>> proof.bound(20).round(6).tolist()
-            [0.0, 0.0]
-        """
-        where = "Supports.bound"
-        k = checks.as_index(k, "k", where)
-        c, kappa, s = checks.as_fraction(ratio, "ratio", where), self.contraction, self.sparsity
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            taking = (c + kappa) ** min(max(s - 1, 0), k) * kappa ** max(k - s + 1, 0)
-            bound = taking * (1 + kappa) / (1 - kappa)
-        return np.where((self.ratio <= c) & (kappa < 1), bound, np.inf)
-
-    def __repr__(self) -> str:
-        """The number of supports with a proof, and the largest ratio."""
-        n, proved = len(self.ratio), int((self.ratio < 1).sum())
-        largest = f", the largest ratio {self.ratio.max():.4g}" if n else ""
-        return f"Supports: all codes on {proved} of {n} supports of {self.sparsity} atoms{largest}"
-
-
-@host_function
-def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Supports:
-    r"""Prove, support by support, that steps with residual thresholds never take a wrong entry.
-
-    Let B = W'D. For a support S,
-
-    .. math::
-        c(S) = \max_{i \notin S} \|B_{iS} B_{SS}^{-1}\|_1, \qquad
-        \kappa(S) = \max_{i \in S} \sum_{j \in S} |B_{SS} - I|_{ij}.
-
-    `layers.alista_rt` takes an entry, and keeps it, if abs(g_i) > c max abs(g), with
-    g = W'(y - D x). If c >= c(S), no step takes an entry off S, for every code on S, with any
-    magnitudes and any signs. If also c < 1 and kappa(S) < 1, the steps converge to the code, at the
-    rate of `Supports.bound`. The function forms the products of all atoms of the supports with all
-    other atoms at once; these products are a d x d matrix if every atom is in a support.
-
-    If codes come in parts (`D.block`), S consists of parts, and norm(A_ij, 2) of a block replaces
-    abs(A_ij) in both sums. Let Q = B_iS B_SS^-1, and let g be the products of x* - x on S. Then
-    abs(g_i) = abs(sum_j Q_ij g_j) <= sum_j norm(Q_ij, 2) max abs(g_j). The remaining proof holds
-    with sizes of parts instead of magnitudes.
-
-    Args:
-        W: (m, d), weights with w_i . d_i = 1, for example `frobenius_weights(D)`.
-        D: (m, d).
-        supports: (n, s), indices of atoms, or of parts, distinct within each row.
-
-    Returns:
-        Supports, computed in float64 and rounded up. A support whose atoms depend on each other has
-        the ratio inf.
-
-    Raises:
-        TypeError: an argument is traced, or an index is not an integer.
-        ValueError: an index is out of range or repeated within a row, or shapes do not fit.
-
-    Not claimed: that the steps fail on a support with c(S) >= 1. With W = D, c(S) is the exact
-    recovery coefficient of Tropp (2004). For a class of supports, apply `tolerance_bound` to the
-    ratios of a sample.
-
-    Example:
-        >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
-        >>> W = ur.theory.frobenius_weights(D)
-        >>> supports = [[3, 50, 77, 120], [0, 1, 2, 3]]
-        >>> (ur.theory.certify_supports(W, D, supports).ratio < 0.95).tolist()
-        [True, True]
-    """
-    where = "certify_supports"
-    W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)
-    if W.shape != D.shape:
-        raise ValueError(f"{where}: W has shape {W.shape} and D {D.shape}; expected the same")
-    checks.finite((W, D), "W or D", where)
-    W, D, g = without_measurements(W, D, block_of(D))
-    S = _indices(supports, D.shape[1] // g, where)
-    n, s = S.shape
-    with jax.enable_x64(True):
-        W, D = checks.cast((W, D), np.float64)
-        at_once = max(1, _PRODUCTS // max(1, s * g * D.shape[1]))
-        parts = [_of_supports(W, D, S[i : i + at_once], g) for i in range(0, n, at_once)]
-    ratio, contraction = np.concatenate([np.zeros((2, 0)), *parts], axis=1)
-    return Supports(ratio, contraction, s)
-
-
-def _indices(supports: Any, d: int, where: str) -> np.ndarray:
-    S = np.asarray(supports)
-    if S.ndim != 2:
-        raise ValueError(f"{where}: supports have shape {S.shape}; expected (n, s), one a row")
-    if S.dtype.kind not in "iu" and S.size:
-        raise TypeError(f"{where}: supports must be indices of atoms, got dtype {S.dtype}")
-    if S.size and not (0 <= S.min() and S.max() < d):
-        raise ValueError(
-            f"{where}: supports must be indices in 0..{d - 1}, got {S.min()}..{S.max()}"
-        )
-    if (np.diff(np.sort(S, 1), axis=1) == 0).any():
-        raise ValueError(f"{where}: a support names an atom twice")
-    return S.astype(int)
-
-
-def _of_supports(W: Any, D: Any, S: np.ndarray, g: int) -> np.ndarray:
-    """The ratios and contractions of some supports of parts of g entries, (2, n)."""
-    n, s = S.shape
-    entries = (S[:, :, None] * g + np.arange(g)).reshape(n, s * g)
-    used, place = np.unique(entries, return_inverse=True)
-    B = signed_products(W, D, used)  # (d, used)
-    R = np.moveaxis(B[:, place.reshape(entries.shape)], 0, 1)  # (n, d, s g)
-    each = np.arange(n)[:, None]
-    A = R[each, entries]  # B_SS
-    inverse = _inverses(A)
-    with np.errstate(invalid="ignore"):
-        Q = R @ inverse
-        # Q (I + E) = R A^-1 accounts for the remainder R - Q A, which is a rounding error.
-        left = np.abs(R - Q @ A).sum(2) * np.abs(inverse).sum(2).max(1, initial=0)[:, None]
-        sums = _sizes_of_blocks(np.where(np.isnan(Q), np.inf, Q), g).sum(2)
-        sums = sums + left.reshape(n, -1, g).sum(2)
-    sums = np.where(np.isnan(sums), np.inf, sums)
-    sums[each, S] = 0
-    up = 1 + 4 * s * g * np.finfo(float).eps
-    kappa = _sizes_of_blocks(A - np.eye(s * g), g).sum(2).max(1, initial=0)
-    return np.stack([sums.max(1, initial=0), kappa]) * up
-
-
-def _sizes_of_blocks(A: np.ndarray, g: int) -> np.ndarray:
-    """norm(A_ij, 2) of the g x g blocks of matrices; inf for a block that is not finite."""
-    if g == 1:
-        return np.abs(A)
-    n, rows, columns = A.shape
-    blocks = A.reshape(n, rows // g, g, columns // g, g).swapaxes(2, 3)
-    finite = np.isfinite(blocks).all((3, 4))
-    sizes = spectral_norms(np.where(finite[..., None, None], blocks, 0))
-    return np.where(finite, sizes, np.inf)
-
-
-def _inverses(A: np.ndarray) -> np.ndarray:
-    """The inverses of matrices, nan for singular matrices."""
-    try:
-        return np.linalg.inv(A)
-    except np.linalg.LinAlgError:
-        if len(A) == 1:
-            return np.full_like(A, np.nan)
-        return np.concatenate([_inverses(one) for one in np.array_split(A, 2)])

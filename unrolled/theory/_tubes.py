@@ -11,6 +11,7 @@ from unrolled._base.checks import ArrayLike
 from unrolled._base.programs import host_function
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
+from unrolled.theory._certificates import Coupled
 from unrolled.theory._coherence import of_real_entries
 from unrolled.theory._schedules import host_numbers
 from unrolled.theory._signals import MeasuredLayer
@@ -18,9 +19,7 @@ from unrolled.theory._signals import MeasuredLayer
 __all__ = ["Tube", "certify_run"]
 
 
-# Rounding of an inner product, in eps times the magnitudes of its terms: 4 in the run and 4 in the
-# tube.
-_ROUNDING, _EPS = 2 * 4, float(np.finfo(float).eps)
+_EPS = float(np.finfo(float).eps)
 
 
 class Tube(Result):
@@ -77,7 +76,7 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     Not claimed: that noise can move a run as far as the radius. Thresholds below the noise leave
     entries open, and the radius then grows without end. If the support selection of a step may pass
     only some of the entries above the threshold, the radius is inf from this step on. The bound on
-    the rounding is not a worst case.
+    the rounding is proved, with the assumptions of `certify_signals`.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 100, 200)
@@ -91,11 +90,11 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     """
     where = "certify_run"
     D = as_dictionary(D, where)
-    measured, tail, _, reach = MeasuredLayer.of(layer, params, D, where)
-    if tail or reach < math.inf:
+    of_layer = MeasuredLayer.of(layer, params, D, where)
+    if of_layer.tail or of_layer.reach < math.inf:
         raise ValueError(f"{where}: expected the activation relu, got {layer.activation}")
     code = checks.host_floats(x, "x", where)
-    d = measured.D.shape[1]
+    d = D.shape[1]
     if code.shape != (d,):
         raise ValueError(f"{where}: x has shape {code.shape}; expected ({d},), one code")
     checks.finite(code, "x", where)
@@ -103,6 +102,19 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
     if not 0 <= delta < math.inf:
         raise ValueError(f"{where}: noise must be at least 0 and finite, got {delta:g}")
     code = code.astype(np.float64)
+    radius, errors, exact = _tube(of_layer.measured, code, delta)
+    # The run without noise rounds as well, so it has a tube of its own.
+    alone, _, _ = _tube(of_layer.measured, code, 0.0) if delta else (radius, None, None)
+    return Tube(radius + alone, errors, exact)
+
+
+def _tube(measured: Coupled, code: np.ndarray, delta: float) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The tube of all layer runs around the run in exact numbers, which the host follows.
+
+    Returns:
+        The radii and the bounds on the errors, (K+1,); whether the last code has the support of x.
+    """
+    d = len(code)
     k = int(np.frexp(max(np.abs(code).max(initial=0), delta))[1])  # because norms square entries
     code, delta = np.ldexp(code, -k), float(np.ldexp(delta, -k))
     with jax.enable_x64(True):
@@ -114,10 +126,13 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         W, theta = np.asarray(dense(step.W)) * (step.sign * step.gamma), np.ldexp(step.theta, -k)
         u = z + (y - A @ z) @ W
         C = np.eye(d)[:, moving] - W.T @ A[:, moving]
-        size = max(np.abs(code).sum(), np.abs(z).sum() + beta * math.sqrt(moving.sum()))
+        sizes = np.abs(z - code).sum() + beta * math.sqrt(moving.sum()), np.abs(code).sum()
         n = step.gamma * step.products.C * delta
-        n += _ROUNDING * measured.eps * (step.G * size + n.max()) + np.ldexp(step.lost, -k)
-        b = np.linalg.norm(C, axis=1) * beta + n
+        nonzeros = int(np.count_nonzero(moving | (code != 0)))
+        whole, error, size = (np.ldexp(v, k) for v in (n, *sizes))
+        rounding = step.with_rounding(whole, error, size, nonzeros, np.ldexp(delta, k))
+        n = n + 2 * (np.ldexp(rounding, -k) - n)  # the layer rounds, and so does the host
+        b = (np.linalg.norm(C, axis=1) * beta + n) * up
         above, moving = np.abs(u) > theta, np.abs(u) + b > theta
         kept, jump = np.abs(u) - b > theta, np.where(above, np.maximum(b, np.abs(u)), np.abs(u) + b)
         exact = np.array_equal(kept, code != 0) and np.array_equal(moving, code != 0)
@@ -132,4 +147,5 @@ def certify_run(layer: Any, params: Any, D: Dictionary, x: ArrayLike, *, noise: 
         radius.append(beta)
         errors.append((float(np.linalg.norm(z - code)) + beta) * up)
     unknown = [math.inf] * (1 + len(measured.steps) - len(radius))
-    return Tube(np.ldexp(radius + unknown, k), np.ldexp(errors + unknown, k), exact and not unknown)
+    radii, bounds = (np.ldexp(v + unknown, k) for v in (radius, errors))
+    return radii, bounds, exact and not unknown

@@ -8,6 +8,7 @@ from typing import Any, Self, TypedDict
 from jax.sharding import Mesh
 
 from unrolled._base.arguments import OPTIONS
+from unrolled._base.packages import require
 from unrolled._base.programs import data_mesh
 from unrolled.records import Record, accept, option
 from unrolled.training._files import Checkpoint
@@ -118,6 +119,8 @@ class Run(PlainRun):
         values = {name: accept(fields[name], value, name, where) for name, value in options.items()}
         run = cls(**values)
         sharing(run.accumulate, run.mesh, run.reduction, where)
+        if run.progress:
+            require(f"{where}(progress=True)", "rich")
         return run
 
     @property

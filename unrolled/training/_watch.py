@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
+from unrolled._base.packages import is_installed
 from unrolled.networks import exceeds, worse
 from unrolled.training._loop import Loop
 from unrolled.training._options import Run
@@ -68,7 +69,8 @@ def _writer(log: str | Path | None) -> Iterator[Callback]:
 def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
     """A callback that advances a progress bar, on request, or on a terminal in the main thread."""
     if progress is None:  # show a bar on a terminal
-        progress = sys.stderr.isatty() and threading.current_thread() is threading.main_thread()
+        on_terminal = sys.stderr.isatty() and is_installed("rich")
+        progress = on_terminal and threading.current_thread() is threading.main_thread()
     if not progress:
         yield lambda record, params: None
         return

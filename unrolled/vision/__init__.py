@@ -7,6 +7,7 @@ import importlib
 import typing
 
 from unrolled._base import missing as _missing
+from unrolled._base.packages import require as _require
 
 if typing.TYPE_CHECKING:  # the subpackages are imported on first use
     from unrolled.vision import datasets, experiments, models
@@ -16,6 +17,8 @@ __all__ = ["datasets", "experiments", "models"]
 
 def __getattr__(name: str) -> typing.Any:
     if name in __all__:
+        if name != "datasets":
+            _require(f"unrolled.vision.{name}", "flax")
         return importlib.import_module(f"unrolled.vision.{name}")
     raise _missing(__name__, name, __all__)
 

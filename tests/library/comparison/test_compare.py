@@ -763,7 +763,7 @@ def test_thresholds_of_bcd_are_products_with_its_step_sizes(problem):
     np.testing.assert_allclose(found, [0.3 * np.mean(params.shared.size)] * 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("atoms", "expected"), [(48, 8), (20, 13)])
+@pytest.mark.parametrize(("atoms", "expected"), [(48, 12), (20, 17)])
 def test_products_with_all_blocks_of_a_dictionary_are_one_product(atoms, expected):
     """With zeros in the last block: 32 columns take 1.6 times the product with 20 atoms."""
     D, layer = np.random.default_rng(0).normal(size=(12, atoms)), ur.layers.bcd(4, block=16)

@@ -113,6 +113,49 @@ def test_no_step_raises_the_objective_whatever_the_params(problem, dtype):
     assert np.mean(np.diff(values, axis=1) < 0) > 0.05
 
 
+def attacked(kind, lam, choices, runs, seed):
+    """The codes of `runs` draws of large momenta, signal and D in float32."""
+    rng = np.random.default_rng(seed)
+    D = rng.normal(size=(20, 60))
+    if kind == "rank one":
+        D = np.outer(D[:, 0], D[0])
+    elif kind == "duplicates":
+        D[:, 30:] = D[:, :30]
+    D, y = D.astype("float32"), rng.normal(size=20).astype("float32")
+    layer = bcd(40, lam=lam, block=4)
+    params = layer.init(None, D)
+    beta = rng.choice(choices, (runs, 40)).astype("float32")
+    draws = params._replace(steps=params.steps._replace(beta=beta))
+    axes = jax.tree.map(lambda _: None, params)
+    axes = axes._replace(steps=axes.steps._replace(beta=0))
+    run = jax.jit(jax.vmap(layer.iterates, (axes, None, None)))
+    return D, y, np.asarray(run(draws, D, y), float)
+
+
+def never_rises(D, y, path, lam):
+    """Up to errors of n + 2 roundings in each entry of the residual, before and after a step."""
+    X = np.concatenate([0 * path[:, :1], path], axis=1)
+    values = objectives(D, y, X, lam)
+    error = norm((D.shape[1] + 2) * np.finfo("float32").eps * (np.abs(X) @ np.abs(D).T), axis=-1)
+    slack = error * (np.sqrt(2 * values) + error) + 20 * np.finfo("float32").eps * values[:, :1]
+    rises = np.diff(values, axis=1) - slack[:, 1:] - slack[:, :-1]
+    return (rises <= 0).all() and (values[:, -1] <= 1.001 * values[:, 0]).all()
+
+
+def test_momentum_does_not_multiply_the_errors_of_residuals():
+    for seed in range(4):
+        assert never_rises(*attacked("rank one", 0.0, [1, 5, -3], 64, seed), 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("choices", [[1, 5, -3], [1, 30, -30], [1, 5, -3, 1000]])
+@pytest.mark.parametrize("lam", [0.0, 1e-5, 1e-2])
+@pytest.mark.parametrize("kind", ["rank one", "gaussian", "duplicates"])
+def test_no_momentum_raises_the_objective(kind, lam, choices):
+    for seed in range(10, 16):
+        assert never_rises(*attacked(kind, lam, choices, 647, seed), lam)
+
+
 def coherent(seed, m, d):
     """Atoms near their neighbours, with norms from 1 / 20 to 20."""
     rng = np.random.default_rng(seed)

@@ -57,13 +57,13 @@ def test_an_analytic_chain_keeps_its_certificate():
     options = dict(depths=depths, sparsities=sparsities, bounds=bounds)
     certified, schedules = analytic.chain_schedules((D_1, D_2), **options)
     expected = theory.deep_schedule(
-        [c.mu_W for c in certified],
-        [c.C_W for c in certified],
+        [c.mu_W + c.drift(s) for c, s in zip(certified, sparsities)],
+        [c.of_noise for c in certified],
         sparsities=sparsities,
         bounds=bounds,
         depths=depths,
-        guards=[c.guard * s * B for c, s, B in zip(certified, sparsities, bounds)],
-        etas=[c.eta for c in certified],
+        guards=[c.guard(s, s * B, 0.0) for c, s, B in zip(certified, sparsities, bounds)],
+        etas=[c.eta + c.drift(s) for c, s in zip(certified, sparsities)],
     )
     assert all(block.holds for block in expected)
     params = analytic.dsc((D_1, D_2), **options)

@@ -305,7 +305,8 @@ def test_one_nonzero_attains_the_bound():
 
 def test_thresholds_without_room_for_rounding_exclude_no_false_positives():
     D, layer = dictionaries.identity_hadamard(16), layers.lista_cp(1)
-    for guard, excluded in ((0.0, False), (4 * 2.0**-52, True)):
+    least = theory.rounding_guard(D, D, sparsity=1, bound=1.0)
+    for guard, excluded in ((0.0, False), (least / 9, False), (least, True)):
         theta = jnp.full(1, 0.25 + guard)  # mu_W s B and the guard
         params = Unrolled(Weights(D), Threshold(theta))
         found = theory.certify(layer, params, D, sparsity=1, bound=1.0)

@@ -171,15 +171,15 @@ def test_with_noise_the_error_settles_under_the_floor():
 def test_analytic_params_are_the_schedule(name, dtype):
     p = load(name, dtype.name)
     options = dict(depth=30, sparsity=2, bound=BOUND, noise=0.05)
-    found = p.schedule(2, noise=0.05, depth=30)
+    found, bare = (p.schedule(2, noise=0.05, depth=30, guard=g) for g in (None, 0.0))
     tied = analytic.lista_cp(p.D, W=p.W, **options)
     steps = analytic.alista(p.D, W=p.W, **options)
-    # theta is rounded to the dtype of D, and so is the product G of the guard.
+    # theta is rounded to the dtype of D. Only a part of the guard is the same at every step.
     for theta in (tied.steps.theta, steps.steps.theta):
         assert theta.dtype == dtype
-        assert np.asarray(theta, np.float64) == pytest.approx(
-            found.theta, rel=4 * float(np.finfo(dtype).eps)
-        )
+        up = 1 + 4 * float(np.finfo(dtype).eps)
+        theta = np.asarray(theta, np.float64)
+        assert (bare.theta <= up * theta).all() and (theta <= up * found.theta).all()
     for W in (tied.shared.W, steps.shared.W):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), W, p.W))
     assert (np.asarray(steps.steps.gamma) == 1).all()

@@ -12,6 +12,7 @@ import numpy as np
 
 from unrolled import activations, dictionaries, pursuit, theory
 from unrolled._base import checks
+from unrolled._base.packages import require
 from unrolled.app import studies
 from unrolled.app.commands import _report
 from unrolled.app.commands._console import add_command, progress_printer, show
@@ -142,6 +143,8 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the certificates, and save the figure if `--figure` names a file."""
+    if arguments.figure is not None or arguments.output is not None:
+        require("certify", "matplotlib")
     if arguments.code is not None:
         _run_on_codes(arguments)
         return

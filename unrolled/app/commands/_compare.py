@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from unrolled import dictionaries, problems, training
+from unrolled._base.packages import absent, is_installed, require
 from unrolled._base.threads import beside
 from unrolled.app import studies
 from unrolled.app.commands import _report
@@ -137,6 +138,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the studies, write the report and print its text, or its data as JSON."""
+    require("compare", "matplotlib")
     say, folder = progress_printer(), arguments.output
     asked = _asked(arguments, say)
     # Check before any work: the report would overwrite these pictures.
@@ -295,25 +297,29 @@ def _standard_sections(asked: Asked) -> list[Section]:
     Tracing and compiling take one core, so the benchmark runs in one thread and the other studies
     run in a second thread.
     """
-    # Read the photographs first, because they may not be installed.
-    pictures = studies.photograph_patches(datasets.photographs())
+    pictures = None
+    if is_installed("sklearn", "PIL"):
+        pictures = studies.photograph_patches(datasets.photographs())
+    else:
+        asked.say(f"left out: {absent('patches of photographs', 'sklearn', 'PIL')}")
     D = problems.standard_benchmark(asked.key).D
     others = beside(partial(_smaller_sections, D, pictures, asked))
     asked.say("the standard benchmark, 250 x 500")
     return [_planted(D, asked, "The standard benchmark", "benchmark"), *others.result()]
 
 
-def _smaller_sections(D: Operator, pictures: Pictures, asked: Asked) -> list[Section]:
+def _smaller_sections(D: Operator, pictures: Pictures | None, asked: Asked) -> list[Section]:
     """All standard sections except the benchmark."""
-    certified = _certified_regime(D, asked, _PROVED)
-    asked.say("patches of photographs, 64 x 256")
-    cosines, lam = dictionaries.dct((8, 8), (16, 16)), asked.both["lam"] or _LAM_OF_PATCHES
-    title = "Patches of real photographs"
-    patches = _unknown_codes(cosines, pictures, asked, title, "patches", lam=lam)
+    sections = _certified_regime(D, asked, _PROVED)
+    if pictures is not None:
+        asked.say("patches of photographs, 64 x 256")
+        cosines, lam = dictionaries.dct((8, 8), (16, 16)), asked.both["lam"] or _LAM_OF_PATCHES
+        title = "Patches of real photographs"
+        sections += [_unknown_codes(cosines, pictures, asked, title, "patches", lam=lam)]
     depths = dict(depths=_QUICK_CHAIN_DEPTHS) if asked.quick else {}
     chain = studies.certified_chain(asked.key, **depths, say=asked.say)
     title = "A two-layer chain with certified bounds"
-    return [*certified, patches, section_of(chain, title, "chain")]
+    return [*sections, section_of(chain, title, "chain")]
 
 
 def _planted(D: Any, asked: Asked, title: str, slug: str) -> Section:

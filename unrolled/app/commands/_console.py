@@ -19,6 +19,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from unrolled._base.packages import is_installed
 from unrolled._base.text import to_json
 
 Say = Callable[[str], None]
@@ -140,7 +141,7 @@ def show(as_json: bool, data: Any, text: str) -> None:
 @contextmanager
 def progress(say: Say) -> Iterator[Tell]:
     """Yield `tell(name, done, steps, text)`, which prints how far a run is, and its time left."""
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and is_installed("rich")):
         yield _lines(say)
         return
     from rich.console import Console

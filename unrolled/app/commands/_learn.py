@@ -14,6 +14,7 @@ import numpy as np
 from unrolled import dictionary_learning, plots, pursuit
 from unrolled._base.files import whole_file
 from unrolled._base.numbers import mean_norm
+from unrolled._base.packages import require
 from unrolled.app import studies
 from unrolled.app.commands import _report
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
@@ -105,6 +106,7 @@ class Summary(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> None:
     """Learn, write the files, and print the summary."""
+    require("learn", "matplotlib")
     say, folder = progress_printer(), arguments.output
     options = _learning_options(arguments)
     Y = open_signals(arguments.signals)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 
 from unrolled._base.files import check_writable, claimed, whole_file, write_whole
+from unrolled._base.packages import is_installed
 from unrolled._base.text import Grid, comma_separated, to_json
 from unrolled.app.commands._chart import chart
 from unrolled.app.studies import Overview
@@ -112,12 +113,15 @@ class Section(NamedTuple):
         return "\n".join(self.parts)
 
 
+_MEASURED = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
 def environment() -> dict[str, str]:
     """The versions and devices that results depend on."""
     devices = ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices())
     return {
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")},
+        **{name: metadata.version(name) for name in _MEASURED if is_installed(name)},
         "devices": devices,
         "date": time.strftime("%Y-%m-%d"),
     }

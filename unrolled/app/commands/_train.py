@@ -17,6 +17,7 @@ import optax
 
 from unrolled import dictionaries, metrics, plots, training
 from unrolled._base.files import write_whole
+from unrolled._base.packages import require
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
 from unrolled.app.commands._config import (
@@ -332,6 +333,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train, and print the summary; exit with status 3 if zero codes or ISTA's are better."""
+    require("train", "matplotlib", "tomli_w")
     flags = {name: getattr(arguments, name) for name in all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
     say = progress_printer() if processes.is_first else silent

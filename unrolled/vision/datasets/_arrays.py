@@ -16,6 +16,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import LARGEST_BYTES, check_file
+from unrolled._base.packages import absent, require
 from unrolled._base.text import in_rows
 
 __all__ = [
@@ -289,7 +290,7 @@ def open_picture(path: str | Path) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ImportError("reading pictures needs Pillow; install unrolled[data]") from error
+        raise absent("reading pictures", "PIL") from error
     path = Path(path)
     check_file(path)
     try:
@@ -366,12 +367,9 @@ def photographs() -> dict[str, np.ndarray]:
         {'china': (427, 640), 'flower': (427, 640)}
     """
     # Importing scikit-learn would take longer than reading the two files.
-    sklearn, pillow = find_spec("sklearn"), find_spec("PIL")
-    if sklearn is None or sklearn.origin is None or pillow is None:
-        raise ImportError(
-            "the sample photographs need scikit-learn and Pillow; install unrolled[data]"
-        )
-    folder = Path(sklearn.origin).parent / "datasets" / "images"
+    require("the sample photographs", "sklearn", "PIL")
+    spec: Any = find_spec("sklearn")
+    folder = Path(spec.origin).parent / "datasets" / "images"
     # ITU-R 601 weights, as in Pillow's grey conversion.
     weights = np.asarray([0.299, 0.587, 0.114], np.float32) / 255
     return {

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unrolled._base.arguments import checked
+from unrolled._base.packages import absent
 from unrolled._base.results import Result
 from unrolled.vision.datasets._arrays import open_array
 
@@ -123,7 +124,7 @@ def digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("the digits need scikit-learn; install unrolled[data]") from error
+        raise absent("the digits", "sklearn") from error
     bundle = load_digits()
     X = np.round(bundle.images[..., None] * (255 / 16)).astype(np.uint8)
     labels = bundle.target.astype(np.int32)
