@@ -185,7 +185,7 @@ def load(path: str | Path) -> Exported:
         raise CheckpointError(f"export.load: {path}: {error}") from error
     flat = partial(_codes, call, manifest["signals"][1], manifest["dtype"])
     form = manifest.get("form")  # older files have only real numbers
-    return Exported(flat if form is None else partial(_codes_in_form, flat, form), manifest)
+    return Exported(flat if form is None else partial(_codes_of_structured, flat, form), manifest)
 
 
 def _form(D: Any) -> dict[str, Any] | None:
@@ -205,7 +205,7 @@ def _form(D: Any) -> dict[str, Any] | None:
     return None
 
 
-def _codes_in_form(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
+def _codes_of_structured(run: Callable[[Any], Any], form: dict[str, Any], Y: ArrayLike) -> Any:
     """Codes by `run`: flat for flat signals, else in the form of the signals."""
     is_complex, (m, *each) = form["complex"], form["signals"]
     if np.iscomplexobj(Y) != is_complex or np.shape(Y)[1:] != (m, *each):

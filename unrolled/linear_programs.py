@@ -142,7 +142,7 @@ def basis_pursuit(
     C = C / size  # float32 cannot hold signals of every scale
 
     V, Z = _first_order(Q, C, banned, iterations)
-    V, Z, primal, dual = _feasible(Q, C, banned, V, Z)
+    V, Z, primal, dual = _made_feasible(Q, C, banned, V, Z)
     atoms = np.ascontiguousarray(Q.T)
     bases, steps, tried = _likely_bases(Q, Z, V, banned), np.zeros(n, int), np.zeros(n, bool)
     reporting = threading.Lock()
@@ -150,7 +150,7 @@ def basis_pursuit(
     def finish(k: int) -> None:
         own = None if banned is None else banned[[k]]
         v, z, steps[k] = _finish(Q, atoms, C[:, k], own, bases[:, k], Z[:, k], dual[k], tol)
-        v, z, (p,), (q,) = _feasible(Q, C[:, [k]], own, v[:, None], z[:, None])
+        v, z, (p,), (q,) = _made_feasible(Q, C[:, [k]], own, v[:, None], z[:, None])
         if p < primal[k]:
             V[:, k], primal[k] = v[:, 0], p
         if q > dual[k]:
@@ -206,7 +206,7 @@ def _first_order(
     return y.astype(np.float64), Q @ (u / r)
 
 
-def _feasible(
+def _made_feasible(
     Q: np.ndarray, C: np.ndarray, banned: np.ndarray | None, V: np.ndarray, Z: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Feasible points near V and Z, and their primal and dual values."""

@@ -21,7 +21,7 @@ from oracles import normal, unit
 import unrolled as ur
 from unrolled import linear_programs, pursuit
 from unrolled._base import checks
-from unrolled._base.threads import beside, each, one_thread, threads
+from unrolled._base.threads import each, in_thread, one_thread, threads
 from unrolled.pursuit._omp import match
 
 
@@ -180,7 +180,7 @@ def test_work_beside_has_the_context_of_its_caller():
     both = threading.Barrier(2, timeout=30)
     for wide, dtype in ((False, np.float32), (True, np.float64)):
         with jax.enable_x64(wide):
-            other = beside(lambda: (both.wait(), value.get(), jnp.ones(()).dtype))
+            other = in_thread(lambda: (both.wait(), value.get(), jnp.ones(()).dtype))
             both.wait()
         assert other.result()[1:] == (2, dtype)
 
@@ -198,7 +198,7 @@ def test_what_is_dropped_in_one_thread_is_heard_in_another():
 
     with pytest.warns(UserWarning) as note_output:
         with checks.quiet(message="fit: .* worse"):
-            beside_it = beside(other)
+            beside_it = in_thread(other)
             both.wait()
             checks.warn("fit: the start is worse")
             with checks.quiet(DeprecationWarning):  # beside what is dropped already
@@ -216,7 +216,7 @@ def test_what_is_dropped_in_one_thread_is_heard_in_another():
 
 def test_a_fault_of_work_beside_is_that_of_its_result():
     with pytest.raises(KeyError):
-        beside({}.popitem).result()
+        in_thread({}.popitem).result()
 
 
 def test_programs_of_any_order_are_finished_at_once_to_the_same_bits(two_cores, monkeypatch):

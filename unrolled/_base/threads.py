@@ -65,7 +65,7 @@ def threads() -> Iterator[Threads]:
         yield Threads(cores, pool)
 
 
-def beside(work: Callable[[], Result]) -> Future[Result]:
+def in_thread(work: Callable[[], Result]) -> Future[Result]:
     """Begin a piece of work in a separate thread, which does not outlive the process.
 
     The thread has the context of the caller. If the caller computes in float64, the thread does
@@ -89,14 +89,14 @@ def beside(work: Callable[[], Result]) -> Future[Result]:
 def each(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """The results of `work` on every part, in the order of the parts, with one thread per core.
 
-    The thread of the caller takes part; `beside` starts the other threads.
+    The thread of the caller takes part; `in_thread` starts the other threads.
     """
     results: dict[int, Result] = {}
 
     def one(part: tuple[int, Part]) -> None:
         results[part[0]] = work(part[1])
 
-    _drained(one, list(enumerate(parts)), _available(), beside)
+    _drained(one, list(enumerate(parts)), _available(), in_thread)
     return [results[i] for i in range(len(parts))]
 
 

@@ -294,7 +294,7 @@ def _kth_largest(magnitude: Array, k: ArrayLike) -> Array:
     integer = jnp.int64 if magnitude.dtype.itemsize == 8 else jnp.int32
     bits = lax.bitcast_convert_type(magnitude, integer)
     # A row that is split among devices is not reshaped: reshaping would move its parts.
-    columns = _count_search if compiler_splits() else _in_columns
+    columns = _count_search if compiler_splits() else _count_search_on_cpu
     kth = lax.platform_dependent(bits, k, cpu=columns, default=_count_search)
     return lax.bitcast_convert_type(kth, magnitude.dtype)
 
@@ -305,7 +305,7 @@ def _count_search(bits: Array, k: Array) -> Array:
     return _search(bits, k, lambda no_smaller: jnp.sum(no_smaller.astype(dtype)))
 
 
-def _in_columns(bits: Array, k: Array) -> Array:
+def _count_search_on_cpu(bits: Array, k: Array) -> Array:
     # A CPU adds rows of 32 marks with 16 bits each four times as fast as one long row.
     rows = -(-bits.size // 32)
     dtype = jnp.int16 if rows < 2**15 else jnp.int32

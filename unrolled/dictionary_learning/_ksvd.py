@@ -25,6 +25,7 @@ from unrolled.dictionary_learning._learning import (
     fingerprint,
     fresh_atoms,
     learn,
+    signs,
     start_atoms,
     text_of,
     weighted_signals,
@@ -40,6 +41,7 @@ class Fitted(NamedTuple):
     D: np.ndarray  # (m, d)
     X: np.ndarray  # (d, n), the codes in columns
     R: np.ndarray  # (n, m)
+    nonnegative: bool = False  # whether codes are non-negative
 
 
 class Alternation(Method):
@@ -51,7 +53,7 @@ class Alternation(Method):
 
     Args:
         where: the name of the caller.
-        Y, d, sparsity, options: the arguments of the caller.
+        Y, d, sparsity, nonnegative, options: the arguments of the caller.
         update: function that updates the atoms in place, except atoms that no code uses.
     """
 
@@ -61,10 +63,12 @@ class Alternation(Method):
         Y: ArrayLike,
         d: int,
         sparsity: int,
+        nonnegative: bool,
         options: Options,
         update: Callable[[Signals, Fitted], None],
     ):
         self.where, self.first, self.update = where, options.start, update
+        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
         self.signals = weighted_signals(Y, where, options.weights, options.mask)
         n, m = self.signals.Y.shape
         self.d = atom_count(d, n, where)
@@ -97,7 +101,7 @@ class Alternation(Method):
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
             "start": text_of(self.first),
-        }
+        } | signs(self.nonnegative)
 
     def start(self, rng: np.random.Generator) -> Fitted:
         D = start_atoms(self.first, self.signals, self.d, rng, self.where)
@@ -110,6 +114,7 @@ class Alternation(Method):
         if other or resume.D.shape != (m, self.d):
             raise ValueError(f"{self.where}: resume is not of {self.d} atoms and these {n} signals")
         X = np.ldexp(np.asarray(codes, self.signals.Y.dtype), -self.signals.exponent)
+        X = np.maximum(X, 0) if self.nonnegative else X
         return self.fitted(self.atoms_of(resume.D), X.T)
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> Fitted:
@@ -124,7 +129,7 @@ class Alternation(Method):
     ) -> tuple[Fitted, float, int]:
         """Compute the codes, replace duplicate and unused atoms, then update the other atoms."""
         fitted = self.coded(state)
-        D, X, R = fitted
+        D, X, R, _ = fitted
         use = np.count_nonzero(X, 1)
         again = duplicates(D, use)
         R += X[again].T @ D[:, again].T
@@ -144,16 +149,16 @@ class Alternation(Method):
     def fitted(self, D: np.ndarray, X: np.ndarray) -> Fitted:
         """Atoms and codes with their residual."""
         D, X = (np.array(value, self.signals.Y.dtype, order="C") for value in (D, X))
-        return Fitted(D, X, self.signals.Y - X.T @ D.T)
+        return Fitted(D, X, self.signals.Y - X.T @ D.T, self.nonnegative)
 
     def coded(self, old: Fitted) -> Fitted:
         """The codes of OMP, or the old codes if their error is smaller."""
         signals = self.signals
-        X = match(old.D, signals.Y, self.sparsity, signals.V)
+        X = match(old.D, signals.Y, self.sparsity, signals.V, self.nonnegative)
         R = signals.Y - X @ old.D.T
         worse = signals.errors(R) > signals.errors(old.R)
         X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
-        return Fitted(old.D, np.ascontiguousarray(X.T), R)
+        return Fitted(old.D, np.ascontiguousarray(X.T), R, self.nonnegative)
 
     def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
         """Replace atoms that no code uses by the worst represented signals."""
@@ -177,6 +182,7 @@ def ksvd(
     sweeps: int = 20,
     key: Key = 0,
     start: str | Dictionary = "data",
+    nonnegative: bool = False,
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     progress: Progress | None = None,
@@ -203,6 +209,7 @@ def ksvd(
         key: a typed key, or a seed, for the start and for replacements.
         start: "data" for random signals, "dct" for cosines (of square patches if m is a square
             number), or a D, (m, d).
+        nonnegative: whether codes are non-negative. The entries of atoms may have either sign.
         weights: weights of the squared errors, (n,) or (n, m), non-negative, of any scale. The
             function divides the weights by a power of two near the largest weight, so a common
             factor scales the objective and, up to rounding, changes nothing else.
@@ -238,7 +245,7 @@ def ksvd(
         ((8, 12), True)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(Alternation("ksvd", Y, d, sparsity, options, _one_by_one), options)
+    return learn(Alternation("ksvd", Y, d, sparsity, nonnegative, options, _one_by_one), options)
 
 
 @checked
@@ -250,6 +257,7 @@ def mod(
     sweeps: int = 20,
     key: Key = 0,
     start: str | Dictionary = "data",
+    nonnegative: bool = False,
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     progress: Progress | None = None,
@@ -267,7 +275,8 @@ def mod(
     `mod` is like `ksvd`.
 
     Args:
-        Y, d, sparsity, sweeps, key, start, weights, mask, progress, resume, checkpoint: see `ksvd`.
+        Y, d, sparsity, sweeps, key, start, nonnegative, weights, mask, progress, resume,
+            checkpoint: see `ksvd`.
 
     Returns:
         Learned, as from `ksvd`.
@@ -285,7 +294,7 @@ def mod(
         ((300, 12), True)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(Alternation("mod", Y, d, sparsity, options, _all_atoms), options)
+    return learn(Alternation("mod", Y, d, sparsity, nonnegative, options, _all_atoms), options)
 
 
 # (z, h) -> the admissible unit atom a that is nearest to a multiple of z, with weights h.
@@ -313,7 +322,7 @@ def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> i
     Returns:
         The number of atoms taken, one after the other; the update ends at the first atom not taken.
     """
-    D, X, R = fitted
+    D, X, R, _ = fitted
     users = np.flatnonzero(X[j])
     if not len(users):
         return 0
@@ -326,7 +335,8 @@ def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> i
         a = nearest(z, h)
         if not a.any():
             break
-        pair = _pair(E, a, _best_codes(E, a, V), V)
+        x = _best_codes(E, a, V)
+        pair = _pair(E, a, np.maximum(x, 0) if fitted.nonnegative else x, V)
         if not pair.error < best.error:
             break
         best, taken = pair, taken + 1
@@ -370,7 +380,7 @@ def _best_codes(E: np.ndarray, a: np.ndarray, V: np.ndarray | None) -> np.ndarra
 @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # such atoms are not taken
 def _all_atoms(signals: Signals, fitted: Fitted) -> None:
     """The update of MOD for used atoms; the old atoms stay if rounding raises the error."""
-    D, X, R = fitted
+    D, X, R, _ = fitted
     V, codes, left = signals.V, X.T, signals.weighted(R)
     if V is not None and (V == V[:, :1]).all():  # one weight per signal
         root = np.sqrt(V[:, :1])
@@ -398,6 +408,7 @@ def sparse_ksvd(
     sweeps: int = 20,
     key: Key = 0,
     start: str | Dictionary = "data",
+    nonnegative: bool = False,
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     progress: Progress | None = None,
@@ -420,8 +431,8 @@ def sparse_ksvd(
         d: number of atoms.
         sparsity: s, the largest number of nonzeros of a code, in 1..min(m, d).
         atom_sparsity: p, the largest number of nonzeros of a column of A, in 1..min(m, q).
-        sweeps, key, start, weights, mask, progress, resume, checkpoint: as in `ksvd`; initial atoms
-            are approximated in the base.
+        sweeps, key, start, nonnegative, weights, mask, progress, resume, checkpoint: as in `ksvd`;
+            initial atoms are approximated in the base.
 
     Returns:
         Learned, where D is a `dictionaries.Sparse`.
@@ -453,7 +464,7 @@ def sparse_ksvd(
             "smaller dimension of the base"
         )
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(_OverBase(Y, d, sparsity, options, base, atom_sparsity), options)
+    return learn(_OverBase(Y, d, sparsity, nonnegative, options, base, atom_sparsity), options)
 
 
 class SparseColumns:
@@ -493,6 +504,7 @@ class _OverBase(Alternation):
         Y: ArrayLike,
         d: int,
         sparsity: int,
+        nonnegative: bool,
         options: Options,
         base: Dictionary,
         atom_sparsity: int,
@@ -507,7 +519,7 @@ class _OverBase(Alternation):
         d = atom_count(d, np.shape(Y)[0], "sparse_ksvd")
         self.base, zeros = base, np.zeros((base.shape[1], d))
         self.columns = SparseColumns(matrix, zeros, atom_sparsity)
-        super().__init__("sparse_ksvd", Y, d, sparsity, options, self.columns.update)
+        super().__init__("sparse_ksvd", Y, d, sparsity, nonnegative, options, self.columns.update)
 
     def config(self) -> dict[str, Any]:
         columns = self.columns

@@ -172,6 +172,11 @@ def fingerprint(*arrays: np.ndarray | None) -> str:
     return digest.hexdigest()
 
 
+def signs(nonnegative: bool) -> dict[str, Any]:
+    """The setting of non-negative codes, which older files lack."""
+    return {"nonnegative": True} if nonnegative else {}
+
+
 def text_of(value: Any) -> str:
     """The text of a key, or of a start, in the config of a file."""
     if isinstance(value, str):

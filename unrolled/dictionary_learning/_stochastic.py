@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -35,6 +36,7 @@ from unrolled.dictionary_learning._learning import (
     generator,
     learn,
     scaled_penalty,
+    signs,
     start_atoms,
     text_of,
     times_two_to,
@@ -53,7 +55,9 @@ TOL = 5e-2
 _TOGETHER = 1000  # number of signals that a layer codes together
 
 
-def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) -> np.ndarray:
+def lasso_codes(
+    D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None, nonnegative: bool = False
+) -> np.ndarray:
     r"""The codes of signals near 1 with unit atoms, each with a relative duality gap below `TOL`.
 
     .. math:: \min_x \tfrac12 (y - D x)' V (y - D x) + lam \|x\|_1.
@@ -63,19 +67,24 @@ def lasso_codes(D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None) 
         Y: (n, m).
         lam: penalty weight.
         V: (n, m), the diagonal of V for each signal; None for ones.
+        nonnegative: whether to minimise over x >= 0.
 
     Returns:
         X, (n, d).
     """
     if V is not None:
         root = np.sqrt(V)
-        return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype)))
-    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=TOL).x
+        return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype), nonnegative))
+    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=TOL, nonnegative=nonnegative).x
 
 
-@jax.jit
-def _weighted(D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array) -> jax.Array:
-    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=TOL).x)(Y, root)
+@partial(jax.jit, static_argnums=4)
+def _weighted(
+    D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array, nonnegative: bool
+) -> jax.Array:
+    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=TOL, nonnegative=nonnegative).x)(
+        Y, root
+    )
 
 
 class Sums(NamedTuple):
@@ -94,7 +103,12 @@ class Sums(NamedTuple):
 
 
 def absorb(
-    sums: Sums, signals: Signals, lam: float, beta: float, rng: np.random.Generator
+    sums: Sums,
+    signals: Signals,
+    lam: float,
+    beta: float,
+    rng: np.random.Generator,
+    nonnegative: bool = False,
 ) -> tuple[Sums, float, int]:
     """The sums after a batch, its mean objective before the update, and the number of new atoms."""
     sums, lam = (
@@ -102,7 +116,7 @@ def absorb(
         scaled_penalty(lam, signals.exponent + signals.scale),
     )
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
-    X = lasso_codes(D, signals.Y, lam, signals.V)
+    X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative)
     R = signals.Y - X @ D.T
     errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
     objective = (np.sum(errors) / 2 + penalty) / n
@@ -165,6 +179,7 @@ def online(
     key: Key = 0,
     start: str | Dictionary = "data",
     forgetting: float = 3.0,
+    nonnegative: bool = False,
     progress: Progress | None = None,
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
@@ -195,6 +210,7 @@ def online(
         forgetting: rho, at least 0; with 0, all batches have the same weight. The early codes come
             from poor atoms and should be forgotten: rho = 3 works well for patches of photographs
             and for planted dictionaries.
+        nonnegative: whether codes are non-negative. The entries of atoms may have either sign.
         progress: called as `progress(step)` after every batch, with a `Step`.
         resume: a result to continue from. If `batches` holds the batches that follow, and the other
             arguments are the same, the result is bit-identical to the result of an uninterrupted
@@ -235,7 +251,7 @@ def online(
         ((8, 12), True)
     """
     options = Options(None, key, progress, resume, checkpoint, start)
-    return learn(_Stream(batches, d, lam, forgetting, options), options)
+    return learn(_Stream(batches, d, lam, forgetting, nonnegative, options), options)
 
 
 class _State(NamedTuple):
@@ -257,9 +273,11 @@ class _Stream(Method):
         d: int,
         lam: float,
         forgetting: float,
+        nonnegative: bool,
         options: Options,
     ):
         where, self.options = self.where, options
+        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
         self.d, self.lam = checks.as_index(d, "d", where, least=1), as_lam(lam, where)
         self.forgetting = checks.as_number(forgetting, "forgetting", where)
         if not 0 <= self.forgetting < math.inf:
@@ -272,7 +290,7 @@ class _Stream(Method):
 
     def config(self) -> dict[str, Any]:
         own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
-        return own | {"forgetting": float(self.forgetting)}
+        return own | {"forgetting": float(self.forgetting)} | signs(self.nonnegative)
 
     def start(self, rng: np.random.Generator) -> _State:
         sums, self.stream = _start(self.stream, self.d, self.options.start, rng, self.where)
@@ -307,7 +325,7 @@ class _Stream(Method):
                 f"{len(sums.D)}"
             )
         beta = (1 - 1 / step) ** self.forgetting
-        sums, objective, replaced = absorb(sums, signals, self.lam, beta, rng)
+        sums, objective, replaced = absorb(sums, signals, self.lam, beta, rng, self.nonnegative)
         seen = seen if self.options.checkpoint is None else seen.then(signals)
         return _State(sums, signals.dtype if dtype is None else dtype, seen), objective, replaced
 

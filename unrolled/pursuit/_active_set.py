@@ -1,4 +1,4 @@
-r"""The LASSO and orthogonal matching pursuit of many signals in one dictionary, compiled by numba.
+r"""The LASSO of many signals in one dictionary, compiled by numba.
 
 For each signal, the LASSO code minimises, over all codes or over codes x >= 0,
 
@@ -14,8 +14,7 @@ An atom that is linearly dependent on the active atoms replaces one of them.
 
 This file imports numba, so other files import this file only inside functions.
 
-Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Rubinstein,
-Zibulevsky, Elad (2008) for the pursuit.
+Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 """
 
 import ctypes
@@ -45,7 +44,7 @@ _FINEST = 1e-3  # while the gap is above tol, the slack falls to about this shar
 
 
 class Problem(NamedTuple):
-    """The data that all signals share, in float64."""
+    """The data that all signals share, in float64; of each signal, with a leading axis."""
 
     D: np.ndarray  # (m, d)
     atoms: np.ndarray  # (d, m) D'
@@ -60,11 +59,11 @@ def problem_of(D: np.ndarray, l2: float = 0.0, nonnegative: bool = False) -> Pro
     D = np.ascontiguousarray(D, np.float64)
     gram, d = D.T @ D, D.shape[1]
     gram.flat[:: d + 1] += l2
-    inverse = _inverse(np.diag(gram))
+    inverse = inverse_roots(np.diag(gram))
     return Problem(D, np.ascontiguousarray(D.T), gram, inverse, float(l2), bool(nonnegative))
 
 
-def _inverse(squares: np.ndarray) -> np.ndarray:
+def inverse_roots(squares: np.ndarray) -> np.ndarray:
     """The inverse square roots; 0 for a square of 0."""
     return np.divide(1, np.sqrt(squares), out=np.zeros(squares.shape), where=squares > 0)
 
@@ -77,6 +76,7 @@ class Minima(NamedTuple):
     residual: np.ndarray  # (n,) norm(y - D x)
     moves: np.ndarray  # (n,)
     rounds: np.ndarray  # (n,) number of times that atoms joined the working set
+    margin: np.ndarray  # (n,) distance of the code from a change of its support
 
 
 def minimise(
@@ -122,60 +122,26 @@ def minimise(
         digits, finest: binary digits of an entry of a code, and the exponent, () or (n,), of the
             smallest difference of two entries.
     """
-    (m, d), n = problem.D.shape, len(Y)
-    result = Minima(np.zeros((n, d)), *np.zeros((2, n)), *np.zeros((2, n), np.int64))
+    (d, m), n = problem.atoms.shape[-2:], len(Y)
+    stacked = problem.atoms.ndim == 3
+    counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
+    result = Minima(np.zeros((n, d)), sizes[0], sizes[1], counts[0], counts[1], sizes[2])
     # With masks, `gram` is a workspace for the Gram matrix of one signal at a time, whose rows are
     # computed as atoms join.
     gram, inverse = problem.gram, problem.inverse
     if masks is not None:
-        gram, inverse = np.zeros_like(gram), _inverse(masks @ problem.D**2 + problem.l2)
+        gram, inverse = np.zeros_like(gram), inverse_roots(masks @ problem.D**2 + problem.l2)
     finest = np.broadcast_to(np.asarray(finest, float), n)
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
     squares, vectors, lists = _workspace(m, d)
-    _entry(_many)(
+    _entry(_many, _MANY)(
         *map(_operand, (*floats, first, known)),
         *map(_pointer, (*result, squares, vectors, lists)),
-        *(n, m, d, lam.shape[1], len(first), len(known), moves, fewest, rounds),
+        *(n, m, d, lam.shape[1], len(first), len(known), stacked, moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol, digits),
     )
     return result
-
-
-def match(
-    problem: Problem,
-    Y: np.ndarray,
-    products: np.ndarray,
-    favour: np.ndarray,
-    most: int,
-    least: float,
-    by_fit: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes (n, d) by matching pursuit, their numbers of atoms (n,), and rounding errors (n,).
-
-    The rounding error is the squared norm of the part of the residual in the span of the atoms.
-
-    Args:
-        problem: the problem of the dictionary, without l2.
-        Y, products: signals near 1, (n, m), and Y D, (n, d).
-        favour: (d,), factors by which |d_i . r| is multiplied in the choice of an atom.
-        most: maximum number of atoms in a code.
-        least: the correlation of a normalised atom with the residual counts as zero if it is below
-            this share of the norm of the signal. An atom counts as dependent if its squared
-            distance from the span of the chosen atoms is below the larger of this share and
-            `_DEPENDENT`, times its squared norm.
-        by_fit: whether to choose the atom that leaves the smallest residual, and to ignore
-            `favour`.
-    """
-    (m, d), n = problem.D.shape, len(Y)
-    x, inside, counts = np.zeros((n, d)), np.zeros(n), np.zeros(n, np.int64)
-    operands = (problem.gram, problem.inverse, Y, products, favour)
-    _entry(_matched)(
-        *map(_operand, operands),
-        *map(_pointer, (x, inside, counts, *_workspace(m, d))),
-        *(n, m, d, most, least, by_fit),
-    )
-    return x, counts, inside
 
 
 def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,7 +154,12 @@ def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 _FLOATS, _INTEGERS = types.CPointer(types.float64), types.CPointer(types.int64)
-_KINDS: dict[np.dtype, Any] = {np.dtype(float): ctypes.c_double, np.dtype(np.int64): ctypes.c_int64}
+_KINDS: dict[np.dtype, Any] = {
+    np.dtype(np.float32): ctypes.c_float,
+    np.dtype(np.float64): ctypes.c_double,
+    np.dtype(np.int32): ctypes.c_int32,
+    np.dtype(np.int64): ctypes.c_int64,
+}
 
 
 def _operand(array: np.ndarray) -> Any:
@@ -198,32 +169,27 @@ def _operand(array: np.ndarray) -> Any:
 
 def _pointer(array: np.ndarray) -> Any:
     """A pointer to the first entry of a numpy array; the pointer keeps the array alive."""
+    assert array.flags.c_contiguous
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 
 @functools.cache
-def _entry(function: Callable) -> Callable:
+def _entry(function: Callable, signature: Any) -> Callable:
     """The compiled function; its machine code is cached on disk if the folder is writable.
 
     The compiled function takes pointers and converts them to arrays without reference counts,
     because counting would take as long as the arithmetic of a code with few nonzeros.
     """
     try:
-        return cfunc(_SIGNATURES[function.__name__], cache=True)(function).ctypes
+        return cfunc(signature, cache=True)(function).ctypes
     except (RuntimeError, OSError):
-        return cfunc(_SIGNATURES[function.__name__])(function).ctypes
+        return cfunc(signature)(function).ctypes
 
 
-_SIGNATURES = {
-    "_many": types.void(
-        *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 2, _INTEGERS,
-        *[types.int64] * 9, types.float64, types.boolean, types.float64, types.int64,
-    ),
-    "_matched": types.void(
-        *[_FLOATS] * 7, _INTEGERS, *[_FLOATS] * 2, _INTEGERS, *[types.int64] * 4, types.float64,
-        types.boolean,
-    ),
-}  # fmt: skip
+_MANY = types.void(
+    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, _INTEGERS,
+    *[types.int64] * 10, types.float64, types.boolean, types.float64, types.int64,
+)  # fmt: skip
 
 
 @_compiled
@@ -245,33 +211,35 @@ def _arrays(squares, vectors, lists, m, d):
 
 def _many(
     gram, atoms, inverse, Y, products, lams, slacks, finest, first, known, X, gaps, residuals,
-    moved, rounds, squares, vectors, lists, n, m, d, columns, warm, masked, budget, fewest, most,
-    l2, nonnegative, tol, digits,
+    moved, rounds, margins, squares, vectors, lists, n, m, d, columns, warm, masked, stacked,
+    budget, fewest, most, l2, nonnegative, tol, digits,
 ):  # fmt: skip
     """The compiled part of `minimise`."""
-    gram, atoms = carray(gram, (d, d)), carray(atoms, (d, m))
-    inverse = carray(inverse, (n if masked else 1, d))
+    problems = n if stacked else 1
+    gram, atoms = carray(gram, (problems, d, d)), carray(atoms, (problems, d, m))
+    inverse = carray(inverse, (n if masked else problems, d))
     Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
     slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
     finest = carray(finest, (n,))
     gaps, residuals, known = carray(gaps, (n,)), carray(residuals, (n,)), carray(known, (masked, m))
-    moved, rounds = carray(moved, (n,)), carray(rounds, (n,))
+    moved, rounds, margins = carray(moved, (n,)), carray(rounds, (n,)), carray(margins, (n,))
     work, own = _arrays(squares, vectors, lists, m, d)
     for i in range(n):
         limits = (tol, budget, fewest, most, digits, finest[i])
         mask = known[i if masked else 0 : i + 1 if masked else 0]
-        shared = (gram, atoms, inverse[i if masked else 0], l2, nonnegative, mask)
+        p = i if stacked else 0
+        shared = (gram[p], atoms[p], inverse[i if masked else p], l2, nonnegative, mask)
         for j in range(d):
             own[1][j] = lams[i, j if columns > 1 else 0]
         start = first[i if warm else 0 : i + 1 if warm else 0]
-        gaps[i], residuals[i], moved[i], rounds[i] = _one(
+        gaps[i], residuals[i], moved[i], rounds[i], margins[i] = _one(
             shared, Y[i], products[i], start, slacks[i], limits, work, own, X[i]
         )
 
 
 @_compiled
 def _one(shared, y, products, start, slack, limits, work, own, out):
-    """Compute the code of a signal, its gap, residual, moves and rounds."""
+    """Compute the code of a signal, its gap, residual, moves, rounds and margin."""
     gram, D, inverse, l2, nonnegative, mask = shared
     tol, budget, fewest, most, digits, finest = limits
     x, lam, atoms, rounded = work[2], work[6], work[10], work[9]
@@ -319,7 +287,8 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
         moves += more
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    return gap, math.sqrt(squares), moves, rounds
+    margin = _margin(rounded, full, weight, atoms, k, nonnegative)
+    return gap, math.sqrt(squares), moves, rounds, margin
 
 
 @_compiled
@@ -338,6 +307,23 @@ def _judged(shared, x, k, y, products, slack, work, own):
     squares, top = _sizes(r, full, weight, inverse, nonnegative, slack)
     gap = _gap(x, full, weight, atoms, k, l2, squares, 1 / top)
     return gap / (half if half > 0 else 1.0), squares, top
+
+
+@_compiled
+def _margin(x, full, weight, atoms, k, nonnegative):
+    """The least of |x_i| / max |x| on the support, and of 1 - |d_i . r| / lam_i off the support."""
+    margin, largest = 1.0, 0.0
+    for i in range(k):
+        full[atoms[i]] = 0.0
+        largest = max(largest, abs(x[i]))
+    for i in range(k):
+        if largest > 0 and (nonnegative or weight[atoms[i]] > 0):
+            margin = min(margin, abs(x[i]) / largest)
+    for i in range(len(full)):
+        size = full[i] if nonnegative else abs(full[i])
+        if weight[i] > 0:
+            margin = min(margin, 1 - size / weight[i])
+    return max(margin, 0.0)
 
 
 @_compiled
@@ -517,87 +503,6 @@ def _constraint(value, lam, nonnegative):
     if nonnegative:
         return 1.0
     return np.sign(value) if lam > 0 else 0.0
-
-
-# Matching pursuit
-
-
-def _matched(
-    gram, inverse, Y, products, favour, X, inside, counts, squares, vectors, lists, n, m, d, most,
-    least, by_fit,
-):  # fmt: skip
-    """The compiled part of `match`."""
-    gram, inverse, favour = carray(gram, (d, d)), carray(inverse, (d,)), carray(favour, (d,))
-    Y, products, X = carray(Y, (n, m)), carray(products, (n, d)), carray(X, (n, d))
-    inside, counts = carray(inside, (n,)), carray(counts, (n,))
-    work, own = _arrays(squares, vectors, lists, m, d)
-    for i in range(n):
-        counts[i] = _atom_by_atom(
-            (gram, inverse, favour, by_fit), Y[i], products[i], most, least, work, own, X[i]
-        )
-        inside[i] = _in_span(work, counts[i])
-
-
-@_compiled
-def _atom_by_atom(shared, y, products, most, least, work, own, out):
-    """Compute the code of a signal; return its number of atoms."""
-    gram, inverse, favour, by_fit = shared
-    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    full, along, _, apart, inside, fresh = own  # apart: squared distances from the active atoms
-    energy, k, depends = 0.0, 0, max(least, _DEPENDENT)
-    for value in y:
-        energy += value**2
-    inside[:] = 0
-    for i in range(len(full)):
-        apart[i] = gram[i, i]
-    while k < most:
-        _subtract(full, products, gram, atoms, x, k, len(full))
-        best, entering = 0.0, -1
-        for i in range(len(full)):
-            size = abs(full[i]) * favour[i]
-            if by_fit:
-                far = apart[i] > depends * gram[i, i]
-                size = abs(full[i]) / math.sqrt(apart[i]) if far else 0.0
-            if size > best and not inside[i]:
-                best, entering = size, i
-        if entering < 0 or abs(full[entering]) * inverse[entering] <= least * math.sqrt(energy):
-            break
-        fresh[0] = entering
-        _join(work, gram, products, along, inverse, fresh, 1, inside, k)
-        pivot = _border(A, M, u, order, k)
-        if pivot <= depends * A[k, k]:
-            break
-        if by_fit:
-            _subtract(along, gram[entering], gram, atoms, u, k, len(full))
-            for i in range(len(full)):
-                apart[i] -= along[i] ** 2 / pivot
-        x[k] = full[entering] / pivot
-        for i in range(k):
-            x[i] -= x[k] * u[i]
-        _extend(M, u, pivot, k)
-        k += 1
-    for _ in range(2):  # to correct the rounding errors so far
-        _subtract(g, b, A, order, x, k, k)
-        change[:k] = 0
-        _subtract(change, change, M, order, g, k, k)
-        for i in range(k):
-            x[i] -= change[i]
-    for i in range(k):
-        out[atoms[i]] = x[i]
-    return k
-
-
-@_compiled
-def _in_span(work, k):
-    """The squared norm of the part of y - D x that is in the span of the k active atoms."""
-    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    _subtract(g, b, A, order, x, k, k)
-    change[:k] = 0
-    _subtract(change, change, M, order, g, k, k)
-    squares = 0.0
-    for i in range(k):
-        squares -= g[i] * change[i]
-    return max(squares, 0.0)
 
 
 # The working set, and the inverse Gram matrix of its active atoms

@@ -33,7 +33,8 @@ from unrolled.pursuit._layered import (
     threshold,
 )
 from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
-from unrolled.pursuit._omp import omp, omp_batch
+from unrolled.pursuit._omp import omp
+from unrolled.pursuit._omp_batch import omp_batch
 from unrolled.pursuit._problem import Pursuit
 from unrolled.pursuit._splitting import half_quadratic, local_error, local_sparsity
 

@@ -758,3 +758,14 @@ def test_a_rate_of_float32_is_kept_in_a_checkpoint(tmp_path):
     options = dict(sparsity=2, atom_sparsity=2, sweeps=1, rate=np.float32(0.5))
     Y = np.random.default_rng(0).normal(size=(30, 6))
     assert dl.double_sparse(Y, 8, checkpoint=tmp_path / "a.npz", **options).D.shape == (6, 8)
+
+
+@pytest.mark.parametrize("name", ["ksvd", "mod", "online", "sparse_ksvd"])
+def test_codes_can_be_nonnegative(name):
+    """The objective falls from sweep to sweep, and no code is negative."""
+    found = learn(name, nonnegative=True)
+    if name != "online":  # each of its objectives is of another batch
+        assert found.history[-1].objective < found.history[0].objective
+        assert (np.asarray(found.X) >= 0).all()
+    signed = learn(name)
+    assert not np.array_equal(*(ur.dictionaries.dense(of.D) for of in (found, signed)))

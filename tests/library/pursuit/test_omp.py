@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import normal, unit
+from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp
 
 from unrolled import dictionaries, pursuit, theory
-from unrolled.pursuit import pursue
+from unrolled.pursuit import _omp_batch, pursue
 
 EPS = np.finfo(float).eps
 M, N = 20, 40
@@ -273,3 +274,84 @@ def test_a_selection_that_is_unknown_or_of_parts_is_refused(solve):
         solve(np.eye(3), one(3), 2, selection="ols")
     with pytest.raises(ValueError, match=f"{solve.__name__}: codes of Joint come in parts of 2"):
         solve(dictionaries.Joint(np.eye(3), 2), one(6), 2, selection="least_squares")
+
+
+# Codes x >= 0, and batches without the Gram matrix
+
+
+def nonnegative_code(A, y, sparsity, by_fit):
+    """Atom by atom, with scipy's non-negative least squares; atoms with entry 0 leave."""
+    S, r = [], y
+    while len(S) < sparsity:
+        Q = np.linalg.qr(A[:, S])[0] if S else np.zeros((len(y), 0))
+        apart = np.sum((A - Q @ (Q.T @ A)) ** 2, 0) if by_fit else np.ones(A.shape[1])
+        score = np.maximum(r @ A, 0) / np.sqrt(np.where(apart > 1e-9, apart, np.inf))
+        score[S] = 0
+        if score.max() <= 1e-12:
+            break
+        S.append(int(np.argmax(score)))
+        u, left = nnls(A[:, S], y)
+        S = [j for j, value in zip(S, u) if value > 0]
+        r = y - A[:, S] @ u[u > 0]
+    x = np.zeros(A.shape[1])
+    x[S] = u[u > 0]
+    return x
+
+
+@pytest.mark.parametrize("selection", ["correlation", "least_squares"])
+def test_nonnegative_codes_are_those_of_nonnegative_least_squares(selection):
+    """For one signal, from the Gram matrix, and by products with D; in float32 too."""
+    A, S = normal(11, 12, 30) + 0.2, normal(12, 40, 12)
+    options = dict(selection=selection, nonnegative=True)
+    expected = np.array([nonnegative_code(A, y, 5, selection != "correlation") for y in S])
+    found = pursuit.omp_batch(A, S, 5, **options)
+    assert found.converged.all() and (found.steps >= (expected > 0).sum(1)).all()
+    np.testing.assert_allclose(found.x, expected, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.residual, np.linalg.norm(S - expected @ A.T, axis=1))
+    assert (found.steps > 5).any()  # an atom has left
+    weighted = pursuit.omp_batch(A, S, 5, np.ones(12), **options)
+    np.testing.assert_allclose(weighted.x, expected, rtol=0, atol=1e-12)
+    single = jax.jit(jax.vmap(lambda y: pursuit.omp(A, y, 5, **options)))(S)
+    np.testing.assert_allclose(single.x, expected, rtol=0, atol=1e-12)
+    assert np.array_equal(single.steps, found.steps) and single.converged.all()
+    short = pursuit.omp_batch(*(v.astype(np.float32) for v in (A, S)), 5, **options)
+    np.testing.assert_allclose(short.x, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("selection", ["correlation", "least_squares"])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_codes_by_products_with_a_structured_dictionary(selection, nonnegative, monkeypatch):
+    """No matrix of these dictionaries is made."""
+    A = normal(11, 12, 30)
+    functions = dictionaries.from_functions(lambda x: A @ x, lambda r: r @ A, A.shape)
+    conv = dictionaries.Conv(normal(13, 3, 1, 4), 12)
+    for D in (functions, conv, dictionaries.Composed(functions, normal(14, 30, 20))):
+        Y = normal(12, 8, D.shape[0])
+        options = dict(selection=selection, nonnegative=nonnegative)
+        expected = pursuit.omp_batch(dictionaries.dense(D), Y, 4, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(_omp_batch, "_MATRIX", 0)
+            patch.setattr(_omp_batch, "dense", None)
+            found = pursuit.omp_batch(D, Y, 4, **options)
+        np.testing.assert_allclose(found.x, expected.x, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(found.residual, expected.residual, rtol=1e-9)
+        np.testing.assert_allclose(found.margin, expected.margin, rtol=0, atol=1e-9)
+
+
+def test_the_margin_is_the_distance_of_the_closest_choice():
+    found = pursuit.omp_batch(np.eye(4), np.array([[3.0, 2.0, 1.9, 0.0]]), 2)
+    assert float(found.margin[0]) == pytest.approx(0.05)  # 1.9 is chosen if 2 falls by 5 %
+    assert pursuit.omp_batch(np.eye(4), np.array([[3.0, 2.0, 2.0, 0.0]]), 2).margin[0] == 0
+
+
+def test_a_batch_of_another_size_compiles_no_program(compiled):
+    pursuit.omp_batch(D, Y, 3)
+    before = len(compiled)
+    for n in (1, 2, 3):
+        assert np.asarray(pursuit.omp_batch(D, Y[:n], 3).converged).all()
+    assert len(compiled) == before
+
+
+def test_codes_in_parts_have_no_signs():
+    with pytest.raises(ValueError, match="codes of Joint come in parts of 2"):
+        pursuit.omp(dictionaries.Joint(np.eye(3), 2), np.ones(6), 2, nonnegative=True)

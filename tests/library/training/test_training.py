@@ -15,7 +15,7 @@ from small_training import Damped, families, families_of_a_user
 from trees import same
 
 from unrolled import analytic, dictionaries, layers, networks, nnx, problems, training
-from unrolled._base.threads import beside
+from unrolled._base.threads import in_thread
 from unrolled.training import NonFiniteError, Trained, _loop, fit
 
 M, N, DEPTH, BATCH = 10, 20, 4, 16
@@ -678,7 +678,7 @@ def test_a_training_in_another_thread_has_no_bar(D, sample, monkeypatch):
     def train():
         run(FAMILIES["ista"], D, sample, steps=2, progress=None)
 
-    beside(train).result()
+    in_thread(train).result()
     assert not bars
     train()
     assert len(bars) == 1

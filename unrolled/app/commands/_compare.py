@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import dictionaries, problems, training
 from unrolled._base.packages import absent, is_installed, require
-from unrolled._base.threads import beside
+from unrolled._base.threads import in_thread
 from unrolled.app import studies
 from unrolled.app.commands import _report
 from unrolled.app.commands._console import Say, add_command, progress_printer
@@ -262,7 +262,8 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
         saved = restore_model(weights_of(path), [] if has_D else D)
         model: Any = saved.layer
         history = training.History(np.zeros(0), ())
-        fits[str(path)] = training.Fit(saved.params, saved.params, saved.D, history, model)
+        fit = training.Fit(saved.params, saved.params, saved.D, history, model)
+        fits[str(path)] = fit.replace(seconds=float(saved.metadata.get("seconds", 0.0)))
     return fits
 
 
@@ -303,7 +304,7 @@ def _standard_sections(asked: Asked) -> list[Section]:
     else:
         asked.say(f"left out: {absent('patches of photographs', 'sklearn', 'PIL')}")
     D = problems.standard_benchmark(asked.key).D
-    others = beside(partial(_smaller_sections, D, pictures, asked))
+    others = in_thread(partial(_smaller_sections, D, pictures, asked))
     asked.say("the standard benchmark, 250 x 500")
     return [_planted(D, asked, "The standard benchmark", "benchmark"), *others.result()]
 

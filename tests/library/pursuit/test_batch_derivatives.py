@@ -1,0 +1,129 @@
+"""The derivatives of batches of codes: equal to those of one signal, and to finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import normal
+
+from unrolled import dictionaries, pursuit
+
+M, N, BATCH = 12, 30, 8
+D, Y, C = normal(0, M, N), normal(1, BATCH, M), normal(2, BATCH, N)
+KNOWN = np.random.default_rng(0).random((BATCH, M)) < 0.8
+EACH = np.random.default_rng(1).uniform(0.5, 1, BATCH)
+TOL = 1e-13  # of a gap, so that the codes are the minimisers to 1e-6 of their size or better
+
+
+def batch(D, Y, lam, l2=0.0, **options):
+    return jnp.sum(pursuit.lasso_batch(D, Y, lam, l2=l2, tol=TOL, **options).x * C)
+
+
+def singles(D, Y, lam, l2=0.0, mask=None, **options):
+    """The same sum, of `lasso` under `vmap`; lam has a row for each signal."""
+    known = jnp.ones(Y.shape) if mask is None else jnp.asarray(mask, float)
+
+    def one(y, lam, w):
+        return pursuit.lasso(w[:, None] * D, w * y, lam, l2=l2, tol=TOL, **options).x
+
+    return jnp.sum(jax.vmap(one)(Y, jnp.broadcast_to(lam, (BATCH, N)), known) * C)
+
+
+CASES = {
+    "lam": ((D, Y, 0.7), {}),
+    "lam per atom": ((D, Y, np.linspace(0.5, 1, N)), {}),
+    "lam per signal, l2": ((D, Y, EACH[:, None], 0.1), {}),
+    "nonnegative": ((D, Y, 0.7, 0.1), dict(nonnegative=True)),
+    "mask": ((D, Y, 0.7), dict(mask=KNOWN)),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", [pytest.param(n, id=n) for n in CASES])
+def test_derivatives_of_lasso_batch_are_those_of_lasso_and_of_differences(name, jit):
+    """Central differences of h = 1e-6 are right to h^2 and TOL / h."""
+    arguments, options = CASES[name]
+    over = tuple(range(len(arguments)))
+    gradient = jax.grad(lambda *a: batch(*a, **options), over)
+    slopes = (jax.jit(gradient) if jit else gradient)(*arguments)
+    if jit:
+        expected = jax.grad(lambda *a: singles(*a, **options), over)(*arguments)
+        for slope, other in zip(slopes, expected):
+            scale = np.abs(other).max()
+            np.testing.assert_allclose(slope, other, rtol=0, atol=1e-11 * scale)
+        return
+    moves = [normal(3 + i, *np.shape(v)) for i, v in enumerate(arguments)]
+    ends = [
+        float(batch(*(v + h * move for v, move in zip(arguments, moves)), **options))
+        for h in (1e-6, -1e-6)
+    ]
+    along = sum(np.vdot(slope, move) for slope, move in zip(slopes, moves))
+    assert float(along) == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-6)
+
+
+def test_a_ratio_moves_with_the_signals_and_the_atoms():
+    def own(D, Y, ratio):
+        return jnp.sum(pursuit.lasso_batch(D, Y, ratio=ratio, tol=TOL).x * C)
+
+    def each(D, Y, ratio):
+        return jnp.sum(jax.vmap(lambda y: pursuit.lasso(D, y, ratio=ratio, tol=TOL).x)(Y) * C)
+
+    slopes, expected = (jax.grad(f, (0, 1, 2))(D, Y, 0.3) for f in (own, each))
+    for slope, other in zip(slopes, expected):
+        np.testing.assert_allclose(slope, other, rtol=0, atol=1e-11 * np.abs(other).max())
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(selection="least_squares"), dict(nonnegative=True)], ids=str
+)
+def test_derivatives_of_omp_batch_are_those_of_omp(options):
+    def own(D, Y):
+        return jnp.sum(pursuit.omp_batch(D, Y, 4, **options).x * C)
+
+    def each(D, Y):
+        return jnp.sum(jax.vmap(lambda y: pursuit.omp(D, y, 4, **options).x)(Y) * C)
+
+    expected = jax.grad(each, (0, 1))(D, Y)
+    for gradient in (jax.grad(own, (0, 1)), jax.jit(jax.grad(own, (0, 1)))):
+        for slope, other in zip(gradient(D, Y), expected):
+            np.testing.assert_allclose(slope, other, rtol=0, atol=1e-12)
+
+
+def test_derivatives_at_other_scales_and_in_the_weights():
+    """Codes of atoms times 1e150 are smaller by this factor; weights are arguments, too."""
+    V = 0.5 + np.abs(normal(5, BATCH, M))
+
+    def own(D, Y, V):
+        return jnp.sum(pursuit.omp_batch(D, Y, 4, V).x * C)
+
+    slopes = jax.grad(own, (0, 1, 2))(D, Y, V)
+    large = jax.grad(own, (0, 1, 2))(1e150 * D, Y, V)
+    for slope, other, unit in zip(slopes, large, (1e300, 1e150, 1e150)):
+        np.testing.assert_allclose(slope, np.asarray(other) * unit, rtol=1e-9)
+    move, h = normal(6, BATCH, M), 1e-6
+    ends = [float(own(D, Y, V + s * move)) for s in (h, -h)]
+    along = float(np.vdot(slopes[2], move))
+    assert along == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6)
+
+
+def test_derivatives_in_a_structured_dictionary():
+    filters = normal(7, 3, 1, 4)
+
+    def own(filters, dense):
+        F = dictionaries.Conv(filters, M)
+        F = dictionaries.dense(F) if dense else F
+        return jnp.sum(pursuit.lasso_batch(F, Y, 0.5, tol=TOL).x ** 2)
+
+    slopes = [jax.grad(own)(filters, dense) for dense in (False, True)]
+    np.testing.assert_allclose(*slopes, rtol=1e-10)
+
+
+def test_the_margin_says_how_near_a_change_of_the_support_is():
+    """Of orthonormal atoms, 1 - |y_i| / lam off the support, |x_i| / max |x| on it."""
+    y = np.array([[3.0, 1.5, 0.9, 0.0]])
+    assert float(pursuit.lasso_batch(np.eye(4), y, 1.0).margin[0]) == pytest.approx(0.1)
+    y = np.array([[3.0, 1.02, 0.5, 0.0]])
+    assert float(pursuit.lasso_batch(np.eye(4), y, 1.0).margin[0]) == pytest.approx(0.01)
+    y = np.array([[3.0, -1.5, -1.0, 0.0]])
+    assert float(pursuit.lasso_batch(np.eye(4), y, 1.0, nonnegative=True).margin[0]) == 1
+    assert float(pursuit.lasso_batch(np.eye(4), y, 1.0).margin[0]) == pytest.approx(0)
