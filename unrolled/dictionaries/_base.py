@@ -14,6 +14,7 @@ from unrolled._base.arguments import KNOWN, checked, matrix_or
 from unrolled._base.checks import Array, ArrayLike, DTypeLike, TypeAliasType
 from unrolled._base.numbers import largest_singular_value, norm
 from unrolled._base.programs import program
+from unrolled._base.results import Result
 
 __all__ = [
     "Dictionary",
@@ -249,6 +250,8 @@ class Structured:
             raise TypeError(
                 "D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)"
             )
+        if isinstance(x, Result):  # sparse codes know their product
+            return NotImplemented
         x = _operand(x, self, "x", "D @ x")
         _match(self.shape, x.shape, x.shape[0] if x.ndim else None, self.shape[1], "D @ x")
         return _synthesized(self, x)

@@ -21,6 +21,7 @@ from unrolled.records import option
 __all__ = ["Sweep", "Visits", "bcd"]
 
 
+_TOGETHER = 512  # atoms whose products with all atoms are computed together by `init`
 _UNROLLED = 8  # blocks in one turn of the scan, which is a fifth faster for 8 blocks
 
 
@@ -160,6 +161,36 @@ def _cut(part: Array, size: int) -> Array:
     return jnp.moveaxis(blocks, -2, 0)
 
 
+def _joined(U: Array, room: Array) -> Array:
+    """The block that each unit atom joins: the block that has room and the least sum of squared
+    inner products with this atom.
+
+    The products of `_TOGETHER` atoms with all atoms are one product of matrices; there are never
+    products of all atoms with all atoms in memory.
+    """
+    d, n = U.shape[1], min(_TOGETHER, U.shape[1])
+    U = jnp.pad(U, ((0, 0), (0, -d % n)))  # atoms behind all others
+
+    def join_together(carry, first):
+        blocks, room = carry
+        squares = (U.T @ lax.dynamic_slice_in_dim(U, first, n, 1)) ** 2
+        among = lax.dynamic_slice_in_dim(squares, first, n)
+        sums = jax.ops.segment_sum(squares, blocks, len(room) + 1)[:-1]
+
+        def join(carry, i):
+            sums, room = carry
+            b = jnp.argmin(jnp.where(room > 0, sums[:, i], jnp.inf))
+            return (sums.at[b].add(among[i]), room.at[b].add(-1)), b
+
+        (_, room), joined = lax.scan(join, (sums, room), jnp.arange(n))
+        return (lax.dynamic_update_slice(blocks, joined, (first,)), room), None
+
+    nowhere = jnp.full(U.shape[1], len(room))
+    firsts = jnp.arange(0, U.shape[1], n)
+    (blocks, _), _ = lax.scan(join_together, (nowhere, room), firsts)
+    return blocks[:d]
+
+
 @program("layer")
 def _bcd_params(layer: bcd, D: Dictionary) -> tuple[Unrolled, Array]:
     """The params of `init`, and whether D has a step size."""
@@ -183,16 +214,8 @@ def _distributed(D: Array, size: int) -> tuple[Array, Array]:
     U = D / jnp.where(norms > 0, norms, 1)[None]
     with jax.default_matmul_precision("highest"):
         visited = jnp.argsort(-jnp.sum(((U @ U.T) @ U) * U, axis=0))
-
-        def join(carry, i):
-            sums, room = carry
-            b = jnp.argmin(jnp.where(room > 0, sums[:, i], jnp.inf))
-            sums = sums.at[b].add((U[:, i] @ U) ** 2)
-            return (sums, room.at[b].add(-1)), b
-
         room = jnp.full(count, size).at[-1].set(d - (count - 1) * size)
-        _, blocks = lax.scan(join, (jnp.zeros((count, d), D.dtype), room), visited)
-        order = visited[jnp.argsort(blocks)]
+        order = visited[jnp.argsort(_joined(U[:, visited], room))]
         unit = jnp.max(norms)
         parts = _cut((D / jnp.where(unit > 0, unit, 1))[:, order], size)
         largest = jax.vmap(lambda A: jnp.linalg.eigvalsh(A.T @ A)[-1])(parts)

@@ -17,6 +17,15 @@ from unrolled.pursuit._by_name import (
     pursue,
     zero_beside_largest,
 )
+from unrolled.pursuit._costs import (
+    EXACT,
+    FEWEST,
+    MOST_SPREAD,
+    in_turns,
+    lasso_solvers,
+    repaid_after,
+    repeated,
+)
 from unrolled.pursuit._gap import *
 from unrolled.pursuit._ista import *
 from unrolled.pursuit._ista import with_step_size
@@ -29,11 +38,12 @@ from unrolled.pursuit._omp import *
 from unrolled.pursuit._omp_batch import *
 from unrolled.pursuit._omp_batch import match
 from unrolled.pursuit._problem import *
+from unrolled.pursuit._sparse import SparseCodes
 from unrolled.pursuit._splitting import *
 
 _offer(
     __name__,
-    results="Constrained DeepPursuit Layered Path Pursuit",
+    results="Constrained DeepPursuit Layered Path Pursuit SparseCodes",
     own="Momentum PURSUITS State extrapolated fista_step half_quadratic_step ista_step "
     "lipschitz ml_ista_step register sweep",
 )

@@ -44,7 +44,7 @@ _FINEST = 1e-3  # while the gap is above tol, the slack falls to about this shar
 
 
 class Problem(NamedTuple):
-    """The data that all signals share, in float64."""
+    """The data that all signals share, in float64; of each signal, with a leading axis."""
 
     D: np.ndarray  # (m, d)
     atoms: np.ndarray  # (d, m) D'
@@ -59,11 +59,11 @@ def problem_of(D: np.ndarray, l2: float = 0.0, nonnegative: bool = False) -> Pro
     D = np.ascontiguousarray(D, np.float64)
     gram, d = D.T @ D, D.shape[1]
     gram.flat[:: d + 1] += l2
-    inverse = _inverse(np.diag(gram))
+    inverse = inverse_roots(np.diag(gram))
     return Problem(D, np.ascontiguousarray(D.T), gram, inverse, float(l2), bool(nonnegative))
 
 
-def _inverse(squares: np.ndarray) -> np.ndarray:
+def inverse_roots(squares: np.ndarray) -> np.ndarray:
     """The inverse square roots; 0 for a square of 0."""
     return np.divide(1, np.sqrt(squares), out=np.zeros(squares.shape), where=squares > 0)
 
@@ -122,14 +122,15 @@ def minimise(
         digits, finest: binary digits of an entry of a code, and the exponent, () or (n,), of the
             smallest difference of two entries.
     """
-    (m, d), n = problem.D.shape, len(Y)
+    (d, m), n = problem.atoms.shape[-2:], len(Y)
+    stacked = problem.atoms.ndim == 3
     counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
     result = Minima(np.zeros((n, d)), sizes[0], sizes[1], counts[0], counts[1], sizes[2])
     # With masks, `gram` is a workspace for the Gram matrix of one signal at a time, whose rows are
     # computed as atoms join.
     gram, inverse = problem.gram, problem.inverse
     if masks is not None:
-        gram, inverse = np.zeros_like(gram), _inverse(masks @ problem.D**2 + problem.l2)
+        gram, inverse = np.zeros_like(gram), inverse_roots(masks @ problem.D**2 + problem.l2)
     finest = np.broadcast_to(np.asarray(finest, float), n)
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
@@ -137,7 +138,7 @@ def minimise(
     _entry(_many, _MANY)(
         *map(_operand, (*floats, first, known)),
         *map(_pointer, (*result, squares, vectors, lists)),
-        *(n, m, d, lam.shape[1], len(first), len(known), moves, fewest, rounds),
+        *(n, m, d, lam.shape[1], len(first), len(known), stacked, moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol, digits),
     )
     return result
@@ -187,7 +188,7 @@ def _entry(function: Callable, signature: Any) -> Callable:
 
 _MANY = types.void(
     *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, _INTEGERS,
-    *[types.int64] * 9, types.float64, types.boolean, types.float64, types.int64,
+    *[types.int64] * 10, types.float64, types.boolean, types.float64, types.int64,
 )  # fmt: skip
 
 
@@ -210,12 +211,13 @@ def _arrays(squares, vectors, lists, m, d):
 
 def _many(
     gram, atoms, inverse, Y, products, lams, slacks, finest, first, known, X, gaps, residuals,
-    moved, rounds, margins, squares, vectors, lists, n, m, d, columns, warm, masked, budget, fewest,
-    most, l2, nonnegative, tol, digits,
+    moved, rounds, margins, squares, vectors, lists, n, m, d, columns, warm, masked, stacked,
+    budget, fewest, most, l2, nonnegative, tol, digits,
 ):  # fmt: skip
     """The compiled part of `minimise`."""
-    gram, atoms = carray(gram, (d, d)), carray(atoms, (d, m))
-    inverse = carray(inverse, (n if masked else 1, d))
+    problems = n if stacked else 1
+    gram, atoms = carray(gram, (problems, d, d)), carray(atoms, (problems, d, m))
+    inverse = carray(inverse, (n if masked else problems, d))
     Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
     slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
     finest = carray(finest, (n,))
@@ -225,7 +227,8 @@ def _many(
     for i in range(n):
         limits = (tol, budget, fewest, most, digits, finest[i])
         mask = known[i if masked else 0 : i + 1 if masked else 0]
-        shared = (gram, atoms, inverse[i if masked else 0], l2, nonnegative, mask)
+        p = i if stacked else 0
+        shared = (gram[p], atoms[p], inverse[i if masked else p], l2, nonnegative, mask)
         for j in range(d):
             own[1][j] = lams[i, j if columns > 1 else 0]
         start = first[i if warm else 0 : i + 1 if warm else 0]

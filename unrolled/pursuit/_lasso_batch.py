@@ -5,7 +5,7 @@ The method runs in float64 on the host; threads share the signals.
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,16 @@ from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions
 from unrolled.pursuit._lasso import Lasso, one_penalty
-from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
+from unrolled.pursuit._many import Answers, Units, on_the_host, operands_of_many, share
 from unrolled.pursuit._problem import (
     Pursuit,
     StaticPart,
     fixed_norm,
     flat_code,
-    least_of,
     one_by_one,
     run,
 )
+from unrolled.pursuit._sparse import Collected, check_out
 
 __all__ = ["lasso_batch"]
 
@@ -48,10 +48,14 @@ __all__ = ["lasso_batch"]
 # nonzeros and takes about min(m, d)^2 d products.
 _CHUNK, _FEWEST = 256, 16
 _PRODUCTS = 2**30
+# The methods. With `GRAM`, all signals share D'D; with `SETS`, a signal has the Gram matrix of its
+# working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
+# and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
+GRAM, SETS = "gram", "working sets"
+FEW, GRAMS, LARGEST = 512, 8192, 8192
 # A constraint counts as met if its violation, relative to the product of the norms of the atom and
 # the signal, is at most this value.
 _SLACK = 1e-11
-_LARGEST = np.finfo(float).max
 
 
 def lasso_batch(
@@ -66,6 +70,8 @@ def lasso_batch(
     start: ArrayLike | None = None,
     max_steps: int = 10_000,
     mask: ArrayLike | None = None,
+    sparse: bool = False,
+    out: np.ndarray | None = None,
 ) -> Pursuit:
     r"""`lasso` for many signals with one dictionary, by an active set method.
 
@@ -73,23 +79,31 @@ def lasso_batch(
         \quad \text{for every row } y \text{ of } Y.
 
     The method moves towards the minimiser and stops at the first code whose duality gap, computed
-    in float64, is at most tol. It runs on the host, compiled by numba: the first call takes seconds
-    unless an earlier process has saved the machine code. The function is traceable, and
-    differentiable once, in reverse mode, in D, Y, lam, ratio and l2, with each support held fixed;
-    the derivative solves one k x k system for a code with k nonzeros. If `margin` is below the root
-    of tol, the minimiser may have another support.
+    in float64, is at most tol. If D has few atoms for the number of signals, all signals share the
+    matrix D'D (`how` of the result is "gram"). Otherwise (`how` is "working sets") all signals of a
+    block go through the same rounds: one product of all residuals with D gives the gap of every
+    signal and the atoms that violate their constraints, and each signal is then minimised over its
+    own tens of atoms. No matrix D'D is formed, and structured dictionaries and arrays on an
+    accelerator are used only through products r @ D, which run where the arrays are, and single
+    columns. The products may run in float32: the gap allows for their rounding errors.
+
+    The rest of the method runs on the host, compiled by numba: the first call takes seconds unless
+    an earlier process has saved the machine code. The function is traceable, and differentiable
+    once, in reverse mode, in D, Y, lam, ratio and l2, with each support held fixed; the derivative
+    solves one k x k system for a code with k nonzeros. If `margin` is below the root of tol, the
+    minimiser may have another support.
 
     If the codes of D come in parts, `lasso_batch` itself runs `lasso` under `vmap`. Then |x_i| is
     the norm of a part, the gap has the precision of the dtype, and `steps` counts steps of FISTA.
 
     Args:
-        D: (m, d). Structured dictionaries without parts are converted to matrices; if the matrix
-            would be too large, use `lasso` under `vmap`.
+        D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
+            the number of signals, or if an argument is traced.
         Y: (batch, m). Y may also be a batch of signal grids of a `Conv` (the codes then have the
             shape `D.code_grid`), of complex signals of a `Complex` D, or of signals of a `Joint` D
             (the codes then have the same form as the signals). The batch may be empty. If Y comes
             from `np.load(path, mmap_mode="r")`, the function reads Y in chunks and returns the same
-            codes. All codes must fit in memory; to write codes to a file, use `unrolled encode`.
+            codes.
         lam: penalty weight: one number, one per atom (d,), one per filter of a `Conv`, one per
             signal (batch, 1), or one per signal and atom (batch, d). If codes come in parts, lam
             has one number per part instead of one per atom.
@@ -102,6 +116,11 @@ def lasso_batch(
         mask: array of bool, in the shape of Y or (m,) for all signals, True where an entry is
             known. The codes fit only the known entries, as with `dictionaries.Masked`; unknown
             entries may be NaN. `ratio`, `gap` and `residual` then refer to the known entries.
+        sparse: whether `x` is a record with the indices and the values of the nonzeros, and the
+            methods `dense()`, `scipy()` and `D @ x`. Only the nonzeros of finished codes are in
+            memory.
+        out: numpy array (batch, d) in the dtype of the codes, such as a memmap, to write the codes
+            into; `x` is this array.
 
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves. `margin` is the
@@ -116,9 +135,11 @@ def lasso_batch(
         largest entries of D and of the signal.
 
     Raises:
-        TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape.
+        TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape, or if
+            D has more than 8,192 atoms and some of them have no penalty.
 
-    Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
+    Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Massias,
+    Gramfort, Salmon (2018) for working sets.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -144,15 +165,26 @@ def lasso_batch(
     options: dict[str, Any] = dict(
         relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps
     )
+    into = _destination(D, signals, sparse, out, dtype, grid, where)
     if block_of(D) > 1:
-        return _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
-    host = partial(lasso_of_rows, dtype=np.dtype(dtype), **options)
+        result = _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
+        if into is None:
+            return result
+        into[np.arange(n)] = np.asarray(result.x)
+        return result.replace(x=into.codes() if sparse else into)
     weight = as_rows(spread(D, flat_code(D, weight)))
-    operands = dense(D), signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
+    operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
+    how = _method(D, weight, n, where)
+    host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), into=into, **options)
+    if how == SETS:
+        host = partial(_by_sets, dtype=np.dtype(dtype), into=into, **options)
     given, conditions = (D, signals, weight, l2), None
     if not checks.is_concrete(given):
         conditions = _conditions(*given, known, lam is None, nonnegative)
-    return on_the_host(host, operands, D.shape[1], dtype, grid, conditions)
+    whole: Any = D if how == SETS and checks.is_concrete((D, operands)) else dense(D)
+    result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, conditions, into)
+    object.__setattr__(result, "how", how)  # of a frozen record
+    return result
 
 
 def _conditions(
@@ -218,9 +250,51 @@ def _together(
     return jax.vmap(one, axes)(D, Y, lam, start)
 
 
+def _destination(
+    D: Operator, Y: Any, sparse: bool, out: Any, dtype: np.dtype, grid: Any, where: str
+) -> Any:
+    """Where to write the codes: `out`, an object that keeps the nonzeros, or None."""
+    sparse, shape = checks.as_bool(sparse, "sparse", where), (len(Y), D.shape[1])
+    if not sparse and out is None:
+        return None
+    if sparse and out is not None:
+        raise ValueError(f"{where}: expected one of sparse and out, got both")
+    checks.on_host((D, Y), where, "an argument of a call with sparse or out")
+    if grid is not None:
+        raise ValueError(
+            f"{where}: sparse and out need flat signals, got Y with shape {np.shape(Y)} after the "
+            f"signals were flattened; expected (batch, {D.shape[0]})"
+        )
+    return Collected(*shape, np.dtype(dtype)) if sparse else check_out(out, shape, dtype, where)
+
+
+def _method(D: Operator, lam: Any, n: int, where: str) -> str:
+    """The method for n signals: `GRAM`, or `SETS` if D is large or the signals are few.
+
+    Raises:
+        ValueError: some atoms have no penalty, so that only `GRAM` would do, and D is too large.
+    """
+    d = D.shape[1]
+    free = checks.is_concrete(lam) and not np.asarray(lam).all()
+    if free and d > LARGEST:
+        raise ValueError(
+            f"{where}: D has {d} atoms and some of them have lam 0; expected at most {LARGEST} "
+            "atoms with free ones, try a small lam, or lasso under vmap"
+        )
+    many = d <= FEW or d * d <= GRAMS * n
+    return GRAM if free or (many and d <= LARGEST) else SETS
+
+
+def _by_sets(*operands: Any, **options: Any) -> Answers:
+    """`lasso_by_sets`, whose file imports numba."""
+    from unrolled.pursuit import _working_sets
+
+    return _working_sets.lasso_by_sets(*operands, **options)
+
+
 def lasso_of_rows(
     D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
-    nonnegative=False, max_steps=10_000,
+    nonnegative=False, max_steps=10_000, into=None,
 ):  # fmt: skip
     """The codes of the rows of Y, with the gap and the residual of the codes as they are returned.
 
@@ -231,18 +305,19 @@ def lasso_of_rows(
         dtype: the dtype of the codes.
         relative: whether lam is a ratio to lam_max of every signal.
         tol, nonnegative, max_steps: as in `lasso_batch`.
+        into: array to write the codes into; None for a new one.
     """
     from unrolled.pursuit import _active_set  # imports numba
 
-    answers = Answers.empty(len(Y), D.shape[1], dtype)
+    answers = Answers.empty(len(Y), D.shape[1], dtype, into)
     D = np.asarray(D, float)
     D = D if masks is None or masks.ndim > 1 else D * masks[:, None]
     if not (np.isfinite(D).all() and D.any()):
         return answers
     a = int(host_exponent(D))
     near = np.ldexp(D, -a)
-    ridge = min(float(np.ldexp(float(l2), -2 * a)), _LARGEST)
-    units = Units(Y, lam, start, masks, np.dtype(dtype), a, D.any(0), np.abs(near).max(0))
+    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, np.abs(near).max(0))
+    ridge = units.ridge
     problem = _active_set.problem_of(near, ridge, nonnegative)
     levels: dict[bytes, float] = {}
 
@@ -268,81 +343,10 @@ def lasso_of_rows(
                 codes.gap[i] = gap_beside_free_atoms(
                     A, y[i], codes.x[i], lam[i], ridge, nonnegative
                 )
-        units.store(answers, rows.start + some, b, tol, *codes[:4])
-        answers.margin[rows.start + some] = codes.margin
+        units.store(answers, rows.start + some, b, tol, *codes[:4], codes.margin)
 
     share(work, len(Y), _chunk(D.shape))
     return answers
-
-
-class Units(NamedTuple):
-    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
-
-    Y: np.ndarray
-    lam: np.ndarray
-    start: np.ndarray | None
-    masks: np.ndarray | None
-    dtype: np.dtype  # of the codes
-    a: int
-    used: np.ndarray  # (d,), whether the atom is not zero
-    sizes: np.ndarray  # (d,), the largest entries of the scaled atoms
-
-    @property
-    def digits(self) -> int:
-        """The binary digits of an entry of a code."""
-        return int(jnp.finfo(self.dtype).nmant) + 1
-
-    @property
-    def finest(self) -> int:
-        """The exponent of the smallest number of the dtype."""
-        return int(jnp.finfo(self.dtype).minexp) - self.digits + 1
-
-    def signals(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Some signals, divided by 2^b; b, (n, 1); and the masks if every signal has its own."""
-        y, known = rows_of(self.Y, rows, self.dtype, "lasso_batch"), self.masks
-        if known is not None:
-            known = known if known.ndim == 1 else known[rows]
-            y = np.where(known, y, 0)
-        b = host_exponent(y, 1)
-        return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
-
-    def penalties(
-        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
-    ) -> np.ndarray:
-        """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
-        lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
-        with np.errstate(invalid="ignore", over="ignore"):
-            if relative:
-                top = products if nonnegative else np.abs(products)
-                return lam * np.maximum(top.max(1, keepdims=True), 0)
-            return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
-
-    def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
-        """The indices of the signals that get a code.
-
-        An atom that is below the range in these units may belong to the code if its penalty is also
-        below the range. Then the signal gets no code.
-        """
-        range_of = wide_dtype(self.dtype), np.dtype(float)
-        least = max(least_of(range_of[0]), math.sqrt(least_of(range_of[1])))  # D'D has squares
-        lost = self.used & (self.sizes < least)
-        finite = np.isfinite(y).all(1) & np.isfinite(lam).all(1)
-        return np.flatnonzero(finite & ~(lost & (lam < least)).any(1) if lost.any() else finite)
-
-    def starts(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-        """The codes to start from, scaled."""
-        if self.start is None:
-            return None
-        return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
-
-    def store(self, answers, rows, b, tol, x, gap, residual, steps) -> None:
-        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
-        with np.errstate(over="ignore"):
-            codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
-        gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
-        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol
-        for field, values in zip(answers, fields):
-            field[rows] = values
 
 
 def gap_beside_free_atoms(

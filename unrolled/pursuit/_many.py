@@ -12,11 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
+from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled._base.threads import threads
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, as_flat, dense
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions, with_derivative
-from unrolled.pursuit._problem import Grid, Pursuit
+from unrolled.pursuit._problem import Grid, Pursuit, least_of
+from unrolled.pursuit._sparse import Collected
+
+_LARGEST = np.finfo(float).max
 
 
 def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
@@ -40,7 +44,7 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
 class Answers(NamedTuple):
     """The fields of `Pursuit` for many signals, as arrays of numpy."""
 
-    x: np.ndarray  # (n, d)
+    x: Any  # (n, d), an array or `Collected`
     gap: np.ndarray  # (n,)
     residual: np.ndarray
     steps: np.ndarray
@@ -48,12 +52,15 @@ class Answers(NamedTuple):
     margin: np.ndarray
 
     @classmethod
-    def empty(cls, n: int, d: int, dtype: np.dtype) -> "Answers":
-        """Zero codes whose gaps are infinite."""
+    def empty(cls, n: int, d: int, dtype: np.dtype, into: Any = None) -> "Answers":
+        """Zero codes whose gaps are infinite; the codes go into an array if it is given."""
         steps = np.zeros(n, jax.dtypes.canonicalize_dtype(int))
         gap, residual = np.full(n, np.inf, dtype), np.full(n, np.nan, dtype)
+        x = aligned((n, d), dtype) if into is None else into
+        if isinstance(x, np.ndarray) and into is not None:
+            x[:] = 0
         margin = np.zeros(n, dtype)
-        return cls(aligned((n, d), dtype), gap, residual, steps, np.zeros(n, bool), margin)
+        return cls(x, gap, residual, steps, np.zeros(n, bool), margin)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -71,6 +78,7 @@ def on_the_host(
     dtype: np.dtype,
     grid: Grid = None,
     conditions: Conditions | None = None,
+    into: Any = None,
 ) -> Pursuit:
     """The codes of the signals, computed by a function of numpy, also within a compiled program.
 
@@ -81,16 +89,19 @@ def on_the_host(
         dtype: the dtype of the codes, the gaps and the residuals.
         grid: the form of a code, as `operands_of_many` returns it.
         conditions: the arguments on which the codes depend, for the derivative of the codes.
+        into: the caller's array, into which the host writes the codes.
     """
     if not checks.is_concrete(operands):
         operands = jax.lax.stop_gradient(operands)
 
     def answers(*operands):
-        known = np.ndarray | Structured | None
-        return host(*(v if isinstance(v, known) else np.asarray(v) for v in operands))
+        return host(*map(_in_numpy, operands))
 
     if checks.is_concrete(operands):
         x, *rest = answers(*operands)
+        if isinstance(x, Collected):
+            codes: Any = x.codes()
+            return Pursuit(codes, *map(jax.device_put, rest))
     else:
         n = len(operands[1])
         shapes = jax.tree.map(
@@ -102,7 +113,14 @@ def on_the_host(
         x = with_derivative(jnp.asarray(x), conditions)
     if grid is not None:
         x = grid(x) if callable(grid) else x.reshape(-1, *grid)
-    return Pursuit(*map(jax.device_put, (x, *rest)))
+    given = into is not None
+    return Pursuit(x if given else jax.device_put(x), *map(jax.device_put, rest))
+
+
+def _in_numpy(v: Any) -> Any:
+    """A known array as an array of numpy, if it is in the memory of the host; else unchanged."""
+    on_device = isinstance(v, jax.Array) and {d.platform for d in v.devices()} != {"cpu"}
+    return v if v is None or isinstance(v, np.ndarray | Structured) or on_device else np.asarray(v)
 
 
 def rows_of(Y: np.ndarray, rows: slice, dtype: np.dtype, where: str) -> np.ndarray:
@@ -111,6 +129,81 @@ def rows_of(Y: np.ndarray, rows: slice, dtype: np.dtype, where: str) -> np.ndarr
     if isinstance(Y, np.memmap) and Y.dtype == np.float64 != dtype:
         some = checks.in_float32(np.array(some), f"Y[{rows.start}:{rows.stop}]", where)
     return some.astype(float)
+
+
+class Units(NamedTuple):
+    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
+
+    Y: np.ndarray
+    lam: np.ndarray
+    l2: float
+    start: np.ndarray | None
+    masks: np.ndarray | None
+    dtype: np.dtype  # of the codes
+    a: int
+    sizes: np.ndarray  # (d,), of the scaled atoms: their largest entries, or their norms
+
+    @property
+    def ridge(self) -> float:
+        """l2, scaled."""
+        return float(min(np.ldexp(self.l2, -2 * self.a), _LARGEST))
+
+    @property
+    def digits(self) -> int:
+        """The binary digits of an entry of a code."""
+        return int(jnp.finfo(self.dtype).nmant) + 1
+
+    @property
+    def finest(self) -> int:
+        """The exponent of the smallest number of the dtype."""
+        return int(jnp.finfo(self.dtype).minexp) - self.digits + 1
+
+    def signals(self, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Some signals, divided by 2^b; b, (n, 1); and the masks if every signal has its own."""
+        y, known = rows_of(self.Y, rows, self.dtype, "lasso_batch"), self.masks
+        if known is not None:
+            known = known if known.ndim == 1 else known[rows]
+            y = np.where(known, y, 0)
+        b = host_exponent(y, 1)
+        return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
+
+    def penalties(
+        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
+    ) -> np.ndarray:
+        """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
+        lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
+        with np.errstate(invalid="ignore", over="ignore"):
+            if relative:
+                top = products if nonnegative else np.abs(products)
+                return lam * np.maximum(top.max(1, keepdims=True), 0)
+            return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
+
+    def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
+        """The indices of the signals that get a code.
+
+        An atom that is below the range in these units may belong to the code if its penalty is also
+        below the range. Then the signal gets no code.
+        """
+        range_of = wide_dtype(self.dtype), np.dtype(float)
+        least = max(least_of(range_of[0]), math.sqrt(least_of(range_of[1])))  # D'D has squares
+        lost = (self.sizes > 0) & (self.sizes < least)
+        finite = np.isfinite(y).all(1) & np.isfinite(lam).all(1)
+        return np.flatnonzero(finite & ~(lost & (lam < least)).any(1) if lost.any() else finite)
+
+    def starts(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+        """The codes to start from, scaled."""
+        if self.start is None:
+            return None
+        return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
+
+    def store(self, answers, rows, b, tol, x, gap, residual, steps, margin) -> None:
+        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
+        with np.errstate(over="ignore"):
+            codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
+        gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
+        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol, margin
+        for field, values in zip(answers, fields):
+            field[rows] = values
 
 
 def share(work: Callable[[slice], None], n: int, chunk: int) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,10 @@ class Pursuit(Result):
     converged: Array  # () gap <= tol, and x is in the range of the dtype
     # () in [0, 1], the distance from a change of the support, if the pursuit computes it
     margin: Array | None = None
+
+    # The method that `lasso_batch` chose, "gram" or "working sets". It is no field, so that
+    # programs and files do not hold it.
+    how: ClassVar[str] = ""
 
 
 class DeepPursuit(Result):

@@ -497,3 +497,133 @@ def test_a_new_number_of_rows_a_new_tol_or_a_new_lam_compiles_nothing(compiled):
     for n in (3, 5, 8):
         call(n)
     assert len(compiled) == before
+
+
+SETS = {  # of `lasso_batch` by working sets
+    "lam": dict(lam=0.05),
+    "ratio, one a signal and atom": dict(ratio=np.abs(normal(4, BATCH, N)) / 9 + 0.1),
+    "elastic, nonnegative, one mask": dict(lam=0.1, l2=0.2, nonnegative=True, mask=MASKS[2]),
+    "masks": dict(lam=np.linspace(0.1, 0.5, N), mask=MASKS),
+    "start": dict(lam=np.linspace(0.1, 0.5, BATCH)[:, None], start=normal(13, BATCH, N)),
+}
+
+
+@pytest.fixture
+def by_sets(monkeypatch):
+    """A function that sets the number of atoms above which `lasso_batch` uses working sets."""
+    monkeypatch.setattr(_lasso_batch, "GRAMS", 0)
+    return lambda few: monkeypatch.setattr(_lasso_batch, "FEW", few)
+
+
+@pytest.mark.parametrize("dtype", [float, np.float32])
+@pytest.mark.parametrize("options", SETS)
+def test_working_sets_have_the_codes_of_the_gram_matrix(options, dtype, by_sets):
+    """At a scale far from 1; gaps are those of the codes, also by products in float32."""
+    A, signals, options = (2.0**20 * D).astype(dtype), Y.astype(dtype), dict(SETS[options])
+    if "lam" in options:
+        options["lam"] = 2.0**20 * options["lam"]
+    if "l2" in options:
+        options["l2"] = 2.0**40 * options["l2"]
+    tol = {float: 1e-11, np.float32: 1e-6}[dtype]
+    by_sets(N)
+    gram = pursuit.lasso_batch(A, signals, tol=tol, **options)
+    by_sets(0)
+    sets = pursuit.lasso_batch(A, signals, tol=tol, **options)
+    assert (gram.how, sets.how) == ("gram", "working sets")
+    assert sets.converged.all() and gram.converged.all()
+    near = 1e-6 if dtype is float else 1e-3
+    np.testing.assert_allclose(2.0**20 * sets.x, 2.0**20 * gram.x, atol=near)
+    np.testing.assert_allclose(sets.residual, gram.residual, rtol=near)
+    if options.keys() == {"lam"}:
+        wide, X = (A.astype(float), signals.astype(float)), np.asarray(sets.x, float)
+        np.testing.assert_allclose(sets.gap, gaps(*wide, X, options["lam"]), atol=1e-13)
+
+
+def test_working_sets_use_products_and_columns_alone(by_sets, monkeypatch):
+    """No dictionary becomes a matrix; the codes are those of the matrix."""
+    F = dictionaries.Conv(normal(9, 3, 1, 4), 20)
+    kinds = {
+        "conv": F,
+        "masked": dictionaries.Masked(F, np.arange(F.shape[0]) % 5 > 0),
+        "composed": dictionaries.Composed(normal(1, 10, 12), normal(2, 12, 30)),
+        "functions": dictionaries.from_functions(lambda x: D @ x, lambda r: D.T @ r, (M, N)),
+    }
+    for kind, A in kinds.items():
+        signals = normal(3, 4, A.shape[0]) * (np.asarray(A.mask) if kind == "masked" else 1)
+        by_sets(10**6)
+        gram = pursuit.lasso_batch(A, signals, ratio=0.2, tol=1e-11)
+        by_sets(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(_lasso_batch, "dense", None)
+            sets = pursuit.lasso_batch(A, signals, ratio=0.2, tol=1e-11)
+        assert sets.converged.all() and sets.how == "working sets"
+        np.testing.assert_allclose(sets.x, gram.x, atol=1e-6, err_msg=kind)
+
+
+def test_the_choice_of_the_method_follows_the_number_of_atoms_and_of_signals():
+    def how(d, n, lam=0.1):
+        return _lasso_batch._method(np.zeros((2, d)), np.full((1, 1), lam), n, "caller")
+
+    assert how(512, 1) == how(2048, 1000) == how(4096, 10_000, 0.0) == "gram"
+    assert how(2048, 100) == how(65_536, 10**6) == "working sets"
+    with pytest.raises(ValueError, match="D has 65536 atoms and some of them have lam 0; expected"):
+        how(65_536, 1, 0.0)
+
+
+def test_working_sets_mark_what_they_do_not_code(by_sets):
+    by_sets(0)
+    spoilt = Y.copy()
+    spoilt[2, 1], spoilt[3] = np.nan, 0
+    few, other = pursuit.lasso_batch(D, Y, 0.2), pursuit.lasso_batch(D, spoilt, 0.2)
+    kept = np.delete(np.arange(BATCH), [2, 3])
+    np.testing.assert_allclose(other.x[kept], few.x[kept], atol=1e-9)
+    assert not other.converged[2] and np.isinf(other.gap[2]) and not other.x[2].any()
+    assert other.converged[3] and not other.x[3].any() and other.steps[3] == 0
+    traced = jax.jit(lambda Y: pursuit.lasso_batch(D, Y, 0.2))(Y)
+    assert few.how == "working sets" and (traced.x == few.x).all()
+
+
+@pytest.mark.parametrize("few", [0, N])
+def test_sparse_codes_are_the_nonzeros_of_the_codes(few, by_sets):
+    by_sets(few)
+    signals = np.vstack([Y, np.full((1, M), np.nan)])
+    whole = pursuit.lasso_batch(D, signals, 0.2)
+    found = pursuit.lasso_batch(D, signals, 0.2, sparse=True)
+    codes = found.x
+    assert (codes.dense() == whole.x).all() and codes.dense().dtype == whole.x.dtype
+    assert codes.counts.tolist() == (whole.x != 0).sum(1).tolist() and codes.shape == (10, N)
+    assert codes.values.shape[1] == codes.counts.max()
+    np.testing.assert_array_equal(codes.scipy().toarray(), whole.x)
+    for A in (D, jnp.asarray(D), dictionaries.Masked(D, np.ones(M))):
+        np.testing.assert_allclose(A @ codes, whole.x @ D.T, atol=1e-12)
+    for field in ("gap", "residual", "converged", "steps"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(whole, field))
+    with pytest.raises(ValueError, match=r"D @ codes: D has shape \(20, 39\); expected \(m, 40\)"):
+        D[:, 1:] @ codes
+
+
+@pytest.mark.parametrize("few", [0, N])
+def test_codes_go_into_an_array_of_the_caller(few, by_sets, tmp_path):
+    by_sets(few)
+    out = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", float, (BATCH, N))
+    found = pursuit.lasso_batch(D, Y, 0.2, out=out)
+    assert found.x is out and (pursuit.lasso_batch(D, Y, 0.2).x == out).all()
+
+
+OUTS = {
+    "out is list": dict(out=[1]),
+    "out has shape .3, 40. and dtype float64; expected .9, 40., float64": dict(
+        out=np.zeros((3, N))
+    ),
+    "and dtype float32; expected": dict(out=np.zeros((BATCH, N), np.float32)),
+    "expected one of sparse and out": dict(out=np.zeros((BATCH, N)), sparse=True),
+    "sparse must be a bool": dict(sparse=2),
+}
+
+
+@pytest.mark.parametrize("message", OUTS)
+def test_destinations_that_are_refused(message):
+    with pytest.raises((TypeError, ValueError), match=f"lasso_batch: {message}"):
+        pursuit.lasso_batch(D, Y, 0.2, **OUTS[message])
+    with pytest.raises(TypeError, match="is traced; this function runs on the host"):
+        jax.jit(lambda Y: pursuit.lasso_batch(D, Y, 0.2, sparse=True))(Y)

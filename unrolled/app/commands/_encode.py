@@ -79,6 +79,10 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         help="D, as .npy or .npz (entry D), for a pursuit or for weights that were saved without "
         "D; for a chain, give the option once for each layer",
     ),
+    "--sparse": dict(
+        action="store_true",
+        help="write only the nonzeros of the codes: a .npz file that scipy.sparse.load_npz reads",
+    ),
     "--method": {},  # by `add_parser`: pursuits may be registered later
     "--certify": dict(
         action="store_true",
@@ -124,6 +128,7 @@ def run(arguments: argparse.Namespace) -> None:
         options,
         progress_printer(),
         certify=arguments.certify,
+        sparse=arguments.sparse,
     )
     show(arguments.json, result.to_dict(), result.text())
 
@@ -286,6 +291,7 @@ def encode(
     options: dict[str, Any],
     say: Say,
     certify: bool = False,
+    sparse: bool = False,
 ) -> Encoded:
     """Write the codes of signals, chunk by chunk, completely or not at all.
 
@@ -301,20 +307,24 @@ def encode(
         say: receives the progress.
         certify: whether to prove the codes, by `theory.certify_lasso` if `lam` or `ratio` is given,
             else by `theory.certify_code`.
+        sparse: whether to write the nonzeros alone, as `scipy.sparse.save_npz` writes them.
 
     Raises:
-        ValueError: `certify` is given with a chain, a file cannot be read, files do not fit
-            together, signals are not finite or leave the range of float32, the output is an input,
-            or the pursuit refuses an option.
+        ValueError: `certify` or `sparse` is given with a chain, `sparse` with a name in .npy, a
+            file cannot be read, files do not fit together, signals are not finite or leave the
+            range of float32, the output is an input, or the pursuit refuses an option.
         OSError: the output cannot be written.
         ArithmeticError: codes or relative residuals are not finite; nothing is written.
     """
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
     job = _job(source, signals, output.suffix, dictionaries, options, certify)
+    if sparse and (job.coder.chained or output.suffix != ".npz"):
+        what = "a chain" if job.coder.chained else str(output)
+        raise ValueError(f"encode: --sparse needs one dictionary and an output in .npz, got {what}")
     target(output).parent.mkdir(parents=True, exist_ok=True)
     with whole_file(output) as file:
-        lines = _written(job, file, output, say)
+        lines = (_written_sparse if sparse else _written)(job, file, output, say)
     return _summed(lines, job, source, output)
 
 
@@ -418,6 +428,46 @@ def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
                 part.seek(0)
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     shutil.copyfileobj(part, entry, 2**20)
+    return lines
+
+
+def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
+    """Write the nonzeros of all codes in the format of `scipy.sparse.save_npz`; return the lines.
+
+    Memory holds one chunk of codes and a number per signal.
+    """
+    lines, counts, now_and_then = [], [np.zeros(1, int)], seldom(say, _PERIOD)
+    (name, header), n = next(iter(job.headers.items())), len(job.Y)
+    beside, dtypes = (
+        partial(tempfile.TemporaryFile, dir=target(output).parent),
+        {
+            "data": header["descr"],
+            "indices": "<i8",
+        },
+    )
+    with ExitStack() as stack:
+        parts: dict[str, Any] = {part: stack.enter_context(beside()) for part in dtypes}
+        for first in range(0, n, _CHUNK):
+            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
+            codes = np.ascontiguousarray(arrays[name], "<f4").view(dtypes["data"])
+            rows, columns = np.nonzero(codes)
+            counts.append(np.count_nonzero(codes, axis=1))
+            for part, values in (("data", codes[rows, columns]), ("indices", columns)):
+                parts[part].write(np.ascontiguousarray(values, dtypes[part]).data)
+            lines.append(counted)
+            now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+        starts = np.cumsum(np.concatenate(counts))
+        whole = {"indptr": starts, "format": np.array(b"csr"), "shape": np.array(header["shape"])}
+        archive = stack.enter_context(zipfile.ZipFile(file, "w"))
+        for part, array in whole.items():
+            with archive.open(f"{part}.npy", "w") as entry:
+                np.lib.format.write_array(entry, array)
+        for part, source in parts.items():
+            source.seek(0)
+            shape = {"descr": dtypes[part], "fortran_order": False, "shape": (int(starts[-1]),)}
+            with archive.open(f"{part}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, shape)
+                shutil.copyfileobj(source, entry, 2**20)
     return lines
 
 

@@ -1,0 +1,397 @@
+r"""The LASSO of many signals by working sets: D'D is never formed.
+
+All signals of a block go through the same rounds. A round takes one product of all residuals with D
+(matrix times matrix), from which come the duality gap of every signal and the atoms that violate
+their constraints. These atoms join the working set of the signal, tens of atoms, over which the
+active set method minimises. The method needs only products r @ D and single columns of D.
+
+The product may run in float32. Its rounding error is at most
+
+.. math:: \gamma_{m + 2} \|d_i\| \|r\|, \qquad \gamma_k = k u / (1 - k u),
+
+so an atom outside of the set whose product is this near to its bound joins, too, and the gap of the
+code allows for the error. Products with atoms of the set are computed in float64.
+
+Reference: Massias, Gramfort, Salmon (2018) for working sets; Higham (2002), section 3.1.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numba import njit
+
+from unrolled._base import checks
+from unrolled._base.numbers import host_exponent, wide_dtype
+from unrolled.dictionaries import column_norms, inner_terms
+from unrolled.pursuit import _active_set
+from unrolled.pursuit._many import Answers, Units, share
+
+# The numbers of atoms that join in the first round and, at least, in a later round.
+_FIRST, _MORE = 64, 32
+_ROUNDS = 100
+_BYTES = 2**25  # of the products of a block
+_KEPT = 0.98  # an atom with x_i = 0 stays in the set if |d_i . r| is above this share of lam_i
+_SLACK = 1e-11  # as in `lasso_batch`
+_TOGETHER = 32  # rows in a product of a structured dictionary, so that one program suffices
+
+
+class Matrix(NamedTuple):
+    """A matrix D whose products run on the host, as if it were divided by 2^a."""
+
+    D: np.ndarray  # (m, d), float32 or float64
+    a: int
+
+    def products(self, R: np.ndarray) -> np.ndarray:
+        """R D, (n, d)."""
+        return np.ldexp(R, -self.a).astype(self.D.dtype) @ self.D
+
+    def columns(self, indices: np.ndarray) -> np.ndarray:
+        """Some atoms, (k, m), in float64; each row of D is read once."""
+        which, back = np.unique(indices, return_inverse=True)
+        atoms = np.ascontiguousarray(np.take(self.D, which, axis=1).T, float)
+        return np.ldexp(atoms, -self.a, out=atoms)[back.reshape(-1)]
+
+
+class Products(NamedTuple):
+    """A dictionary by its products, which run where its arrays are, divided by 2^a."""
+
+    D: Any
+    a: int
+
+    def products(self, R: np.ndarray) -> np.ndarray:
+        """R D, (n, d)."""
+        return _together(_analysis, self.D, np.ldexp(R, -self.a).astype(self.D.dtype))
+
+    def columns(self, indices: np.ndarray) -> np.ndarray:
+        """Some atoms, (k, m), in float64."""
+        which, back = np.unique(indices, return_inverse=True)
+        units = np.arange(self.D.shape[1]) == which[:, None]
+        with jax.enable_x64(True):
+            atoms = _together(_synthesis, checks.cast(self.D, np.float64), units.astype(float))
+        return np.ldexp(atoms, -self.a)[back.reshape(-1)]
+
+
+@jax.jit
+def _analysis(D: Any, R: Any) -> Any:
+    return R @ D
+
+
+@jax.jit
+def _synthesis(D: Any, X: Any) -> Any:
+    return (D @ X.T).T
+
+
+def _together(product: Callable[[Any, Any], Any], D: Any, rows: np.ndarray) -> np.ndarray:
+    """The products of rows, a fixed number at a time, by one program."""
+    results = [np.zeros((0, 0))] * 0
+    for first in range(0, len(rows), _TOGETHER):
+        part = rows[first : first + _TOGETHER]
+        some = np.zeros((_TOGETHER, rows.shape[1]), rows.dtype)
+        some[: len(part)] = part
+        with jax.default_matmul_precision("highest"):
+            results.append(np.asarray(product(D, some))[: len(part)])
+    return np.concatenate(results)
+
+
+class Task(NamedTuple):
+    """What all signals of a call share."""
+
+    atoms: Any  # `Matrix` or `Products`
+    norms: np.ndarray  # (d,), of the atoms
+    gamma: float  # bound on the rounding of a product, relative to the norms
+    l2: float
+    nonnegative: bool
+    tol: float
+    moves: int
+    digits: int
+
+
+def lasso_by_sets(
+    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
+    nonnegative=False, max_steps=10_000, into=None,
+):  # fmt: skip
+    """`lasso_of_rows` by working sets; D may be a dictionary of any kind, or on a device."""
+    (m, d), wide = D.shape, wide_dtype(D.dtype)
+    answers, terms = Answers.empty(len(Y), d, dtype, into), m + 2
+    if isinstance(D, np.ndarray):
+        if not (np.isfinite(D).all() and D.any()):
+            return answers
+        a = int(host_exponent(D))
+        atoms: Any = Matrix(D.astype(wide, copy=False), a)
+        norms = np.sqrt(sum(np.square(np.ldexp(row.astype(float), -a)) for row in D))
+    else:
+        D = checks.cast(D, wide)
+        terms += inner_terms(D)
+        norms = np.asarray(column_norms(D), float)
+        a = int(host_exponent(norms))
+        atoms, norms = Products(D, a), np.ldexp(norms, -a)
+    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, norms)
+    gamma = terms * float(jnp.finfo(wide).eps) / 2
+    task = Task(
+        *(atoms, norms, gamma / (1 - gamma), units.ridge, nonnegative, tol, max_steps),
+        units.digits,
+    )
+
+    def work(rows: slice) -> None:
+        y, b, known = units.signals(rows)
+        if masks is not None and masks.ndim == 1:
+            known = np.broadcast_to(masks, y.shape)
+        finite = np.isfinite(y).all(1)
+        products = atoms.products(np.where(finite[:, None], y, 0))
+        weights = units.penalties(rows, b, products, relative, nonnegative)
+        some = units.codable(y, weights)
+        if not len(some):
+            return
+        known = None if known is None else known[some].astype(float)
+        first = units.starts(rows.start + some, b[some, 0])
+        coded = codes_of(
+            *(task, y[some], weights[some], products[some], units.finest + a - b[some, 0]),
+            *(first, known),
+        )
+        units.store(answers, rows.start + some, b[some, 0], tol, coded.dense(d), *coded[1:])
+
+    rows = int(np.clip(_BYTES // (d * wide.itemsize), 16, 256))
+    if isinstance(atoms, Matrix):
+        share(work, len(Y), rows)
+    else:  # the threads of JAX share the products
+        for first in range(0, len(Y), rows):
+            work(slice(first, min(first + rows, len(Y))))
+    return answers
+
+
+class Sets(NamedTuple):
+    """The working sets of some signals, (n, w) each, with -1 and 0 in unused slots."""
+
+    atoms: np.ndarray
+    x: np.ndarray  # the code on the set, rounded as it is returned
+    g: np.ndarray  # D'(y - D x) - l2 x on the set, in float64
+    lam: np.ndarray  # penalties, 1 in unused slots
+
+    @classmethod
+    def empty(cls, n: int, w: int) -> "Sets":
+        """Sets without atoms."""
+        return cls(-np.ones((n, w), int), np.zeros((n, w)), np.zeros((n, w)), np.ones((n, w)))
+
+    def at(self, rows: np.ndarray) -> "Sets":
+        """The sets of some signals."""
+        return Sets(*(v[rows] for v in self))
+
+    def put(self, rows: np.ndarray, some: "Sets") -> "Sets":
+        """The sets with those of some signals replaced."""
+        n, w = len(self.atoms), max(self.atoms.shape[1], some.atoms.shape[1])
+        whole = Sets.empty(n, w)
+        for v, old, new, nothing in zip(whole, self, some, (-1, 0, 0, 1)):
+            v[:, : old.shape[1]] = old
+            v[rows] = nothing
+            v[rows, : new.shape[1]] = new
+        return whole
+
+
+class Coded(NamedTuple):
+    """Sparse codes of a block, and their accuracy and cost."""
+
+    sets: Sets
+    gap: np.ndarray  # (n,)
+    residual: np.ndarray
+    moves: np.ndarray
+    margin: np.ndarray  # as in `_active_set.minimise`
+
+    def dense(self, d: int) -> np.ndarray:
+        """The codes, (n, d)."""
+        x = np.zeros((len(self.gap), d))
+        rows, slots = np.nonzero(self.sets.atoms >= 0)
+        x[rows, self.sets.atoms[rows, slots]] = self.sets.x[rows, slots]
+        return x
+
+
+def codes_of(
+    task: Task,
+    y: np.ndarray,
+    lam: np.ndarray,
+    products: np.ndarray,
+    finest: np.ndarray,
+    start: np.ndarray | None = None,
+    known: np.ndarray | None = None,
+) -> Coded:
+    """The codes of finite signals with entries near 1, (n, m).
+
+    Args:
+        task: what all signals share.
+        lam: penalties, (n, 1) or (n, d), all positive.
+        products: Y D, (n, d).
+        finest: (n,), as in `_active_set.minimise`.
+        start: (n, d), codes to start from.
+        known: (n, m), 1 for the entries that the code fits, and 0 for others, where y is 0.
+    """
+    n = len(y)
+    half = np.maximum(np.sum(y**2, 1) / 2, np.finfo(float).tiny)
+    gap, moves, r, sets = np.full(n, np.inf), np.zeros(n, int), y.copy(), Sets.empty(n, 0)
+    margin = np.zeros(n)
+    todo = np.arange(n)
+    if start is not None:
+        fresh = _supports(start)
+        sets, r, moves = _refined(task, sets, fresh, y, lam, finest, known, start)
+        products = task.atoms.products(r)
+    for turn in range(_ROUNDS):
+        now = sets.at(todo)
+        error = task.gamma * np.linalg.norm(r[todo], axis=1)
+        most = np.maximum(_MORE if turn or start is not None else _FIRST, (now.x != 0).sum(1) // 2)
+        fresh, tops = _violated(products, lam[todo], task, now.atoms, error, most)
+        gap[todo] = _gaps(task, now, r[todo], tops) / half[todo]
+        margin[todo] = _margins(task, now, tops)
+        going = (gap[todo] > task.tol) & (fresh >= 0).any(1) & (moves[todo] < task.moves)
+        todo, fresh = todo[going], fresh[going]
+        if not len(todo):
+            break
+        part = None if known is None else known[todo]
+        some, r[todo], more = _refined(
+            task, sets.at(todo), fresh, y[todo], lam[todo], finest[todo], part
+        )
+        sets, moves[todo] = sets.put(todo, some), moves[todo] + more
+        products = task.atoms.products(r[todo])
+    return Coded(sets, gap, np.linalg.norm(r, axis=1), moves, margin)
+
+
+def _supports(start: np.ndarray) -> np.ndarray:
+    """The indices of the nonzeros of each row, (n, w), filled with -1."""
+    order = np.argsort(start == 0, axis=1, kind="stable")
+    count = np.count_nonzero(start, axis=1)
+    order = order[:, : count.max(initial=0)]
+    return np.where(np.arange(order.shape[1]) < count[:, None], order, -1)
+
+
+def _gaps(task: Task, sets: Sets, r: np.ndarray, tops: np.ndarray) -> np.ndarray:
+    """The duality gaps at s r, where `tops` bounds the ratios |g_i| / lam_i outside of the sets."""
+    sizes = sets.g if task.nonnegative else np.abs(sets.g)
+    s = 1 / np.maximum((sizes / sets.lam).max(1, initial=1), tops)
+    terms = sets.lam * np.abs(sets.x) - s[:, None] * sets.x * sets.g
+    energy = np.sum(r**2, 1) + task.l2 * np.sum(sets.x**2, 1)
+    return np.maximum(terms, 0).sum(1) + (1 - s) ** 2 * energy / 2
+
+
+def _margins(task: Task, sets: Sets, tops: np.ndarray) -> np.ndarray:
+    """The least of |x_i| / max |x| on the support, and of 1 - |g_i| / lam_i off the support."""
+    size, on = np.abs(sets.x), sets.x != 0
+    most = size.max(1, initial=0, keepdims=True)
+    shares = np.where(on, size / np.where(most > 0, most, 1), np.inf).min(1, initial=1)
+    g = sets.g if task.nonnegative else np.abs(sets.g)
+    ratios = np.where(on, 0, g / sets.lam).max(1, initial=0)
+    return np.maximum(np.minimum(shares, 1 - np.maximum(ratios, tops)), 0)
+
+
+def _violated(
+    products: np.ndarray,
+    lam: np.ndarray,
+    task: Task,
+    sets: np.ndarray,
+    error: np.ndarray,
+    most: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The atoms that join each set, (n, most), and bounds on the ratios outside of the sets."""
+    fresh, tops = -np.ones((len(lam), most.max()), int), np.zeros(len(lam))
+    _scan(products, lam, task.norms, sets, error, most, task.nonnegative, fresh, tops)
+    return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _scan(products, lam, norms, sets, error, most, nonnegative, fresh, tops):
+    """The compiled part of `_violated`: the largest excesses, by insertion."""
+    n, d = products.shape
+    inside, excess = np.zeros(d, np.uint8), np.zeros(fresh.shape[1])
+    for i in range(n):
+        for j in sets[i]:
+            if j >= 0:
+                inside[j] = 1
+        joined = 0
+        for j in range(d):
+            size = products[i, j] if nonnegative else abs(products[i, j])
+            weight = lam[i, j if lam.shape[1] > 1 else 0]
+            bound = size + error[i] * norms[j]
+            if inside[j]:
+                continue
+            if bound > tops[i] * weight:
+                tops[i] = bound / weight
+            if bound <= weight:
+                continue
+            over = (size - weight) / norms[j]
+            if joined == most[i] and over <= excess[joined - 1]:
+                continue
+            place = min(joined, most[i] - 1)
+            while place > 0 and excess[place - 1] < over:
+                excess[place], fresh[i, place] = excess[place - 1], fresh[i, place - 1]
+                place -= 1
+            excess[place], fresh[i, place] = over, j
+            joined = min(joined + 1, most[i])
+        for j in sets[i]:
+            if j >= 0:
+                inside[j] = 0
+
+
+def _refined(
+    task: Task,
+    sets: Sets,
+    fresh: np.ndarray,
+    y: np.ndarray,
+    lam: np.ndarray,
+    finest: np.ndarray,
+    known: np.ndarray | None,
+    start: np.ndarray | None = None,
+) -> tuple[Sets, np.ndarray, np.ndarray]:
+    """The sets with fresh atoms and the minimisers over them, the residuals, and the moves."""
+    sets = _grown(task, sets, fresh, lam)
+    if start is not None:
+        x = np.take_along_axis(start, np.maximum(sets.atoms, 0), 1)
+        sets = sets._replace(x=np.where(sets.atoms >= 0, x, 0))
+    n, w = sets.atoms.shape
+    r, moves = np.empty_like(y), np.zeros(n, int)
+    step = max(1, 2 * _BYTES // (8 * max(w, 1) * y.shape[1]))
+    for first in range(0, n, step):
+        rows = slice(first, first + step)
+        own, used = Sets(*(v[rows] for v in sets)), sets.atoms[rows] >= 0
+        B = task.atoms.columns(np.maximum(own.atoms, 0).reshape(-1)).reshape(*used.shape, -1)
+        B *= used[..., None]
+        if known is not None:
+            B *= known[rows, None]
+        gram = B @ B.transpose(0, 2, 1)
+        gram[:, np.arange(w), np.arange(w)] += task.l2 * used
+        squares = np.diagonal(gram, axis1=1, axis2=2)
+        problem = _active_set.Problem(
+            *(B, B, gram, _active_set.inverse_roots(squares), task.l2, task.nonnegative)
+        )
+        P = np.einsum("nwm,nm->nw", B, y[rows])
+        minimised = _active_set.minimise(
+            *(problem, y[rows], P, own.lam, _SLACK * np.linalg.norm(y[rows], axis=1)),
+            tol=task.tol / 2,
+            moves=task.moves,
+            start=own.x if own.x.any() else None,
+            digits=task.digits,
+            finest=finest[rows],
+        )
+        own.x[:] = minimised.x
+        own.g[:] = P - np.einsum("nwv,nv->nw", gram, minimised.x)
+        r[rows] = y[rows] - np.einsum("nwm,nw->nm", B, minimised.x)
+        moves[rows] = minimised.moves
+    return sets, r, moves
+
+
+def _grown(task: Task, sets: Sets, fresh: np.ndarray, lam: np.ndarray) -> Sets:
+    """The sets without atoms that are far from their bounds, and with the fresh atoms."""
+    sizes = sets.g if task.nonnegative else np.abs(sets.g)
+    keep = (sets.atoms >= 0) & ((sets.x != 0) | (sizes > _KEPT * sets.lam))
+    order, k = np.argsort(~keep, axis=1, kind="stable"), keep.sum(1)
+    counts = (fresh >= 0).sum(1)
+    grown = Sets.empty(len(k), int((k + counts).max(initial=0)))
+    old = min(grown.atoms.shape[1], order.shape[1])
+    kept = np.take_along_axis(keep, order, 1)[:, :old]
+    for v, own in zip(grown[:2], sets[:2]):
+        values = np.take_along_axis(own, order, 1)[:, :old]
+        v[:, :old] = np.where(kept, values, v[:, :old])
+    rows, places = np.nonzero(np.arange(fresh.shape[1]) < counts[:, None])
+    grown.atoms[rows, k[rows] + places] = fresh[rows, places]
+    of = np.maximum(grown.atoms, 0) if lam.shape[1] > 1 else np.zeros_like(grown.atoms)
+    weights = np.take_along_axis(lam, of, 1)
+    grown.lam[:] = np.where(grown.atoms >= 0, weights, 1)
+    return grown
