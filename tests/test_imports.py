@@ -208,7 +208,7 @@ def test_private_names_are_found(tmp_path):
 
 
 ALLOWED = {"jax", "numpy", "optax", "unrolled"}  # at the top of a file
-COMPILED = {"unrolled.pursuit._active_set", "unrolled.pursuit._matching"}
+COMPILED = {f"unrolled.pursuit.{name}" for name in ("_active_set", "_matching", "_working_sets")}
 
 
 def test_optional_packages_are_imported_inside_functions():
