@@ -1,6 +1,7 @@
 """Tests run in float64 with strict promotion; where users use float32, a test names it."""
 
 import collections
+import csv
 import gc
 import hashlib
 import os
@@ -80,17 +81,27 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark the cases of a test beyond the first n of its `few(n)` as slow, unless they are of a new
-    family.
+    """Mark the cases of a test beyond the first n of its `few(n)`, and beyond the number that
+    `choose.py` chose, as slow, unless they are of a new family.
     """
     from registry import NEW_FAMILIES  # after what is set in this file
 
-    seen = collections.Counter()
+    seen, most = collections.Counter(), chosen()
     for item in items:
         few, test = item.get_closest_marker("few"), item.nodeid.partition("[")[0]
         seen[test] += 1
-        if few and seen[test] > few.args[0] and not NEW_FAMILIES & of_lines(item):
+        number = min(few.args[0] if few else len(items), most.get(test, len(items)))
+        if seen[test] > number and not NEW_FAMILIES & of_lines(item):
             item.add_marker(pytest.mark.slow)
+
+
+def chosen():
+    """{test: the number of its cases that run by default}, see `choose.py`."""
+    table = Path(__file__).with_name("chosen.csv")
+    if not table.exists():
+        return {}
+    with table.open(newline="") as file:
+        return {row["test"]: int(row["default"]) for row in csv.DictReader(file)}
 
 
 def of_lines(item):

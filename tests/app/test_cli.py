@@ -794,7 +794,7 @@ def test_compare_on_own_signals(run, tmp_path, drawn):
     data = check_report(tmp_path / "r", ["signals"])["signals"]
     steps = {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3, "omp": 1, str(tmp_path / "w.npz"): 2}
     steps |= {f"{of}, learned": 3 for of in ("ALISTA", "liht")}
-    steps |= {"ALISTA, analytic": 3, "liht, start": 3}
+    steps |= {"ALISTA, analytic": 3, "liht, untrained": 3}
     assert curve_rows(tmp_path / "r", "signals") == steps
     gap = np.asarray(data["comparison"]["curves"]["ISTA"]["gap"])
     assert (np.diff(gap) < 0).all() and (gap > 0).all() and data["lam"] > 0

@@ -406,7 +406,7 @@ def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned
     methods, remarks, caution, covered = _known_codes._methods(of, run, seconds)
     kinds = [f"{title}, {kind}" for title in ("LISTA-CP", "ALISTA")
              for kind in ("analytic", "calibrated", "learned")]  # fmt: skip
-    kind = "calibrated" if ur.layers.lamp(2).recipe.calibrated else "start"
+    kind = "calibrated" if ur.layers.lamp(2).recipe.calibrated else "untrained"
     trained = ["lamp, learned"] if ur.layers.lamp(2).recipe.rate else []
     own = ["ISTA", "ISTA, calibrated", "FISTA", "omp", *kinds, f"lamp, {kind}", *trained]
     assert list(methods) == own
@@ -626,11 +626,11 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     [
         (
             _steps.BY_DEFAULT,
-            ["LISTA-CP, analytic", "LISTA-CP, learned", "BCD, analytic", "BCD, learned"],
+            ["LISTA-CP, analytic", "LISTA-CP, learned", "BCD, untrained", "BCD, learned"],
         ),
-        (("bcd", "lfista_cp"), ["LFISTA-CP, learned", "BCD, analytic", "BCD, learned"]),
+        (("bcd", "lfista_cp"), ["LFISTA-CP, learned", "BCD, untrained", "BCD, learned"]),
         (("alista_ss", "ista"), ["ISTA, learned", "ALISTA-SS, analytic", "ALISTA-SS, learned"]),
-        (("lamp",), ["lamp, start", "lamp, learned"]),
+        (("lamp",), ["lamp, untrained", "lamp, learned"]),
     ],
 )
 def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(

@@ -30,6 +30,7 @@ from unrolled.app.commands._config import ConfigError, load, to_toml
 from unrolled.app.commands._inputs import in_float32, weights_of
 from unrolled.app.commands._train import Summary, read_history
 from unrolled.layers import FAMILIES
+from unrolled.training import run_lengths
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -563,7 +564,7 @@ def test_a_training_that_breaks_says_where_and_keeps_its_checkpoints(run, tmp_pa
 def test_a_training_is_judged_beside_zero_codes_and_ista():
     def worse(best, **others):
         validation = {"first": 9.0, "best": best} | others
-        return Summary(load(None, {}), None, 1, 1.0, 1, validation, 1, {}).worse
+        return Summary(load(None, {}), None, 1, 1, 1.0, 1, validation, 1, {}).worse
 
     assert worse(0.6, zero=1.0, ista=0.5).startswith("the codes are worse than ISTA of the same ")
     assert worse(1.1, zero=1.0, ista=0.5).startswith("the codes are worse than zero codes: their ")
@@ -574,7 +575,7 @@ def test_a_guard_is_advised_where_codes_are_worse_than_zero_and_have_none():
     def advised(config, share):
         judged = {"start": [{"worse_than_zero": 0.0}], "learned": [{"worse_than_zero": share}]}
         validation = {"first": 2.0, "best": 1.0}
-        summary = Summary(config, ((8, 12),), 1, 1.0, 1, validation, 1, judged)
+        summary = Summary(config, ((8, 12),), 1, 1, 1.0, 1, validation, 1, judged)
         return "try --guard 0.1" in summary.text()
 
     plain, guarded = load(None, {}), load(None, {"guard": 0.1})
@@ -930,7 +931,8 @@ def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(f
     own = ("train", "--dictionary", "D.npy", "--signals", "Y.npy", "--depth", 3, "--steps", 4)
     own += ("--family", family, "--method", "unsupervised") * (family != "bcd")
     status, out, err = run(*own, "--output", "by_recipe")
-    assert status == 0 and "training 4 steps after its trials" in err
+    runs = len(run_lengths(FAMILIES[family](3), 4))
+    assert status == 0 and f"training {4 * runs} steps in {runs} runs, the last of 4 steps" in err
     assert out.startswith(f"{family}, 3 steps")
     config = load(folder / "by_recipe" / "config.toml", {})
     assert (config.training.method, config.training.loss) == ("unsupervised", "lasso")

@@ -315,7 +315,7 @@ def test_the_example_of_own_signals_runs(capsys, float32_by_default, tmp_path, m
     exec(compile(source, "README.md", "exec"), {})
     rows = capsys.readouterr().out.strip().splitlines()
     head = [
-        row.startswith("| method | K | (F - F*) / F* | gap of ISTA | gap of zero") for row in rows
+        row.startswith("| method | K | (F - F*) / F* | gap (10 %) | gap (median)") for row in rows
     ]
     rows = rows[head.index(True) :]
     assert [row.split(" | ")[0] for row in rows[2:4]] == ["| learned", "| exact"]

@@ -1,17 +1,16 @@
 """Compare methods on one sample: errors step by step, and the changes by training."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, overload
 
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import host_function, takes_sharded
 from unrolled.comparison._comparison import ChainComparison, Comparison
-from unrolled.comparison._costs import seconds, seconds_of, solvers
+from unrolled.comparison._costs import timed
 from unrolled.comparison._inputs import methods_of, per_layer, sample_of
-from unrolled.comparison._measure import Asked, codes_by_step, layers_of
-from unrolled.comparison._results import Cost, DivergenceWarning, MethodResult
+from unrolled.comparison._measure import Asked, layers_of
+from unrolled.comparison._results import DivergenceWarning
 from unrolled.dictionaries import Dictionary, flat_batch, refuse_parts
 from unrolled.layers import Layer, Unrolled
 
@@ -101,10 +100,10 @@ def compare(
             the first earlier method with params of the same form.
         lam: weight of the LASSO (one number, or one per layer). If lam is given, `compare` also
             reports the gap to the optimum of the LASSO, over the signals for which a duality gap
-            certifies the optimum, and the cost of exact solvers: `pursuit.lasso_batch`, and SPAMS
-            if it is installed. The signal of a layer of a network is then the true code of the
-            layer before. If X and lam are None, lam is a tenth of the lam at which 90 % of the
-            codes are zero, and a note says so.
+            certifies the optimum, and the CPU times of the methods and of exact solvers:
+            `pursuit.lasso_batch`, and SPAMS if it is installed. The signal of a layer of a network
+            is then the true code of the layer before. If X and lam are None, lam is a tenth of the
+            lam at which 90 % of the codes are zero, and a note says so.
         sparsity, bound, noise: s, B and delta of the class of codes for `theory.certify`; for
             networks one value per layer. By default, these are the least numbers that cover the
             sample.
@@ -210,14 +209,8 @@ def with_seconds(
 
     `trained` has the seconds that the training of methods took.
     """
-    named, timed, exact = solvers([D]), dict(result.methods), dict(result.exact)
-    for name, method in methods.items():
-        of = timed[name].replace(trained=(trained or {}).get(name))
-        timed[name] = _timed(of, seconds(partial(codes_by_step, *method, D, Y)))
-    for name, of in exact.items():
-        exact[name] = _timed(of, seconds_of(named[name], D, Y, result.lam))
-    return result.replace(methods=timed, exact=exact)
-
-
-def _timed(of: MethodResult, spent: float) -> MethodResult:
-    return of.replace(cost=Cost(spent, None if of.cost is None else of.cost.products))
+    spent = {name: result[name].replace(trained=(trained or {}).get(name)) for name in methods}
+    result = result.replace(methods=result.methods | spent)
+    running = {name: (layer, params, D) for name, (layer, params) in methods.items()}
+    (result,) = timed([result], running, Y, (D, Y, result.lam) if result.exact else None)
+    return result

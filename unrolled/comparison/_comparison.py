@@ -11,6 +11,7 @@ from unrolled import plots
 from unrolled._base import checks
 from unrolled._base.results import Result
 from unrolled._base.text import line, markdown, screen, table, to_json
+from unrolled.comparison._payoff import microseconds, payoff, short
 from unrolled.comparison._results import Cost, Curve, Guarantee, MethodResult, Predicted
 
 __all__ = ["ChainComparison", "Comparison"]
@@ -41,6 +42,8 @@ class Comparison(Result):
 
     def __getitem__(self, name: str) -> MethodResult:
         """The result of a method or of an exact solver."""
+        if not isinstance(name, str):
+            return super().__getitem__(name)  # which refuses it
         rows = self._rows()
         if name not in rows:
             near = f"{', '.join(rows)}{checks.meant(str(name), rows)}"
@@ -136,42 +139,15 @@ class Comparison(Result):
         return [*notes, *filter(None, [self.payoff()])]
 
     def payoff(self) -> str:
-        """One sentence: the number N of signals above which a network costs less than an exact
-        solver.
+        """Sentences on the costs of a network, of the same layer untrained, and of exact codes.
 
-        N = T / (a - b), where T is the time of the training, a the time per signal of the exact
-        solver, and b the time per signal of the network. The network is the method with the
-        smallest gap, among results of `fit` if there are any. The sentence is empty if codes are
-        known or times are unknown.
+        A training of T seconds is repaid after T / (a - b) signals, where a and b are the CPU
+        seconds per signal of the exact solver and of the network. The network is the method with
+        the smallest gap, among results of `fit` if there are any. The exact solver is the fastest
+        one with a gap of at most 1e-5. There is no verdict if repeats of a measurement differ by
+        more than a factor of 1.5. The text is empty if codes are known or times are unknown.
         """
-        costs = {name: of.cost for name, of in self.exact.items()}
-        clocks = {name: cost.seconds for name, cost in costs.items() if cost and cost.seconds}
-        trained = self._values("trained")
-        networks = {
-            name: (gap, of.cost.seconds)
-            for name, of in self.methods.items()
-            if (name in trained or not trained) and of.diverged is None
-            if (gap := _number(of.curve.gap)) is not None
-            if of.cost and of.cost.seconds
-        }
-        if self.known or not clocks or not networks:
-            return ""
-        best = min(networks, key=lambda name: networks[name][0])
-        solver = min(clocks, key=lambda name: clocks[name])
-        (gap, seconds), optimal = networks[best], 1e6 * clocks[solver] / self.signals
-        spent = 1e6 * seconds / self.signals
-        saved = optimal - spent
-        if saved <= 0:
-            verdict = "the network never pays"
-        elif best in trained:
-            verdict = f"the network pays above {_count(1e6 * trained[best] / saved)} signals"
-        else:
-            verdict = f"the network pays above {_count(1e6 / saved)} signals per second of training"
-        name = "" if solver == "exact" else f" ({solver})"
-        return (
-            f"{best} takes {_cell(spent, '', 'us')} microseconds per signal and ends at a gap of "
-            f"{gap:.1e}; exact codes take {_cell(optimal, '', 'us')} microseconds{name}: {verdict}."
-        )
+        return "" if self.known else payoff(self.methods, self.exact, self.signals)
 
     def answer(self) -> str:
         """One sentence: the best method, its error at the last step, and its guarantee.
@@ -260,8 +236,7 @@ class Comparison(Result):
         if self._values("predicted"):
             expected = of.predicted or Predicted(None, None, "")
             numbers |= dict(predicted_nmse=_number(expected.nmse), rate=expected.rate)
-        each = None if cost.seconds is None else 1e6 * cost.seconds / max(1, self.signals)
-        numbers |= {"microseconds": each, **cost.asdict()}
+        numbers |= {"microseconds": microseconds(of, self.signals), **cost.asdict()}
         return {"method": name, "K": K, **numbers, "diverges": of.diverged is not None}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
@@ -466,14 +441,9 @@ def _column(field: str) -> tuple[str, str]:
 def _cell(value: Any, title: str, form: str) -> str:
     """A number as text, empty if the number is not known; the title may contain the unit."""
     if form == "us":
-        form = ".0f" if value is None or value >= 10 else ".2g"
+        return "" if value is None else short(value)
     text = "" if value is None else f"{value:{form}}"
     return text.rstrip("%") if title.endswith("%") else text
-
-
-def _count(number: float) -> str:
-    """A count rounded to two digits."""
-    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _number(values: np.ndarray | None) -> float | None:

@@ -1,10 +1,8 @@
-"""The costs of codes: seconds of networks and of exact solvers, and products with matrices."""
+"""The costs of the methods of a comparison: seconds, and products with matrices."""
 
 import math
-import time
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,54 +11,56 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
-from unrolled.dictionaries import Dictionary, Structured, known_part, shared_part
-from unrolled.pursuit import lasso_optima
+from unrolled.comparison._comparison import Comparison
+from unrolled.comparison._results import Cost, MethodResult
+from unrolled.dictionaries import Dictionary, Structured, signal_axes
+from unrolled.pursuit import FEWEST, in_turns, lasso_solvers, repeated
 
 __all__ = ["products"]
 
 
-_MOST_RUNS, _MOMENT = 5, 0.1  # the most timed runs, and the seconds after which timing stops
-_TIMED = 1000  # the fewest signals in a timed call of an exact solver
+def timed(
+    layers: Sequence[Comparison], methods: Mapping[str, tuple], Y: Array, problem: tuple | None
+) -> list[Comparison]:
+    """The comparisons of all layers, with the seconds of methods and of the exact solvers.
 
-Solve = Callable[[Any, Any, Any], Any]  # D, the signals and lam -> codes, or a Pursuit
+    Args:
+        layers: the comparisons.
+        methods: name -> (model, params, D).
+        Y: the signals of the first layer.
+        problem: D, the signals and lam for the exact solvers; None to time no solver.
+    """
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
+    times = max(1, -(-FEWEST // max(1, len(Y))))  # a timed call has at least so many signals
+    for name, (model, params, own) in methods.items():
+        calls["method", name] = partial(_codes, model, params, *repeated(own, Y, times))
+    if problem is not None:
+        D, signals, lam = problem
+        many, solvers = repeated(D, signals, times), lasso_solvers([D])
+        calls |= {("exact", n): partial(solvers[n], *many, lam) for n in layers[0].exact}
+    timings = in_turns(calls)
+
+    def timed_of(kind: str, results: Mapping[str, MethodResult]) -> dict[str, MethodResult]:
+        costs = dict(results)
+        for name, of in results.items():
+            if (timing := timings.get((kind, name))) is not None:
+                products = None if of.cost is None else of.cost.products
+                cost = Cost(timing.seconds / times, products, timing.spread)
+                costs[name] = of.replace(cost=cost)
+        return costs
+
+    return [
+        layer.replace(
+            methods=timed_of("method", layer.methods), exact=timed_of("exact", layer.exact)
+        )
+        for layer in layers
+    ]
 
 
-def solvers(Ds: Sequence[Any]) -> dict[str, Solve]:
-    """The exact solvers of the LASSO by name, with SPAMS if it is installed and D is a matrix."""
-    named: dict[str, Solve] = {"exact": lasso_optima}
-    if not any(isinstance(D, Structured) for D in Ds) and find_spec("spams") is not None:
-        if hasattr(import_module("spams"), "lasso"):  # not just a folder of that name
-            named["SPAMS LARS"] = _lars
-    return named
-
-
-def _lars(D: Any, Y: Any, lam: Any) -> np.ndarray:
-    """Codes by the homotopy method of SPAMS, on all cores."""
-    import spams  # type: ignore[import-not-found]
-
-    signals, atoms = (np.asfortranarray(np.asarray(A, float)) for A in (np.asarray(Y).T, D))
-    codes = spams.lasso(signals, atoms, lambda1=float(lam), mode=2)
-    return np.asarray(codes.T.todense(), np.asarray(Y).dtype)
-
-
-def seconds(f: Callable[[], Any]) -> float:
-    """The least time of several runs of a compiled program; other load only adds time."""
-    times: list[float] = []
-    while not times or (len(times) < _MOST_RUNS and sum(times) < _MOMENT):
-        began = time.perf_counter()
-        jax.block_until_ready(f())
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def seconds_of(solve: "Solve", D: Any, Y: Array, lam: Any) -> float:
-    """The time of an exact solver for all signals; few signals are repeated for the measurement."""
-    times = -(-_TIMED // max(len(Y), 1))
-    many = np.tile(np.asarray(Y), (times, 1)) if times > 1 else Y
-    if times > 1 and shared_part(D) is not D:
-        D, _ = known_part(D.base, many, np.tile(np.asarray(D.mask > 0), (times, 1)))
-    jax.block_until_ready(solve(D, many, lam))  # compiles for this shape
-    return seconds(lambda: solve(D, many, lam)) / times
+@partial(jax.jit, static_argnames="model")
+def _codes(model: Any, params: Any, D: Any, Y: Array) -> Any:
+    """The last codes: the codes of all steps take up to twice the time."""
+    return jax.vmap(model.apply, (None, signal_axes(D), 0))(params, D, Y)
 
 
 # The operations of JAX that multiply a matrix and a vector, for any kind of dictionary.

@@ -108,7 +108,7 @@ class Method(NamedTuple):
     model: Layer | Network | None  # None for codes
     params: Any  # or the codes, a tuple for a chain
     D: Any = None  # the dictionary of the method, or a tuple; None for the D of the sample
-    seconds: float | None = None  # duration of the training
+    seconds: float | None = None  # of the whole training
 
     @property
     def chained(self) -> bool:
@@ -177,8 +177,7 @@ def methods_of(given: Mapping[str, Any], reference: str | None) -> dict[str, Met
 
 def _method(name: str, value: Any) -> Method:
     if isinstance(value, Fit):
-        records = value.history.records if value.history is not None else ()
-        return Method(value.model, value.best, value.D, records[-1].seconds if records else None)
+        return Method(value.model, value.best, value.D, value.seconds or None)
     if isinstance(value, jax.Array | np.ndarray):
         return Method(None, value)
     if (

@@ -13,7 +13,7 @@ from unrolled import metrics, problems
 from unrolled._base.checks import Array
 from unrolled._base.numbers import largest, ldexp, norm
 from unrolled.comparison._comparison import Comparison
-from unrolled.comparison._costs import products, seconds, seconds_of, solvers
+from unrolled.comparison._costs import products, timed
 from unrolled.comparison._inputs import Method, Optima, Sample
 from unrolled.comparison._promises import (
     Class,
@@ -29,9 +29,10 @@ from unrolled.comparison._promises import (
 from unrolled.comparison._results import QUANTILES, Cost, Curve, Divergence, MethodResult
 from unrolled.comparison._weights import changes, coupling
 from unrolled.dictionaries import Dictionary, Operator, block_of, shared_part, signal_axes
-from unrolled.layers import stack
+from unrolled.layers import Layer, stack
 from unrolled.networks import ROUNDING, Network, codes_of_ista, worse_than_zero
 from unrolled.penalties import L1
+from unrolled.pursuit import lasso_solvers
 from unrolled.training import law_of
 
 # The allowance for rounding in the error of the zero code: in dB, and as a share of F*.
@@ -67,11 +68,17 @@ def layers_of(methods: dict[str, Method], sample: Sample, asked: Asked) -> list[
     if asked.sampled is not None or asked.certify or asked.predict:  # of one layer
         more = _more(methods, sample, asked)
         results = {name: [of.replace(**more[name])] for name, (of,) in results.items()}
-    solved = _solved(sample, asked.timed and not sample.chained)  # a chain is timed as a whole
-    return [
+    solved = _solved(sample)
+    layers = [
         _comparison({n: of[j] for n, of in results.items()}, methods, sample, j, solved[j], asked)
         for j in range(len(sample.Ds))
     ]
+    optima = sample.optima[0]
+    if not asked.timed or optima is None:
+        return layers
+    running = {name: of[:3] for name, of in methods.items() if of.model is not None}
+    problem = None if sample.chained else (optima.D, optima.Y, optima.lam)
+    return timed(layers, running, sample.Y, problem)  # a chain is timed as a whole
 
 
 def _comparison(
@@ -108,11 +115,9 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
     if model is None:
         paths = tuple(X.astype(sample.Y.dtype)[None] for X in ps)
         return _measured(paths, Ds, sample, given=True)
-    operands = params, D, sample.Y
-    codes = jax.block_until_ready(codes_by_step(model, *operands))
-    spent = seconds(lambda: codes_by_step(model, *operands)) if asked.timed else None
+    codes = codes_by_step(model, params, D, sample.Y)
     signal = jax.ShapeDtypeStruct(sample.Y.shape[1:], sample.Y.dtype)
-    cost = Cost(spent, products(model, params, shared_part(D), signal))
+    cost = Cost(None, products(model, params, shared_part(D), signal))
     none: list[Any] = [None] * len(Ds)
     certified = none if sample.mask is not None else guarantees(model, ps, Ds, class_of)
     proved = none
@@ -132,6 +137,7 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
             result.replace(
                 cost=cost,
                 trained=trained,
+                untrained=None if trained is None else _untrained(method, sample),
                 thresholds=thresholds(stacked),
                 coupling=coupling(weights, stacked, shared_part(Ds[j])),
                 guarantee=certified[j],
@@ -139,6 +145,17 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
             )
         )
     return results
+
+
+def _untrained(method: Method, sample: Sample) -> float | None:
+    """The last gap of a layer with the params of `init`; None for networks and without gaps."""
+    model, _, D, _ = method
+    if not isinstance(model, Layer) or sample.optima[0] is None:
+        return None
+    params = model.init(jax.random.key(0), shared_part(D))
+    (result,) = _measured((codes_by_step(model, params, D, sample.Y),), (D,), sample)
+    assert result.curve.gap is not None
+    return float(result.curve.gap[-1])
 
 
 def _more(methods: dict[str, Method], sample: Sample, asked: Asked) -> dict[str, dict[str, Any]]:
@@ -176,14 +193,14 @@ def _measured(
     return results
 
 
-def _solved(sample: Sample, timed: bool) -> list[dict[str, MethodResult]]:
-    """For every layer, results and costs of the exact solvers by name; empty without gaps."""
+def _solved(sample: Sample) -> list[dict[str, MethodResult]]:
+    """For every layer, the results of the exact solvers by name; empty without gaps."""
     optima = [of for of in sample.optima if of is not None]
     if len(optima) < len(sample.Ds):
         return [{}] * len(sample.Ds)
     problems = [(of.D, of.Y, of.lam) for of in optima]  # in units in which numbers are near 1
     rows: list[dict[str, MethodResult]] = [{} for _ in problems]
-    for name, solve in solvers(sample.Ds).items():
+    for name, solve in lasso_solvers(sample.Ds).items():
         first = name == "exact"  # all gaps are measured from its codes
         codes = [
             of.codes
@@ -192,12 +209,11 @@ def _solved(sample: Sample, timed: bool) -> list[dict[str, MethodResult]]:
             for of, problem in zip(optima, problems)
         ]
         results = _measured(tuple(X[None] for X in codes), sample.Ds, sample, given=True)
-        for row, result, problem in zip(rows, results, problems):
+        for row, result in zip(rows, results):
             if first:
                 zero = {f: 0 * getattr(result.curve, f) for f in ("gap", "gap_quantiles")}
                 result = result.replace(curve=result.curve.replace(**zero))
-            spent = seconds_of(solve, *problem) if timed else None
-            row[name] = result.replace(diverged=None, silent=False, cost=Cost(spent, None))
+            row[name] = result.replace(diverged=None, silent=False)
     return rows
 
 

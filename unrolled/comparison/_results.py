@@ -54,10 +54,12 @@ class Curve(Result):
 class Cost(Result):
     """The cost of the codes of a method."""
 
-    # Seconds to compute the codes of all signals after every step: the least time of several runs,
-    # after compilation. None in a study, because its numbers must depend only on its arguments.
+    # CPU seconds to compute the codes of all signals, after compilation, in the fastest of several
+    # turns. None without gaps to the optimum, and in a study, because its numbers must depend only
+    # on its arguments.
     seconds: float | None
     products: int | None  # matrix products per signal; None if the number depends on the signal
+    spread: float | None = None  # the longest turn divided by the shortest one
 
 
 class DivergenceWarning(UserWarning):
@@ -148,7 +150,8 @@ class MethodResult(Result):
     diverged: Divergence | None = None  # if the last codes are worse than zero codes
     silent: bool = False  # whether the last codes are all zero, unlike the true codes
     cost: Cost | None = None  # not for given codes
-    trained: float | None = None  # seconds of training, for a result of `fit`
+    trained: float | None = None  # seconds of training with all trials, for a result of `fit`
+    untrained: float | None = None  # the last gap of the same layer with the params of `init`
     thresholds: np.ndarray | None = None  # (K,), the mean threshold of each step
     coupling: Coupling | None = None  # for families with weights
     reference: str | None = None  # the method from whose params `changes` are measured

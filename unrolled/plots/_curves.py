@@ -63,28 +63,25 @@ _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
 # All pairs of dashes and markers, ordered so that neighbours differ in both.
 _PAIRS = tuple((_DASHES[(i + i // 12) % 4], _MARKERS[i % 12]) for i in range(48))
-# The dashes of a variant, and the index of its marker among the four markers of the family.
-_VARIANTS = {"": ("-", 0), "analytic": (":", 1), "calibrated": ("--", 2), "learned": ("-", 3)}
-# These families look the same in every figure. The first twelve families have separate colours.
-# Each other family shares the colour of the family twelve places before it, and has four other
-# markers.
-_FAMILIES = (
-    *("ista", "fista", "lista_cp", "alista", "alista_ss", "lista", "lista_cpss", "na_alista"),
-    *("hyperlista", "lamp_bg", "lamp", "lfista", "lista_ss", "tilista", "step_lista", "glista"),
-    *("tista", "ada_lista", "robust_alista", "liht", "alista_at", "vamp_bg", "lfista_cp"),
-    *("alista_rt", "bcd"),
-)
+# The dashes and the marker of a variant.
+_VARIANTS = {
+    "": ("-", "o"),
+    "learned": ("-", "v"),
+    "calibrated": ("--", "D"),
+    "analytic": (":", "s"),
+    "untrained": (":", "P"),
+}
 
 _Look = tuple[str, str, str]  # colour, dashes, marker
 
 
 @checked
 def styles(names: Iterable[str]) -> dict[str, dict]:
-    """Line styles for names "family, variant"; any two differ in colour, dashes or marker.
+    """Line styles for the names "family, variant" of a figure; any two differ.
 
-    The family sets the colour; the variant ("analytic", "calibrated", "learned" or none) sets
-    dashes and marker. For families of the library these variants look the same in every figure;
-    other families take the remaining colours, in the order of `names`.
+    The families take the colours in the order of `names`; the variant ("analytic", "untrained",
+    "calibrated", "learned" or none) sets dashes and marker. Up to 48 names differ in colour or
+    dashes, more names at least in the marker.
 
     Args:
         names: names of the curves of a figure.
@@ -98,27 +95,21 @@ def styles(names: Iterable[str]) -> dict[str, dict]:
     Example:
         >>> looks = ur.plots.styles(["lista", "alista", "alista, analytic"])
         >>> looks["alista, analytic"]
-        {'color': '#CC79A7', 'linestyle': ':', 'marker': 's', 'markersize': 4}
+        {'color': '#D55E00', 'linestyle': ':', 'marker': 's', 'markersize': 4}
     """
     names = list(dict.fromkeys(names))
     most = len(COLOURS) * len(_PAIRS)
     if len(names) > most:
         raise ValueError(f"styles: expected at most {most} names, got {len(names)}")
-    pinned = [name for name in names if _family(name) in _FAMILIES]
-    pinned.sort(key=lambda name: _variant(name) not in _VARIANTS)  # fixed looks first
-    others = [name for name in names if _family(name) not in _FAMILIES]
-    wanted = {name: _pinned(_family(name), _variant(name)) for name in pinned}
-    used = {colour for colour, _, _ in wanted.values()}
-    free = [colour for colour in COLOURS if colour not in used] or COLOURS
-    families = list(dict.fromkeys(map(_family, others)))
-    for name in others:
-        dash, marker = _VARIANTS.get(_variant(name), ("-", 0))
-        colour = free[families.index(_family(name)) % len(free)]
-        wanted[name] = colour, dash, _MARKERS[marker]
-    taken: dict[_Look, str] = {}
-    for name, look in wanted.items():
-        taken[next(other for other in _alternatives(look) if other not in taken)] = name
-    looks = {name: look for look, name in taken.items()}
+    families = list(dict.fromkeys(map(_family, names)))
+    looks: dict[str, _Look] = {}
+    for name in sorted(names, key=lambda name: _variant(name) not in _VARIANTS):
+        colour = COLOURS[families.index(_family(name)) % len(COLOURS)]
+        wanted = colour, *_VARIANTS.get(_variant(name), _VARIANTS[""])
+        taken = set(looks.values())
+        lines = {look[:2] for look in taken}
+        free = [look for look in _alternatives(wanted) if look not in taken]
+        looks[name] = next((look for look in free if look[:2] not in lines), free[0])
     return {name: _options(*looks[name]) for name in names}
 
 
@@ -130,13 +121,6 @@ def _variant(name: str) -> str:
     """The variant in a name: one of `_VARIANTS`, or another word."""
     last = name.split(",")[-1].strip().lower()
     return last if "," in name or last in _VARIANTS else ""
-
-
-def _pinned(family: str, variant: str) -> _Look:
-    """The look of a family of the library."""
-    group, place = divmod(_FAMILIES.index(family), len(COLOURS))
-    dash, marker = _VARIANTS.get(variant, ("-", 0))
-    return COLOURS[place], dash, _MARKERS[4 * group + marker]
 
 
 def _alternatives(look: _Look) -> Iterable[_Look]:

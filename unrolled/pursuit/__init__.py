@@ -17,6 +17,15 @@ from unrolled.pursuit._by_name import (
     pursue,
     zero_beside_largest,
 )
+from unrolled.pursuit._costs import (
+    EXACT,
+    FEWEST,
+    MOST_SPREAD,
+    in_turns,
+    lasso_solvers,
+    repaid_after,
+    repeated,
+)
 from unrolled.pursuit._gap import *
 from unrolled.pursuit._ista import *
 from unrolled.pursuit._ista import with_step_size

@@ -186,16 +186,23 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Oper
         >>> [A.dtype.name for A in weights_of(jnp.eye(2), np.eye(2, dtype="float32"), "caller")]
         ['float32', 'float32']
     """
-    D, W = without_parts(as_dictionary(D, where), where), as_dictionary(W, where, "W")
+    W, D = _of_one_shape(W, D, where)
+    without_parts(D, where)
+    refuse_cut_atoms(D, where)
+    dictionaries.unit_atoms(D, where)
+    dtype = checks.common_dtype(W, D)
+    return checks.cast(W, dtype), checks.cast(D, dtype)
+
+
+def _of_one_shape(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Operator]:
+    """W and D in floating point; raise ValueError unless their shapes agree."""
+    D, W = as_dictionary(D, where), as_dictionary(W, where, "W")
     if W.shape != D.shape:
         hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
         raise ValueError(
             f"{where}: W has shape {W.shape} but D has shape {D.shape}; they must agree.{hint}"
         )
-    refuse_cut_atoms(D, where)
-    dictionaries.unit_atoms(D, where)
-    dtype = checks.common_dtype(W, D)
-    return checks.cast(W, dtype), checks.cast(D, dtype)
+    return W, D
 
 
 @checked
@@ -497,7 +504,8 @@ def rounding_guard(
 
     Raises:
         TypeError: W or D is traced, or sparsity is not an integer.
-        ValueError: the precision is unknown, or bound, noise or sparsity is negative.
+        ValueError: the shapes of W and D differ, an entry is not finite, the precision is unknown,
+            or bound, noise or sparsity is negative.
 
     Assumed: D x and W'r are sums of products in any order, which are complete before y or x is
     added; operations round to nearest. The dtype or precision is that of the products.
@@ -509,6 +517,7 @@ def rounding_guard(
         >>> bool(ur.theory.rounding_guard(D, D, sparsity=2, bound=1.0) < 2e-5)
         True
     """
+    W, D = _of_one_shape(W, D, "rounding_guard")
     checks.nonnegative(bound, "bound", "rounding_guard")
     checks.nonnegative(noise, "noise", "rounding_guard")
     s = checks.as_index(sparsity, "sparsity", "rounding_guard")

@@ -28,7 +28,7 @@ from unrolled.training._stages import run_stages
 from unrolled.training._types import *
 from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
-from unrolled.training._unsupervised import family_without_codes, has_recipe
+from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
 from unrolled.training._weights import *
 
 _offer(

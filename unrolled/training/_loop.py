@@ -210,7 +210,8 @@ class Loop(NamedTuple):
         history = History(state.losses, state.records, self.zero, self.ista)
         params, _ = self.objective.whole(last, self.fixed)
         best, D = self.objective.whole(state.best, self.fixed)
-        return Fit(params, best, D, history, self.objective.model)
+        seconds = state.records[-1].seconds if state.records else 0.0
+        return Fit(params, best, D, history, self.objective.model, seconds=seconds)
 
     def stop_unless_finite(self, state: Progress, bad: int, at: int) -> None:
         """Raise NonFiniteError if training step `bad` or the last validation loss is not finite."""

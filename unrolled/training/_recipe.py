@@ -256,7 +256,9 @@ def by_recipe(
             f"by_recipe: the recipe of {cls.__name__} trains {len(starts)} starts, and a "
             f"checkpoint holds one run; try to set {tried}, or omit `checkpoint`"
         )
-    best = _best([_trained(start, signals, sampler, steps, training, run) for start in starts])
+    runs = [_trained(start, signals, sampler, steps, training, run) for start in starts]
+    best, seconds = _best(runs), sum(each.fit.seconds for each in runs)
+    best = best.replace(fit=best.fit.replace(seconds=seconds))
     if not best.nmse <= best.start.ista + _TIE:
         checks.warn(
             f"by_recipe: {best.fit.model} ends at {best.nmse:.1f} dB on {len(validation[0])} "

@@ -399,7 +399,8 @@ def _why_exact(
     if d < RULES.many_atoms:
         return (
             f"D has {d:,} atoms. With fewer than {RULES.many_atoms:,} atoms, a million signals "
-            "repaid no training that we measured (benchmarks/recipe.jsonl)."
+            "repaid no training that we measured (benchmarks/recipe.jsonl); `ur.compare` of the "
+            "result of `fit()` measures after how many signals your training is repaid."
         )
     if nonzeros < RULES.many_nonzeros * m:
         return (

@@ -71,6 +71,7 @@ class Fit(Result):
     history: History  # losses and evaluations
     model: Model  # the trained model
     tried: tuple[Tried, ...] = ()  # the runs of `unsupervised`; the last run is the chosen run
+    seconds: float = 0.0  # of the clock, with compilation; of all runs of a recipe together
 
     def __repr__(self) -> str:
         """The model, the number of steps, and the validation losses."""

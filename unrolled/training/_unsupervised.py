@@ -1,5 +1,6 @@
 """Training without codes: one recipe for your signals and dictionary."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Unpack
@@ -13,6 +14,7 @@ from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.numbers import mean_norm
+from unrolled._base.processes import processes_of
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -30,6 +32,7 @@ from unrolled.training._options import Run, RunOptions
 from unrolled.training._signals import Signals
 from unrolled.training._stages import Stage, run_stages
 from unrolled.training._types import Fit, NonFiniteError, Progress, Record, Sample, Trained, Tried
+from unrolled.training._watch import bar, warn_of
 
 __all__ = ["unsupervised"]
 
@@ -63,11 +66,14 @@ def unsupervised(
     .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
 
     For a matrix D the recipe trains `layers.bcd`: for 300 steps at each of three rates, and for
-    `steps` steps at the best rate. For a structured dictionary, or with a mask, the recipe trains
-    `layers.lfista_cp`. It first trains the 2 K numbers of a guarded `fista` for 300 steps at each
-    of four rates, and for 1,500 steps at the best rate; then `lfista_cp` for 300 steps from the
-    best `fista` (`from_fista`) and for 300 steps from `init`. The last run trains `lfista_cp` for
-    `steps` steps from the start whose 300 steps gave the smaller loss.
+    `steps` steps at the best rate. If `steps` is at most 300, the best trial is the result, unless
+    callbacks, a log or a checkpoint must see a last run. For a structured dictionary, or with a
+    mask, the recipe trains `layers.lfista_cp`. It first trains the 2 K numbers of a guarded `fista`
+    for 300 steps at each of four rates, and for 1,500 steps at the best rate; then `lfista_cp` for
+    300 steps from the best `fista` (`from_fista`) and for 300 steps from `init`. The last run
+    trains `lfista_cp` for `steps` steps from the start whose 300 steps gave the smaller loss. By
+    default these are 2,900 training steps for `bcd` and 5,300 for `lfista_cp`; the progress bar
+    counts the steps of all runs, and shows the time that is left.
 
     Every run begins at its initial params, and all choices use the validation loss on held-back
     signals. Rates are in units of the mean norms of signals and atoms: if you scale D, or scale the
@@ -93,10 +99,10 @@ def unsupervised(
             last training: a resumed run repeats the trials, which take seconds.
 
     Returns:
-        A Fit, as returned by `fit`. `model` is the layer, and `tried` has every run with its rate,
-        start and least validation loss. The run that comes last in `tried` gives `best`, `judged`
-        and `history`: for `lfista_cp` the last run; for other families the run with the least loss,
-        which is almost always the longest run.
+        A Fit, as returned by `fit`. `model` is the layer, `seconds` counts all runs, and `tried`
+        has every run with its rate, start and least validation loss. The run that comes last in
+        `tried` gives `best`, `judged` and `history`: for `lfista_cp` the last run; for other
+        families the run with the least loss, which is almost always the longest run.
 
     Warns:
         UserWarning: in the same cases as `fit`.
@@ -117,8 +123,8 @@ def unsupervised(
         >>> trained = ur.training.unsupervised(D, Y, 0.1, depth=3, key=0, steps=20)
         >>> trained.model, trained.judged["best"] < trained.judged["ista"]
         (bcd(3), True)
-        >>> [(each.family, each.steps) for each in trained.tried]
-        [('bcd', 20), ('bcd', 20), ('bcd', 20), ('bcd', 20)]
+        >>> [(each.family, each.steps) for each in trained.tried]  # a trial at each of three rates
+        [('bcd', 20), ('bcd', 20), ('bcd', 20)]
     """
     lam = checks.as_number(lam, "lam", _NAME)
     checks.nonnegative(lam, "lam", _NAME)
@@ -141,17 +147,20 @@ def unsupervised(
     layer: Any = _plain(FAMILIES[family or family_without_codes(atoms, mask)], depth, lam)
     if not layer.takes_parts:
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
-    few = fista(depth, lam=lam, guard=lam)
+    shown = how.progress if processes_of(how.mesh, _NAME).is_first else False
+    with bar(sum(run_lengths(layer, steps)), shown) as show:  # one bar of all runs
+        callbacks = (*how.callbacks, show)
+        how = dataclasses.replace(how, progress=False, callbacks=callbacks)
+        return _by_family(problem, layer, steps, how)
+
+
+def run_lengths(layer: Layer, steps: int) -> list[int]:
+    """The numbers of training steps of all runs of `unsupervised`, at most, in their order."""
+    short, long = min(_TRIAL, steps), min(_LONG, steps)
     if not isinstance(layer, lfista_cp):
-        layer = few if isinstance(layer, fista) else layer
-        return _few_numbers(problem, layer, layer.init(signals.key, atoms), steps, how)
-    short, plain = min(_TRIAL, steps), few.init(None, atoms)
-    lengths = short, min(_LONG, steps)
-    _, runs = _trials(problem.training(few, plain), few.recipe.without_codes, lengths, how)
-    best = _least(runs).fit.best
-    starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
-    fit = _many_numbers(problem, layer, starts, short, steps, how)
-    return fit.replace(tried=(*(run.tried for run in runs), *fit.tried))
+        return [short] * len(layer.recipe.without_codes) + [steps]
+    trials = [short] * len(fista.recipe.without_codes) + [long] * (long > short)
+    return [*trials, short, short, steps]
 
 
 def _plain(family: type[Layer], depth: int, lam: float) -> Layer:
@@ -206,14 +215,31 @@ class _Problem(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """One run, and its result."""
+    """One run, its result, and its last state; None if a loss or a gradient was not finite."""
 
     tried: Tried
     fit: Fit
+    state: Progress | None = None
 
 
 def _least(runs: Sequence[_Run]) -> _Run:
     return min(runs, key=lambda run: run.tried.validation)
+
+
+def _by_family(problem: _Problem, layer: Layer, steps: int, how: Run) -> Fit:
+    key, lam, atoms = problem.signals.key, problem.lam, problem.signals.D
+    few = fista(layer.depth, lam=lam, guard=lam)
+    if not isinstance(layer, lfista_cp):
+        layer = few if isinstance(layer, fista) else layer
+        return _few_numbers(problem, layer, layer.init(key, atoms), steps, how)
+    short, plain = min(_TRIAL, steps), few.init(None, atoms)
+    lengths = short, min(_LONG, steps)
+    _, runs = _trials(problem.training(few, plain), few.recipe.without_codes, lengths, how)
+    best = _least(runs).fit.best
+    starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
+    fit = _many_numbers(problem, layer, starts, short, steps, how)
+    seconds = fit.seconds + sum(run.fit.seconds for run in runs)
+    return fit.replace(tried=(*(run.tried for run in runs), *fit.tried), seconds=seconds)
 
 
 def _few_numbers(
@@ -230,14 +256,23 @@ def _few_numbers(
     training = problem.training(layer, start)
     rates = layer.recipe.without_codes
     loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), how)
-    rate = _least(runs).tried.rate
+    best, rate = _least(runs), _least(runs).tried.rate
+    seen = how.checkpoint is not None or how.log is not None or len(tuple(how.callbacks)) > 1
+    if steps <= _TRIAL and best.state is not None and not seen:  # the last run is the best trial
+        warn_of(loop, best.state)
+        return _chosen(best, runs)
     enter = partial(_entered, start=split(start, problem.signals.D)[0], rate=rate, steps=steps)
     config = {"lam": problem.lam, "steps": steps}
     fit = run_stages(*training, how, steps, [Stage(enter=enter)], config, loop)
     last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
-    best = _least([last, *runs])  # `last` if another run has the same loss
-    others = [run.tried for run in (*runs, last) if run is not best]
-    return best.fit.replace(tried=(*others, best.tried))
+    return _chosen(_least([last, *runs]), [*runs, last])  # `last` if another has the same loss
+
+
+def _chosen(best: _Run, runs: list[_Run]) -> Fit:
+    """The result of a run, with the seconds of all runs, and with this run last in `tried`."""
+    others = [run.tried for run in runs if run is not best]
+    seconds = sum(run.fit.seconds for run in runs)
+    return best.fit.replace(tried=(*others, best.tried), seconds=seconds)
 
 
 def _trials(
@@ -248,21 +283,23 @@ def _trials(
 ) -> tuple[Loop, list[_Run]]:
     """The compiled loop; short runs at all rates, and a long run at the best rate."""
     objective, data, _ = training
-    family = objective.model.family
+    family, show = objective.model.family, tuple(how.callbacks)[-1]
     short, long = lengths
     runs: list[_Run] = []
     with computing_on(how.mesh, _NAME):
         loop = make_loop(*training, how.shared)
 
         def train(rate: float, steps: int) -> None:
-            state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
+            begun = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
+            state = None
             try:
-                fit = loop.result(loop.run(state, steps, how, lambda state, at: None))
+                state = loop.run(begun, steps, how, lambda state, at: show(state.records[-1], None))
+                fit = loop.result(state)
             except NonFiniteError as error:  # other rates may work
                 fit = error.fit
             arrays = {name: getattr(fit, name) for name in ("params", "best", "D")}
             fit = fit.replace(**loop.processes.local(arrays))
-            runs.append(_Run(Tried(family, "init", rate, steps, fit.judged["best"]), fit))
+            runs.append(_Run(Tried(family, "init", rate, steps, fit.judged["best"]), fit, state))
 
         for rate in rates:
             train(rate, short)

@@ -28,7 +28,7 @@ def watcher(loop: Loop, steps: int, run: Run) -> Iterator[Callable[[Progress, in
     """
     if not loop.processes.is_first:
         run = dataclasses.replace(run, progress=False, log=None)
-    with _bar(steps, run.progress) as show, _writer(run.log) as write:
+    with bar(steps, run.progress) as show, _writer(run.log) as write:
         calls = (*run.callbacks, show, write)
 
         last: Progress | None = None
@@ -66,8 +66,11 @@ def _writer(log: str | Path | None) -> Iterator[Callback]:
 
 
 @contextmanager
-def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
-    """A callback that advances a progress bar, on request, or on a terminal in the main thread."""
+def bar(steps: int, progress: bool | None) -> Iterator[Callback]:
+    """A callback that advances a progress bar, on request, or on a terminal in the main thread.
+
+    `steps` is the number of steps of all runs that one after another call the callback.
+    """
     if progress is None:  # show a bar on a terminal
         on_terminal = sys.stderr.isatty() and is_installed("rich")
         progress = on_terminal and threading.current_thread() is threading.main_thread()
@@ -78,13 +81,26 @@ def _bar(steps: int, progress: bool | None) -> Iterator[Callback]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("training", total=steps)
+        task = shown.add_task(f"training, {steps:,} steps", total=steps)
+        before = last = 0
 
         def advance(record, params):
+            nonlocal before, last
+            if record.step < last:  # a new run begins
+                before += last
+            last = record.step
             description = f"training, validation loss {record.validation:.4g}"
-            shown.update(task, completed=record.step, description=description)
+            shown.update(task, completed=before + last, description=description)
 
         yield advance
+
+
+def warn_of(loop: Loop, state: Progress, at: int = -1) -> None:
+    """The warnings of `watcher` for a run that is over."""
+    _warn_of_start(loop, state)
+    stuck = _is_stuck(state._replace(records=state.records[:2]))
+    if not (stuck and _warn_of_cause(loop, state, at)):
+        _warn_of_end(loop, state)
 
 
 def _is_stuck(state: Progress) -> bool:

@@ -59,6 +59,7 @@ def save(
             family can be saved only with their layer.
         dictionary: False saves only the hash of D, for a large D that you keep elsewhere.
         metadata: anything that JSON can hold, but not NaN or infinity; `restore` adds "versions".
+            For a result of `fit`, `save` adds "seconds", the seconds of the training.
 
     Returns:
         The absolute path.
@@ -85,6 +86,7 @@ def save(
     if isinstance(params, Fit):
         D = params.D if D is None else D
         layer = params.model if layer is None else layer
+        metadata.setdefault("seconds", params.seconds)
         params = params.best
     if isinstance(params, Layer | Network):
         raise TypeError(f"save: params is {an(params.family)}; try save(path, params, D, layer)")

@@ -8,21 +8,21 @@ import json
 import math
 import re
 import sys
+import time
 import types
 
 import jax
 import numpy as np
 import pytest
-from forms import changed, each
+from forms import each
 
 import unrolled as ur
-from unrolled import theory
+from unrolled import pursuit, theory
 from unrolled.comparison import (
     Cost,
     DivergenceWarning,
     Predicted,
     Proved,
-    _costs,
     _promises,
     compare,
 )
@@ -320,33 +320,84 @@ def test_another_module_called_spams_has_no_row(monkeypatch):
     module = types.ModuleType("spams")
     module.__spec__ = importlib.machinery.ModuleSpec("spams", None)
     monkeypatch.setitem(sys.modules, "spams", module)
-    assert [*_costs.solvers([np.eye(2)])] == ["exact"]
+    assert [*pursuit.lasso_solvers([np.eye(2)])] == ["exact"]
+
+
+def priced(network, exact, trained=None, untrained=None, spread=1.0, gap=0.0, start=None):
+    """A comparison in which FISTA and an exact solver take given seconds for 64 signals."""
+    found = unknown()
+    cost = found["FISTA"].cost.replace(seconds=network, spread=spread)
+    fista = found["FISTA"].replace(cost=cost, trained=trained, untrained=untrained, reference=start)
+    curve = found["exact"].curve.replace(gap=np.full(1, gap))
+    solver = found["exact"].replace(curve=curve, cost=Cost(exact, None, 1.0))
+    return found.replace(methods=found.methods | {"FISTA": fista}, exact={"exact": solver})
 
 
 @pytest.mark.parametrize(
-    "network, exact, trained, verdict",
+    "costs, verdict",
     [
-        (1e-3, 65e-3, 2.0, "the network pays above 2,000 signals."),
-        (1e-3, 65e-3, None, "the network pays above 1,000 signals per second of training."),
-        (65e-3, 1e-3, 2.0, "the network never pays."),
+        (dict(trained=2.0), "the training is repaid after 2,000 signals."),
+        (
+            dict(trained=2.0, untrained=0.25),
+            "the untrained network costs less from the first signal, and the training is repaid "
+            "after 2,000 signals.",
+        ),
+        ({}, "a second of training is repaid after 1,000 signals."),
+        (dict(network=65e-3, exact=1e-3, trained=2.0), "the network never costs less."),
+        (dict(spread=1.6), "no verdict, because repeated timings differ by a factor of 1.6."),
     ],
 )
-def test_a_sentence_says_above_how_many_signals_a_network_pays(network, exact, trained, verdict):
+def test_a_sentence_says_after_how_many_signals_a_training_is_repaid(costs, verdict):
     """N = seconds of training / (exact - network, seconds per signal), here of 64 signals."""
-    found = unknown()
-    cost = found["FISTA"].cost.replace(seconds=network)
-    solver = found.exact["exact"].replace(cost=Cost(exact, None))
-    found = changed(found, "FISTA", cost=cost, trained=trained)
-    found = found.replace(exact={"exact": solver})
-    told = f"FISTA takes {_us(network)} microseconds per signal and ends at a gap of "
+    costs = dict(network=1e-3, exact=65e-3) | costs
+    found = priced(**costs)
+    told = f"FISTA takes {_us(costs['network'])} microseconds of CPU time per signal and ends at"
     assert found.payoff().startswith(told)
-    assert found.payoff().endswith(f"; exact codes take {_us(exact)} microseconds: {verdict}")
+    assert found.payoff().endswith(
+        f" Exact codes take {_us(costs['exact'])} microseconds: {verdict}"
+    )
+    assert ("after 2 s of training" in found.payoff()) == ("trained" in costs)
+    assert ("untrained, it ends at 2.5e-01" in found.payoff()) == ("untrained" in costs)
     assert found.notes()[-1] == found.payoff()
     assert found.replace(known=True).payoff() == found.replace(exact={}).payoff() == ""
 
 
+def test_the_gap_before_training_is_that_of_the_untrained_reference():
+    ista = unknown()["ISTA"].curve.gap[-1]
+    told = priced(1e-3, 65e-3, trained=2.0, start="ISTA").payoff()
+    assert f"untrained, it ends at {ista:.1e} in the same time" in told
+
+
+def test_a_solver_that_is_not_exact_gives_no_verdict():
+    """Its codes are cheap because they are not optimal."""
+    assert priced(1e-3, 65e-3, gap=1e-6).payoff() and not priced(1e-3, 65e-3, gap=1e-4).payoff()
+
+
+def test_calls_are_timed_in_turns_by_cpu_time():
+    """Time asleep costs nothing; the repeats of a call that varies disagree."""
+    order, durations = [], iter([0, *[0.02, 0.05] * 9])
+
+    def spin(name, seconds):
+        order.append(name)
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    found = pursuit.in_turns(
+        {
+            "steady": lambda: spin("steady", 0.02),
+            "asleep": lambda: (spin("asleep", 0.02), time.sleep(0.01)),
+            "varies": lambda: spin("varies", next(durations)),
+        }
+    )
+    assert order[:3] == order[3:6] == ["steady", "asleep", "varies"]
+    assert found["steady"].seconds == pytest.approx(0.02, rel=0.2)
+    assert found["asleep"].seconds == pytest.approx(0.02, rel=0.2)
+    assert found["varies"].spread > pursuit.MOST_SPREAD
+
+
 def _us(seconds):
-    return f"{1e6 * seconds / 64:.0f}"
+    return f"{1e6 * seconds / 64:,.0f}"
 
 
 @functools.cache
@@ -369,5 +420,7 @@ def test_a_fit_tells_how_long_its_training_took():
         progress=False,
     )
     found = compare({"learned": fit, "FISTA": METHODS["FISTA"]}, D, Y, lam=0.1)
-    assert each(found, "trained") == {"learned": fit.history.records[-1].seconds}
+    assert each(found, "trained") == {"learned": fit.seconds}
+    assert fit.seconds == fit.history.records[-1].seconds > 0
+    assert found["learned"].untrained == pytest.approx(unknown()["ISTA"].curve.gap[-1])
     assert found.payoff().startswith("learned takes ")  # FISTA has no training

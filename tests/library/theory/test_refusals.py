@@ -125,6 +125,14 @@ REFUSED = [
     *of_numbers(guard, "rounding_guard", "bound", "noise"),
     *of_numbers(guard, "rounding_guard", "sparsity", values=(-1,)),
     (guard(precision="fp8"), "rounding_guard: unknown precision 'fp8'"),
+    *(
+        (partial(theory.rounding_guard, W, EYE, sparsity=1, bound=1.0), f"rounding_guard: W {said}")
+        for W, said in (
+            (np.ones((0, 6)), r"has shape \(0, 6\); expected at least one row"),
+            (np.ones((5, 4)), r"has shape \(5, 4\) but D has shape \(3, 3\)"),
+            (np.nan * EYE, "has NaN or infinite entries"),
+        )
+    ),
     # Generalized coherence.
     *((partial(f, EYE, tol=tol), "tol must be positive") for tol in (0, -1e-6, nan, inf)
       for f in (theory.generalized_coherence, theory.minimax_weights, theory.minimal_entry_weights,

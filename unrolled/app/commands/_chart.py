@@ -30,7 +30,8 @@ _FORMS = (
     _Form("broad", 1000, 440, 245, 15, 19, False),
     _Form("narrow", 360, 420, 128, 13, 16, True),
 )
-_LEFT, _TOP, _BOTTOM = 46, 30, 42
+# The left margin holds "0.001" in the widest fonts.
+_LEFT, _TOP, _BOTTOM = 58, 30, 42
 
 
 def chart(overview: Overview) -> str:

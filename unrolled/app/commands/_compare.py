@@ -262,7 +262,8 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
         saved = restore_model(weights_of(path), [] if has_D else D)
         model: Any = saved.layer
         history = training.History(np.zeros(0), ())
-        fits[str(path)] = training.Fit(saved.params, saved.params, saved.D, history, model)
+        fit = training.Fit(saved.params, saved.params, saved.D, history, model)
+        fits[str(path)] = fit.replace(seconds=float(saved.metadata.get("seconds", 0.0)))
     return fits
 
 

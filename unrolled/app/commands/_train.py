@@ -72,8 +72,9 @@ class Summary(NamedTuple):
 
     config: Config
     shape: tuple[tuple[int, ...], ...]  # the shape of every D; if D is complex, in complex numbers
-    steps: int
-    seconds: float
+    steps: int  # training steps of all runs
+    runs: int
+    seconds: float  # of all runs
     best_step: int
     # The losses at the "first" and at the "best" evaluation, the loss of "zero" codes, and, if the
     # model is a layer, the loss of "ista" at its depth.
@@ -89,8 +90,9 @@ class Summary(NamedTuple):
             f"{model.family}, {model.depth} steps, {m} x {d}"
             for model, (m, d) in zip(self.config.layers, self.shape)
         ]
+        several = f" in {self.runs} runs" if self.runs > 1 else ""
         lines = [
-            f"{'; '.join(models)}: {self.steps} training steps in "
+            f"{'; '.join(models)}: {self.steps} training steps{several} in "
             f"{self.seconds:.1f} s, validation loss {first:.4g} at first, "
             f"{best:.4g} at step {self.best_step}{self._beside()}",
             f"on {self.tested_on} test signals:",
@@ -164,6 +166,15 @@ class Summary(NamedTuple):
         return str(Path(self.config.output) / WEIGHTS)
 
 
+def _announced(config: Config) -> str:
+    """The number of training steps of all runs, before the first one."""
+    steps = config.training.steps
+    if config.training.method != UNSUPERVISED:
+        return f"{steps} steps"
+    lengths = training.run_lengths(config.layers[0].layer, steps)
+    return f"{sum(lengths):,} steps in {len(lengths)} runs, the last of {steps:,} steps"
+
+
 def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
     """Judge the start and the best params of a run."""
     whole = fit.history.records
@@ -180,8 +191,9 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
     return Summary(
         config,
         tuple(D.real.shape if isinstance(D, dictionaries.Complex) else D.shape for D in Ds),
-        records[-1].step,
-        records[-1].seconds,
+        sum(run.steps for run in fit.tried) or records[-1].step,
+        max(1, len(fit.tried)),
+        fit.seconds,
         best.step,
         fit.judged,
         len(tested_on[0]),
@@ -380,8 +392,7 @@ def train(
     mesh = _mesh(config.training, processes)
     for line in chosen:  # only now, when `setup` has found that the files fit
         say(line)
-    before = " after its trials" if config.training.method == UNSUPERVISED else ""
-    say(f"training {config.training.steps} steps{before}")
+    say(f"training {_announced(config)}")
 
     def begun():
         if not resume:
@@ -390,7 +401,7 @@ def train(
     def ended():
         write_history(folder, fit.history.records)
         validation = summary.validation
-        training.save(folder / WEIGHTS, fit.best, fit.D, ready.model, validation=validation)
+        training.save(folder / WEIGHTS, fit, fit.D, ready.model, validation=validation)
         write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
         _write_report(folder, summary, fit.history.records)
 

@@ -23,6 +23,7 @@ __all__ = ["KnownChain", "KnownCodes", "known_codes"]
 
 
 _CALIBRATED_ON = 512  # signals to calibrate ISTA on
+_FEW = "ALISTA-SS"  # also has analytic params for fewer nonzeros than the codes have
 _FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
 _CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
 
@@ -273,7 +274,7 @@ def _prepared(samples: Samples, run: Plan, family: str, options: dict[str, Any])
 
 def _kind(layer: Layer) -> str:
     """The kind of params that a recipe makes before training."""
-    return "calibrated" if layer.recipe.calibrated else "start"
+    return "calibrated" if layer.recipe.calibrated else "untrained"
 
 
 class _Made(NamedTuple):
@@ -326,10 +327,15 @@ def _methods(
     methods |= {name: codes for name, (codes,) in pursued.items()}
     made = threads.each(partial(_made, samples, run), list(_families(run).values()))
     of = _steps.from_theory(samples, layers.alista(K), *(one.start.layer for one in made))
+    few = of  # the params for as many nonzeros as theory covers
+    if of.caution and of.covered:
+        few = _steps.from_theory(samples, *of.params, sparsity=of.covered)
     for title, start, learned, spent, breaks in made:
         layer = start.layer
         if layer in of.params:
             methods[f"{title}, analytic"] = (layer, of.params[layer])
+        if few is not of and layer in few.params and title == _FEW:
+            methods[f"{title}, analytic, s = {of.covered}"] = (layer, few.params[layer])
         methods[f"{title}, {_kind(layer)}"] = (layer, start.params)
         if learned is not None:
             methods[f"{title}, learned"] = (layer, learned.best)

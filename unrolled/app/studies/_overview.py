@@ -8,7 +8,7 @@ import numpy as np
 
 from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown
-from unrolled.comparison import Comparison
+from unrolled.comparison import Comparison, microseconds, short
 from unrolled.layers import Layer, Unrolled
 from unrolled.training import trainable
 
@@ -17,6 +17,12 @@ __all__ = ["Overview"]
 
 _MOST = 5  # the most rows, and lines with a label
 _CLASSICAL = ("ISTA", "FISTA")  # the methods that learned methods are compared with
+# The params of a family before training, by the last word of their name.
+_STARTS = {
+    "untrained": "without training",
+    "analytic": "with analytic params",
+    "calibrated": "only calibrated",
+}
 _FOR_LASSO = "the dictionary, lam"  # the information that a method for the LASSO uses
 
 
@@ -48,18 +54,13 @@ def of_known(
         methods: layers and params by name.
         setting: a sentence about the signals.
         covered: the most nonzeros that the worst case covers.
-        fallback: the sentence if no method is nearer to the true codes than ISTA and FISTA.
+        fallback: the sentence if ISTA or FISTA is best, or if there is neither.
     """
     lines = {name: np.concatenate([[0.0], curve.nmse]) for name, curve in _running(result)}
     ends = _ends(lines, result)
     shown, best = _shown(ends), min(ends, key=ends.__getitem__, default="")
-    rival = next((name for name in reversed(_CLASSICAL) if name in ends), None)
-    sentence = fallback
-    if rival is not None and best not in _CLASSICAL:
-        sentence = (
-            f"{_subject(best, methods)} is {ends[rival] - ends[best]:.0f} dB nearer to the true "
-            f"codes than {rival}"
-        )
+    texts = {name: f"{end:.1f} dB" for name, end in ends.items()}
+    sentence = _sentence(best, "an error of", texts, methods, result) or fallback
     proved = {name: of.share for name in shown if (of := result[name].proved) is not None}
     columns = {
         "Method": list(shown),
@@ -67,7 +68,7 @@ def of_known(
         "Error, dB": [f"{ends[name]:.1f}" for name in shown],
         "Signals above \u221220 dB": [f"{result[n].curve.failure_rate[-1]:.1%}" for n in shown],
         "Codes proved": ["" if proved.get(n) is None else f"{proved[n]:.0%}" for n in shown],
-        "Microseconds a signal": [_microseconds(result, name) for name in shown],
+        "CPU microseconds a signal": [_microseconds(result, name) for name in shown],
     }
     asked = max((of.proved.signals for of in result.methods.values() if of.proved), default=0)
     words = f"Theory covers every code with at most {covered} nonzero{'s' * (covered != 1)}"
@@ -99,13 +100,8 @@ def of_unknown(
     lines = {name: np.concatenate([[zero], curve.gap]) for name, curve in _running(result)}
     ends = _ends(lines, result)
     shown, best = _shown(ends), min(ends, key=ends.__getitem__, default="")
-    rival = next((name for name in reversed(_CLASSICAL) if name in ends), None)
-    sentence = fallback
-    if rival is not None and best not in _CLASSICAL and ends[best] > 0:
-        sentence = (
-            f"{_subject(best, methods)} ends {_times(ends[rival] / ends[best])} times nearer to "
-            f"the optimum than {rival}"
-        )
+    texts = {name: f"{end:.2g}" for name, end in ends.items()}
+    sentence = _sentence(best, "a gap to the optimum of", texts, methods, result) or fallback
     exact = result.exact
     worse = [result[n].curve.worse for n in (*shown, *exact)]
     columns = {
@@ -119,7 +115,7 @@ def of_unknown(
             *("" if of.curve.gap is None else f"{of.curve.gap[-1]:.2g}" for of in exact.values()),
         ],
         "Signals worse than zero": [f"{v[-1]:.1%}" for v in worse if v is not None],
-        "Microseconds a signal": [_microseconds(result, name) for name in (*shown, *exact)],
+        "CPU microseconds a signal": [_microseconds(result, name) for name in (*shown, *exact)],
     }
     words = result.payoff()
     if len(set(columns["Signals worse than zero"])) == 1:
@@ -161,18 +157,45 @@ def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, floa
 
 
 def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
-    """ISTA, FISTA, the best method, the best calibrated one, then the best of each other family."""
+    """ISTA, FISTA, the best family with its start, the best calibrated method, other families."""
     order = sorted(ends, key=ends.__getitem__)
     chosen = [name for name in _CLASSICAL if name in ends]
     calibrated = [name for name in order if name.endswith(", calibrated")]
     families = {_family(name): name for name in reversed(order)}
-    wanted = [*order[:1], *calibrated[:1], *sorted(families.values(), key=order.index), *order]
+    own = [name for name in order if _family(name) == _family(order[0])]  # with its start
+    wanted = [*own[:2], *calibrated[:1], *sorted(families.values(), key=order.index), *order]
     chosen = list(dict.fromkeys([*chosen, *wanted]))[:_MOST]
     return tuple(name for name in ends if name in chosen)
 
 
 def _family(name: str) -> str:
     return name.partition(",")[0].removesuffix("-SS")
+
+
+def _sentence(
+    best: str,
+    measure: str,
+    ends: Mapping[str, str],
+    methods: Mapping[str, tuple[Layer, Unrolled]],
+    result: Comparison,
+) -> str:
+    """The end of the best method, of the same family before training, and of ISTA or FISTA.
+
+    The sentence is empty if the best method is ISTA or FISTA, or if there is neither.
+    """
+    rival = next((name for name in reversed(_CLASSICAL) if name in ends), None)
+    if rival is None or best in _CLASSICAL or best not in ends:
+        return ""
+    sentence = f"{_subject(best, methods)} ends at {measure} {ends[best]}"
+    for kind, how in _STARTS.items():
+        start = f"{best.partition(', ')[0]}, {kind}"
+        if start in ends and start != best:
+            sentence += f", and {how} it ends at {ends[start]}"
+    sentence += f"; {rival} ends at {ends[rival]}"
+    own, of_rival = (microseconds(result[name], result.signals) for name in (best, rival))
+    if own and of_rival:
+        sentence += f" and takes {_times(of_rival / own)} times the CPU time"
+    return sentence
 
 
 def _subject(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
@@ -207,11 +230,8 @@ def _times(ratio: float) -> str:
 
 
 def _microseconds(result: Comparison, name: str) -> str:
-    of = result[name].cost
-    if of is None or of.seconds is None:
-        return ""
-    value = 1e6 * of.seconds / max(1, result.signals)
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    value = microseconds(result[name], result.signals)
+    return "" if value is None else short(value)
 
 
 def _table(columns: Mapping[str, Iterable[str]]) -> Grid:

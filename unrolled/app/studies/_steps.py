@@ -334,8 +334,10 @@ class Starts(Result):
 
 
 @checked
-def from_theory(samples: Samples, *models: Layer) -> Starts:
+def from_theory(samples: Samples, *models: Layer, sparsity: int | None = None) -> Starts:
     """The params that theory sets for layers of one depth, for the codes of `samples.chosen_on`.
+
+    Without `sparsity`, the params are for the most nonzeros of these codes.
 
     Example:
         >>> D, layer = ur.dictionaries.identity_hadamard(16), ur.alista(4)
@@ -349,6 +351,7 @@ def from_theory(samples: Samples, *models: Layer) -> Starts:
     unit, norms = dictionaries.normalize(D)
     codes, sizes = np.asarray(X), np.asarray(norms)
     s, bound = int(np.count_nonzero(codes, axis=1).max()), float(np.abs(codes * sizes).max())
+    s = s if sparsity is None else sparsity
     noise, size = map(float, _noise(D, Y, X))
     # The guard covers the rounding errors of a noiseless sample.
     noise = noise if noise > _ROUNDING * size else 0.0

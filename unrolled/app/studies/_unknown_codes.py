@@ -184,8 +184,10 @@ class UnknownCodes(Result):
         shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
         drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
         if self.signals.picture is not None:
-            caption = f"the test picture rebuilt from its codes after {self.depth} steps"
-            drawn[caption] = partial(plots.images, self.rebuilt())
+            caption = f"errors of the test picture, rebuilt from its codes after {self.depth} steps"
+            original, *others = self.rebuilt().items()
+            errors = {f"error of {name}": picture - original[1] for name, picture in others}
+            drawn[caption] = partial(plots.images, errors, signed=True)
         return drawn
 
 
@@ -320,7 +322,7 @@ def _trained_on_lasso(
                 # lfista_cp returns the best code of all steps: the loss of the last is enough.
                 aim = objective if family == "lfista_cp" else loss
                 learned = _steps.train(layer, start, samples, run, name, broken, aim, rate)
-        kind = "start" if name == family else "analytic"
+        kind = "untrained" if name == family or family == "bcd" else "analytic"
         made = {} if name in ("ISTA", "LFISTA-CP") else {f"{name}, {kind}": (layer, start)}
         return made | {f"{name}, learned": (layer, learned.best)}, spent, broken
 
