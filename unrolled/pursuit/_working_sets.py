@@ -55,6 +55,16 @@ class Matrix(NamedTuple):
         return np.ldexp(atoms, -self.a, out=atoms)[back.reshape(-1)]
 
 
+def _norms(atoms: Matrix) -> np.ndarray:
+    """The norms of the scaled atoms, (d,), rounded up by a thousandth."""
+    D, a = atoms
+    if abs(a) < 32:  # squares are in the range
+        squares = np.ldexp(np.einsum("ij,ij->j", D, D).astype(float), -2 * a)
+    else:
+        squares = sum(np.square(np.ldexp(row.astype(float), -a)) for row in D)
+    return 1.001 * np.sqrt(squares)
+
+
 class Products(NamedTuple):
     """A dictionary by its products, which run where its arrays are, divided by 2^a."""
 
@@ -117,11 +127,12 @@ def lasso_by_sets(
     (m, d), wide = D.shape, wide_dtype(D.dtype)
     answers, terms = Answers.empty(len(Y), d, dtype, into), m + 2
     if isinstance(D, np.ndarray):
-        if not (np.isfinite(D).all() and D.any()):
+        most = max(float(D.max()), -float(D.min()))  # nan if an entry is nan
+        if not 0 < most < np.inf:
             return answers
-        a = int(host_exponent(D))
+        a = int(host_exponent(np.asarray(most)))
         atoms: Any = Matrix(D.astype(wide, copy=False), a)
-        norms = np.sqrt(sum(np.square(np.ldexp(row.astype(float), -a)) for row in D))
+        norms = _norms(atoms)
     else:
         D = checks.cast(D, wide)
         terms += inner_terms(D)

@@ -271,7 +271,7 @@ def test_machine_code_is_made_where_no_folder_keeps_it(monkeypatch):
         return lambda function: SimpleNamespace(ctypes=function)
 
     monkeypatch.setattr(_active_set, "cfunc", refusing)
-    assert _active_set._entry.__wrapped__(_active_set._many) is _active_set._many
+    assert _active_set._entry.__wrapped__(_active_set._many, _active_set._MANY) is _active_set._many
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
