@@ -22,7 +22,7 @@ import unrolled as ur
 from unrolled import linear_programs, pursuit
 from unrolled._base import checks
 from unrolled._base.threads import each, in_thread, one_thread, threads
-from unrolled.pursuit._omp import match
+from unrolled.pursuit._omp_batch import match
 
 
 class Limits:

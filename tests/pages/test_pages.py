@@ -28,6 +28,7 @@ GUIDE = sorted((NOTEBOOKS / "guide").glob("*.md"))
 ESSAYS = {
     "signal_by_signal",
     "theory_of_practice",
+    "differentiate",  # no command
 }  # pages that explain, and are listed beside the questions
 RUN = [path for path in CURRENT if blocks(path)]
 LARGEST_BYTES = 300_000  # of a picture

@@ -64,7 +64,7 @@ class Certified(Result):
     eta: float  # max abs(1 - w_i . d_i)
     omega: float  # max norm(w_i, 2), rounded up
     G: float  # max (|W|'|D|)_ij, by which rounding is multiplied
-    rounding: theory.Rounding
+    rounding: theory.Rounding  # of the products in the dtype of W and D
 
     def drift(self, nonzeros: int) -> float:
         """The rounding per unit of norm(x* - x, 1), also of thresholds; enlarges mu_W and eta."""

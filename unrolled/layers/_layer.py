@@ -286,7 +286,7 @@ def unchanged(codes: Array) -> Array:
 class Prepared(NamedTuple):
     """The params and the D on which the steps of a layer compute; see `Layer.prepare`."""
 
-    params: Unrolled
+    params: Unrolled  # of the layer, in the order of the prepared D
     D: Any  # a dictionary, or anything that `start` and `step` of the family take in its place
     restore: Callable[[Array], Array] = unchanged  # codes (..., d) of D from codes of the steps
 
