@@ -2,7 +2,7 @@
 
     python benchmarks/exact_codes.py
 
-Random unit atoms, signals of 20 atoms with 5 % noise, in float32. The rows, in exact_codes.json,
+Random unit atoms, signals of 20 atoms with 5 % noise, in float32. The rows, in exact_codes.jsonl,
 hold the CPU microseconds per signal of one thread (the least of the repeats), and the largest
 duality gap, which this script computes in float64 for the returned codes. SPAMS, skglm and celer
 take part if they are installed; scikit-learn and they code the first 16 signals.
@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import unrolled as ur  # noqa: E402
 from unrolled.pursuit import _lasso_batch  # noqa: E402
 
-ROWS = Path(__file__).with_name("exact_codes.json")
+ROWS = Path(__file__).with_name("exact_codes.jsonl")
 FEW = 16
 # m, d, signals, lam, repeats
 CASES = [
@@ -125,8 +125,7 @@ def main():
         rows.append(row)
     versions = {p: importlib.metadata.version(p) for p in ("numpy", "numba", "scikit-learn")}
     where = dict(versions=versions, processor=platform.processor() or platform.machine())
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    ROWS.write_text(f'{{"where": {json.dumps(where)},\n"rows": [\n{lines}\n]}}\n')
+    ROWS.write_text("\n".join(json.dumps(row) for row in [where, *rows]) + "\n")
 
 
 if __name__ == "__main__":

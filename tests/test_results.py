@@ -109,7 +109,7 @@ def test_results_are_equal_by_their_numbers():
     assert one != one.replace(x=np.array([1.0, 1.0, np.nan])) and one != (1, 2)
     unknown = one.replace(x=jnp.array([1.0, np.nan]), gap=np.nan)
     assert unknown == pickle.loads(pickle.dumps(unknown)) != unknown.replace(gap=0.0)
-    assert one != ur.pursuit.DeepPursuit(np.ones(3), 0.0, 0.0, 1, True)
+    assert one != ur.pursuit.DeepPursuit(*list(one.asdict().values())[:5])
     with pytest.raises(TypeError, match="unhashable"):
         hash(one)
     tried = ur.training.Tried("ista", "init", 1e-3, 10, 0.5)

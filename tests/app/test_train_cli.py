@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import scipy.sparse
 from command_line import CHAIN, strict_json
 
 import unrolled as ur
@@ -158,6 +159,12 @@ def test_files_of_complex_numbers_are_coded_and_trained_on(tmp_path, monkeypatch
         assert (
             told["atoms"] == 12 and told["mean_nonzeros"] == (codes.view("c8") != 0).sum(1).mean()
         )
+    assert run(*pursuit, "Y.npy", "--sparse", "--output", "sparse.npz")[0] == 0
+    assert run(*pursuit, "Y.npy", "--output", "whole.npy")[0] == 0
+    sparse = scipy.sparse.load_npz("sparse.npz")
+    np.testing.assert_array_equal(sparse.toarray(), np.load("whole.npy"))
+    status, _, err = run(*pursuit, "Y.npy", "--sparse", "--output", "sparse.npy")
+    assert status == 2 and "--sparse needs one dictionary and an output in .npz, got sparse" in err
     options = ("--family", "ista", "--depth", 2, "--steps", 3, "--batch", 8)
     status, out, err = run(
         *("train", "--dictionary", "A.npy", "--signals", "YX.npz", *options, "--output", "run")
