@@ -434,7 +434,6 @@ def _largest_sparsity(holds: Callable[[int], bool], d: int) -> int:
 
 # Relative rounding of a probability, far below the rounding of 1 - confidence.
 _ROUNDING = 1e-12
-_MOST_AT_ONCE = 10**15
 
 
 class Tolerance(Result):
@@ -462,7 +461,7 @@ def signals_needed(share: float, confidence: float, at_once: int = 1) -> int:
     Raises:
         TypeError: an argument is traced, or is not a single number.
         ValueError: the share or the confidence is outside (0, 1), the share is so small that the
-            number of signals is infinite in float64, or at_once is below 1 or beyond 1e15.
+            number of signals is infinite in float64, or at_once is below 1 or beyond 2^31 - 1.
 
     Reference: Wilks (1941).
 
@@ -597,6 +596,4 @@ def _risk(where: str, share: float, confidence: float, at_once: int) -> tuple[fl
         for name, value in {"share": share, "confidence": confidence}.items()
     )
     at_once = checks.as_index(at_once, "at_once", where, least=1)
-    if at_once > _MOST_AT_ONCE:
-        raise ValueError(f"{where}: at_once must be at most 1e15, got {checks.brief(at_once)}")
     return share, (1 - confidence) / at_once

@@ -26,7 +26,7 @@ GIVEN = {
 
 VALUES = [
     ("ksvd mod unrolled", dict(Y=Y[:5], d=6), "d is 6 but there are 5 signals"),
-    ("sparse_ksvd double_sparse", dict(d=10**12), "d is 10{12} but there are 40 signals"),
+    ("sparse_ksvd double_sparse", dict(d=10**9), "d is 10{9} but there are 40 signals"),
     ("ksvd mod", dict(sparsity=0), "sparsity must be at least 1, got 0"),
     ("ksvd", dict(sparsity=M + 1), "sparsity is 13; expected at most 12"),
     ("ksvd", dict(d=3, sparsity=4), "sparsity is 4; expected at most 3"),

@@ -276,7 +276,7 @@ REFUSED = [
         (dict(share=nan), "share must be in"),
         (dict(confidence=1), r"confidence must be in \(0, 1\), got 1.0"),
         (dict(at_once=0), "at_once must be at least 1"),
-        (dict(at_once=10**320), "at_once must be at most 1e15"),
+        (dict(at_once=10**320), "at_once must be at most 2147483647"),
         (dict(errors=Z((3, 4))), r"errors have shape \(3, 4\); expected \(n,\)"))),
     (lambda: theory.exceedance(Z(9), nan), "level is nan"),
     (lambda: theory.signals_needed(1e-320, 0.5), "needs more signals than can be counted"),
