@@ -747,7 +747,8 @@ def test_compare_on_an_own_dictionary(run, tmp_path, drawn):
         for f in ("LISTA-CP", "ALISTA", "ALISTA-SS")
         for kind in ("analytic", "calibrated", "learned")
     ]
-    assert list(data["planted"]["comparison"]["curves"]) == names
+    names.insert(names.index("ALISTA-SS, calibrated"), "ALISTA-SS, analytic, s = 1")
+    assert list(data["planted"]["comparison"]["methods"]) == names
     assert curve_rows(out_folder, "planted") == dict.fromkeys(names, 3)
     assert all(f"| {name} |" in out for name in names)
     # The analytic rows are flat; the report and its figure say why.
@@ -772,7 +773,7 @@ def test_compare_on_a_chain(run, tmp_path, slug, methods):
     learned = [f"LISTA-CP, {kind}" for kind in ("analytic", "calibrated", "learned")]
     names = ["ISTA"] if methods == "ista" else learned
     for layer in data[slug]["comparison"]["layers"]:
-        assert list(layer["curves"]) == names
+        assert list(layer["methods"]) == names
     assert curve_rows(tmp_path, slug) == dict.fromkeys(names, 6)  # three steps of two layers
     assert f"| 2 | {names[-1]} | 3 |" in out
     # The start that theory sets for too many nonzeros gives the zero code.
@@ -796,7 +797,7 @@ def test_compare_on_own_signals(run, tmp_path, drawn):
     steps |= {f"{of}, learned": 3 for of in ("ALISTA", "liht")}
     steps |= {"ALISTA, analytic": 3, "liht, untrained": 3}
     assert curve_rows(tmp_path / "r", "signals") == steps
-    gap = np.asarray(data["comparison"]["curves"]["ISTA"]["gap"])
+    gap = np.asarray(data["comparison"]["methods"]["ISTA"]["curve"]["gap"])
     assert (np.diff(gap) < 0).all() and (gap > 0).all() and data["lam"] > 0
     assert "distance to the LASSO codes" in (tmp_path / "r" / "report.md").read_text()
     assert drawn[0].axes[0].get_title().startswith("Distance to the LASSO codes")
@@ -966,7 +967,7 @@ def test_a_figure_that_fails_loses_no_table_of_compare(run, tmp_path, monkeypatc
     names = {"ISTA": 3, "FISTA": 3, "ISTA, learned": 3}
     assert curve_rows(tmp_path, "signals") == names
     results = strict_json((tmp_path / "results.json").read_text())
-    assert list(results["sections"]["signals"]["comparison"]["curves"]) == list(names)
+    assert list(results["sections"]["signals"]["comparison"]["methods"]) == list(names)
     assert "| ISTA, learned |" in (tmp_path / "report.md").read_text()
 
 
