@@ -44,7 +44,11 @@ def made(curves, thresholds=None, mu_W=None):
 def each(result, field):
     """A field of every method of a comparison by name, without None, False and ()."""
     values = {name: getattr(of, field) for name, of in result.methods.items()}
-    return {n: v for n, v in values.items() if not (v is None or v is False or v == ())}
+    return {
+        n: v
+        for n, v in values.items()
+        if not (v is None or v is False or (isinstance(v, tuple) and not v))
+    }
 
 
 def changed(result, name, **fields):

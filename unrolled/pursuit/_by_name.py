@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.files import MappedRows
@@ -297,8 +298,8 @@ def _sizes(D: Dictionary, products: np.ndarray) -> np.ndarray:
 
 
 def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
-    """Codes of the signals Y that minimise the LASSO; `converged` certifies each code, up to a
-    gap that the dtype can show.
+    """Codes of the signals Y that minimise the LASSO; `converged` certifies each code in float64,
+    before it is rounded to the dtype of Y.
 
     Example:
         >>> from unrolled.pursuit._by_name import lasso_optima
@@ -309,9 +310,10 @@ def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
     if _fits(D):
         own: Any = D
         masks = None if shared_part(D) is D else own.mask > 0
-        found = lasso_batch(shared_part(D), Y, lam, tol=_CERTIFIED, mask=masks)
-        least = max(_CERTIFIED, 8 * float(jnp.finfo(found.gap.dtype).eps))
-        return found.replace(converged=found.gap <= least)
+        with jax.enable_x64(True):
+            wide = checks.cast_on_host((shared_part(D), Y, lam), np.float64)
+            found = lasso_batch(*wide, tol=_CERTIFIED, mask=masks)
+        return found.replace(x=jnp.asarray(np.asarray(found.x), Y.dtype))
     return _reached(D, Y, lam)
 
 

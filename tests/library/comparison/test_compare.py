@@ -426,9 +426,9 @@ def test_the_figure_draws_every_method(result, methods, tmp_path):
     figure = result.plot()
     error = figure.axes[0]
     assert [line.get_label() for line in error.get_lines()] == list(methods)
-    for line, curve in zip(error.get_lines(), result.methods.values()):
+    for line, of in zip(error.get_lines(), result.methods.values()):
         np.testing.assert_array_equal(line.get_xdata(), np.arange(1, DEPTH + 1))
-        np.testing.assert_array_equal(line.get_ydata(), curve.nmse)
+        np.testing.assert_array_equal(line.get_ydata(), of.curve.nmse)
     counts = [len(axes.get_lines()) for axes in figure.axes]
     assert counts == [len(methods)] * 5 + [len(each(result, "coupling"))]
     figure.savefig(tmp_path / "figure.png", dpi=40)

@@ -852,13 +852,11 @@ def test_the_theory_of_a_kind_of_a_users_own_is_that_of_its_matrix():
         ("magnitudes", ud.magnitudes(D), np.abs(M)),
         ("magnitudes of units", ud.dense(ud.magnitudes(unit)), np.abs(plain)),
         ("magnitudes of the transpose", ud.magnitudes(D.T), np.abs(M.T)),
-        (
-            "guard",
-            ut.rounding_guard(unit, unit, sparsity=2, bound=1.0) / EPS,
-            ut.rounding_guard(plain, plain, sparsity=2, bound=1.0) / EPS,
-        ),
     ):
         assert_close(ours, theirs, atol=rounding, custom_message=name)
+    # The sums of a structured dictionary may have more terms than the sums of its matrix.
+    ours, theirs = (ut.rounding_guard(A, A, sparsity=2, bound=1.0) for A in (unit, plain))
+    assert theirs <= ours <= 2 * theirs
     assert ud.threshold_shapes(D) == ud.threshold_shapes(M) == ((), (10,))
     theta = jnp.arange(10.0)
     assert ud.spread(D, theta) is theta
