@@ -171,7 +171,7 @@ def _doubt(x: Array, norm: Array) -> Array:
     r^2 + e^2 / t, here with t = sqrt(u). Only a code that is huge along directions that D maps to
     zero makes this number large. The sums of n products are off by less than n e, mostly by e.
     """
-    root = (jnp.finfo(x.dtype).eps / 2) ** 0.75 * jnp.sum(jnp.abs(x) * norm)
+    root = float(jnp.finfo(x.dtype).eps / 2) ** 0.75 * jnp.sum(jnp.abs(x) * norm)
     return root * (root / 2)
 
 
