@@ -208,7 +208,7 @@ class Units(NamedTuple):
 
 def share(work: Callable[[slice], None], n: int, chunk: int) -> None:
     """Call `work` on slices of at most `chunk` of n rows, on all cores."""
-    rows = [slice(first, min(first + chunk, n)) for first in range(0, n, chunk)]
+    rows = [slice(first, min(first + chunk, n)) for first in range(0, n, max(chunk, 1))]
     if len(rows) > 1:
         with threads() as team:
             team.share(work, rows)

@@ -466,7 +466,7 @@ def _grow(
             margins[i] = min(margins[i], margins_of_step[i])
             _subtract(r[i], Y[i], columns[i], code[6], code[3], count, m)
         counts[i] = count
-        if count + block > k or steps[i] >= CHOICES * most:
+        if count + block > k or steps[i] >= (CHOICES * most if nonnegative else most):
             state[i] = 0
 
 

@@ -332,7 +332,8 @@ def step_by_step(
         assert atoms.matrix is not None
         squares = root**2 @ (atoms.matrix**2).T
     factors = rule.depends * squares if rule.by_fit else favour * _inverse(np.sqrt(squares))
-    factors, squares = factors.astype(dtype), np.broadcast_to(squares, (n, len(favour)))
+    factors = np.minimum(factors, np.finfo(dtype).max).astype(dtype)
+    squares = np.broadcast_to(squares, (n, len(favour)))
     apart = np.array(squares, dtype, order="C") if rule.by_fit else factors
 
     def weighted(V: np.ndarray, rows: np.ndarray) -> np.ndarray:
