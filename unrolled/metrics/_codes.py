@@ -421,27 +421,28 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
         Sparsity(zeros=0.375, below=0.5, hoyer=0.634)
     """
     where = "sparsity"
-    x = checks.on_host_or_device(x, "x", where)
-    n = math.prod(x.shape[1:])
-    if x.ndim < 2 or len(x) == 0 or n < 2:
+    samples = checks.on_host_or_device(x, "x", where)
+    n = math.prod(samples.shape[1:])
+    if samples.ndim < 2 or len(samples) == 0 or n < 2:
         raise ValueError(
-            f"{where}: x has shape {x.shape}; expected (N, ...), samples with two entries or more"
+            f"{where}: x has shape {samples.shape}; expected (N, ...), samples with two entries or "
+            "more"
         )
     checks.nonnegative(fraction, "fraction", where)
     checks.one_number(fraction, "fraction", where)
     if checks.is_concrete(fraction) and np.any(np.asarray(fraction) > 1):
         raise ValueError(f"{where}: fraction must be at most 1, got {fraction}")
-    on_host = _is_on_cpu(x) and checks.is_concrete(fraction)
-    return _sparsity(np.asarray(x) if on_host else jnp.asarray(x), fraction)
+    on_host = _is_on_cpu(samples) and checks.is_concrete(fraction)
+    return _sparsity(np.asarray(samples) if on_host else jnp.asarray(samples), fraction)
 
 
 @of_rows
-def _sparsity(xp: Any, x: Array, fraction: ArrayLike) -> Sparsity:
+def _sparsity(xp: Any, x: Any, fraction: ArrayLike) -> Sparsity:
     x = x.astype(wide_dtype(x.dtype)).reshape(len(x), -1)
     finite = xp.isfinite(x).all()
     if xp is np:  # scaled so that no square leaves the range
-        size = np.abs(np.ldexp(x, -host_exponent(x, 1)))
-        l2 = np.linalg.norm(size, axis=1)
+        size: Any = np.abs(np.ldexp(x, -host_exponent(x, 1)))
+        l2: Any = np.linalg.norm(size, axis=1)
     else:
         size = jnp.abs(times_power(x, -exponent(x, 1)))
         l2 = norm(size, 1)

@@ -289,7 +289,8 @@ def bpdn(
         raise ValueError(f"bpdn: eps has shape {np.shape(eps)}; expected one number")
     if checks.is_concrete(eps) and not np.all(np.asarray(eps) > 0):
         raise ValueError(f"bpdn: eps must be positive, got {eps}; try basis_pursuit for eps = 0")
-    form, arrays = checked_single("bpdn", D, y, level=eps, size=fixed_norm)
+    options: dict[str, Any] = dict(level=eps, size=fixed_norm)
+    form, arrays = checked_single("bpdn", D, y, **options)
     (x,), *rest = run(Denoising(tol, max_steps, form.dtype), form, *arrays)
     return Pursuit(x, *rest)
 
@@ -310,7 +311,8 @@ class Denoising:
 
         def judge(x):
             # The bound is exact up to the rounding of the dtype.
-            *_, gap = _judged(D, y, level * (1 + float(jnp.finfo(self.dtype).eps)), x)
+            length, most = norm(y - D @ x), level * (1 + float(jnp.finfo(self.dtype).eps))
+            *_, gap = _judged(D, y, jnp.clip(length, level, most), x)
             gap = jnp.where(norm(y) <= level, 0, gap)  # then x = 0
             return gap, gap <= self.tol
 
