@@ -14,14 +14,13 @@ TRAIN = "train --family lista_cp --steps 2000000 --m 50 --d 100 --save-every 200
 def interrupted(command, seconds, folder):
     """A command that got SIGINT after `seconds`, and its standard error."""
     words = [sys.executable, "-m", "unrolled", *command.split(), "--no-cache", "--output", folder]
+    # As at a terminal: what ignores SIGINT, such as tests in the background, starts processes that
+    # ignore it, too. With `preexec_fn`, JAX would warn that it does not survive a fork.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        list(map(str, words)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        # As at a terminal: a process that was started in the background ignores SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        list(map(str, words)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
+    signal.signal(signal.SIGINT, before)
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)

@@ -40,6 +40,13 @@ class Sweep(NamedTuple):
     beta: Number
 
 
+class Blocks(NamedTuple):
+    """What a step shares with the others, block by block: the step sizes and norms of atoms."""
+
+    size: Array
+    norm: Array
+
+
 class Swept(NamedTuple):
     """The state: the last two codes with their residuals, and the objective of the last code.
 
@@ -73,8 +80,9 @@ class bcd(Shrinking):
     has no momentum. Hence, up to the rounding of y - D x, the objective never rises from step to
     step, and the objective of the returned code is never above the objective of the zero code,
     whatever the params and the signal. A sweep computes this residual anew from its code, because
-    the momentum multiplies errors that residuals keep from step to step. With a `bend`, the
-    objective has the minimax concave penalty.
+    the momentum multiplies errors that residuals keep from step to step, and takes back a code so
+    large that the rounding of y - D x may hide a rise. With a `bend`, the objective has the minimax
+    concave penalty.
 
     Params: shared (rank, size = s), steps (gamma, theta, beta); theta is in units of lam. `init`
     distributes the atoms over the blocks such that the atoms of a block have small inner products,
@@ -128,8 +136,11 @@ class bcd(Shrinking):
         # Behind the barrier, XLA does not sort ranks that it knows, which would take it seconds.
         order = jnp.argsort(lax.optimization_barrier(params.shared.rank))
         back = jnp.argsort(order)
-        size, A = (_cut(part[..., order], self.block) for part in (params.shared.size, dense(D)))
-        return Prepared(params._replace(shared=size), A, lambda codes: codes[..., back])
+        A = dense(D)
+        parts = params.shared.size, lax.stop_gradient(column_norms(A)), A
+        size, norm, A = (_cut(part[..., order], self.block) for part in parts)
+        shared = Blocks(size, norm)
+        return Prepared(params._replace(shared=shared), A, lambda codes: codes[..., back])
 
     def start(self, D, y):
         x = jnp.zeros(D.shape[0] * D.shape[2], y.dtype)
@@ -144,13 +155,24 @@ class bcd(Shrinking):
             x = self.shrink(D, z + p.gamma * size * (r @ D), p.theta * size)
             return r + D @ (z - x), x
 
-        parts = z.reshape(shared.shape), D, shared
+        parts = z.reshape(shared.size.shape), D, shared.size
         _, x = scan(update, r, parts, unroll=min(_UNROLLED, len(D)))
-        r = y - jnp.tensordot(D, x, ((0, 2), (0, 1)))
+        r, doubt = y - jnp.tensordot(D, x, ((0, 2), (0, 1))), _doubt(x, shared.norm)
         x = x.ravel()
-        value = jnp.sum(r * (r / 2)) + self.penalty(D).value(x, self.lam)
+        value = jnp.sum(r * (r / 2)) + doubt + self.penalty(D).value(x, self.lam)
         value, x, r = least((value, x, r), (state.objective, state.x, state.residual))
         return Swept(x, state.x, r, state.residual, value)
+
+
+def _doubt(x: Array, norm: Array) -> Array:
+    """e^2 / (2 sqrt(u)) for a computed y - D x that is off by e = u sum_j abs(x_j) norm(d_j).
+
+    A residual of norm r has a true norm of at most r + e, and (r + e)^2 is at most 1 + t times
+    r^2 + e^2 / t, here with t = sqrt(u). Only a code that is huge along directions that D maps to
+    zero makes this number large. The sums of n products are off by less than n e, mostly by e.
+    """
+    root = float(jnp.finfo(x.dtype).eps / 2) ** 0.75 * jnp.sum(jnp.abs(x) * norm)
+    return root * (root / 2)
 
 
 def _cut(part: Array, size: int) -> Array:

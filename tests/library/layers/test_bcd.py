@@ -113,15 +113,20 @@ def test_no_step_raises_the_objective_whatever_the_params(problem, dtype):
     assert np.mean(np.diff(values, axis=1) < 0) > 0.05
 
 
-def attacked(kind, lam, choices, runs, seed):
-    """The codes of `runs` draws of large momenta, signal and D in float32."""
-    rng = np.random.default_rng(seed)
+def singular(kind, rng):
+    """D in float32; "rank one" and "duplicates" have many codes of every signal."""
     D = rng.normal(size=(20, 60))
     if kind == "rank one":
         D = np.outer(D[:, 0], D[0])
     elif kind == "duplicates":
         D[:, 30:] = D[:, :30]
-    D, y = D.astype("float32"), rng.normal(size=20).astype("float32")
+    return D.astype("float32")
+
+
+def attacked(kind, lam, choices, runs, seed):
+    """The codes of `runs` draws of large momenta, signal and D in float32."""
+    rng = np.random.default_rng(seed)
+    D, y = singular(kind, rng), rng.normal(size=20).astype("float32")
     layer = bcd(40, lam=lam, block=4)
     params = layer.init(None, D)
     beta = rng.choice(choices, (runs, 40)).astype("float32")
@@ -154,6 +159,28 @@ def test_momentum_does_not_multiply_the_errors_of_residuals():
 def test_no_momentum_raises_the_objective(kind, lam, choices):
     for seed in range(10, 16):
         assert never_rises(*attacked(kind, lam, choices, 647, seed), lam)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:fit. ")  # this training is meant to go wrong
+@pytest.mark.parametrize("rate", [0.1, 3.0])
+@pytest.mark.parametrize("kind, lam", [("rank one", 0.0), ("duplicates", 1e-2)])
+@pytest.mark.parametrize("choices", [None, [1, 5, -3]])
+def test_no_trained_params_raise_the_objective(kind, lam, choices, rate):
+    """Trained at large rates, from `init` or from large momenta; half of the signals have codes."""
+    rng = np.random.default_rng(30)
+    D, layer = singular(kind, rng), bcd(K, lam=lam, block=16)
+    X = rng.normal(size=(150, 60)) * (rng.random((150, 60)) < 0.1)
+    Y = np.concatenate([X @ D.T, rng.normal(size=(150, 20))]).astype("float32")
+    start = layer.init(None, D)
+    if choices:
+        beta = rng.choice(choices, K).astype("float32")
+        start = start._replace(steps=start.steps._replace(beta=beta))
+    options = dict(loss=ur.training.lasso_loss(lam), steps=30, key=0)
+    params = ur.fit(layer, start, D, Y, optimizer=optax.adam(rate), **options).params
+    assert norm(params.steps.gamma - start.steps.gamma) > rate
+    path = jax.jit(jax.vmap(layer.iterates, (None, None, 0)))(params, D, Y)
+    assert never_rises(D, Y[:, None], np.asarray(path, float), lam)
 
 
 def coherent(seed, m, d):
