@@ -204,8 +204,9 @@ def from_functions(
     `fista`, `half_quadratic`, `lasso`, `lasso_path`, `bpdn`, `omp` and the pursuits of chains, and
     for the layers `ista`, `fista`, `step_lista`, `lista_cp`, `lista_cpss`, `lfista_cp`, `glista`,
     `tilista`, `ada_lista`, `lamp` and `lamp_bg`, and for `lasso_batch` with more than 512 atoms
-    unless the signals are many. `omp_batch`, `basis_pursuit`, the coherences, `frobenius_weights`
-    and `init` of other families compute the matrix with min(m, d) products.
+    unless the signals are many. `omp_batch` without weights uses only products if the matrix has
+    more than 2^25 entries. `omp_batch` otherwise, `basis_pursuit`, the coherences,
+    `frobenius_weights` and `init` of other families compute the matrix with min(m, d) products.
 
     Raises:
         TypeError: a function does not return real numbers, one function uses JAX and the other

@@ -17,6 +17,7 @@ from unrolled._base.numbers import (
     energy,
     exponent,
     host_energy,
+    host_exponent,
     largest,
     ldexp,
     norm,
@@ -420,32 +421,39 @@ def sparsity(x: ArrayLike, fraction: ArrayLike = 0.01) -> Sparsity:
         Sparsity(zeros=0.375, below=0.5, hoyer=0.634)
     """
     where = "sparsity"
-    x = checks.as_float(x, "x", where)
-    n = math.prod(x.shape[1:])
-    if x.ndim < 2 or len(x) == 0 or n < 2:
+    samples = checks.on_host_or_device(x, "x", where)
+    n = math.prod(samples.shape[1:])
+    if samples.ndim < 2 or len(samples) == 0 or n < 2:
         raise ValueError(
-            f"{where}: x has shape {x.shape}; expected (N, ...), samples with two entries or more"
+            f"{where}: x has shape {samples.shape}; expected (N, ...), samples with two entries or "
+            "more"
         )
     checks.nonnegative(fraction, "fraction", where)
     checks.one_number(fraction, "fraction", where)
     if checks.is_concrete(fraction) and np.any(np.asarray(fraction) > 1):
         raise ValueError(f"{where}: fraction must be at most 1, got {fraction}")
-    return _sparsity(x, fraction)
+    on_host = _is_on_cpu(samples) and checks.is_concrete(fraction)
+    return _sparsity(np.asarray(samples) if on_host else jnp.asarray(samples), fraction)
 
 
-@program()
-def _sparsity(x: Array, fraction: ArrayLike) -> Sparsity:
-    x = widened(x).reshape(len(x), -1)
-    finite = jnp.isfinite(x).all()
-    size = jnp.abs(times_power(x, -exponent(x, 1)))  # scaled so that no square leaves the range
-    small = size <= jnp.asarray(fraction, x.dtype) * size.max(1, keepdims=True)
-    measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), _hoyer(size))
-    return Sparsity(*(jnp.where(finite, jnp.mean(measure), jnp.nan) for measure in measures))
+@of_rows
+def _sparsity(xp: Any, x: Any, fraction: ArrayLike) -> Sparsity:
+    x = x.astype(wide_dtype(x.dtype)).reshape(len(x), -1)
+    finite = xp.isfinite(x).all()
+    if xp is np:  # scaled so that no square leaves the range
+        size: Any = np.abs(np.ldexp(x, -host_exponent(x, 1)))
+        l2: Any = np.linalg.norm(size, axis=1)
+    else:
+        size = jnp.abs(times_power(x, -exponent(x, 1)))
+        l2 = norm(size, 1)
+    small = size <= xp.asarray(fraction, x.dtype) * size.max(1, keepdims=True)
+    hoyer = _hoyer(xp, size.sum(1), l2, math.sqrt(x.shape[1]))
+    measures = ((x == 0).mean(1, dtype=x.dtype), small.mean(1, dtype=x.dtype), hoyer)
+    nan = x.dtype.type(np.nan)
+    return Sparsity(*(xp.where(finite, xp.mean(measure), nan) for measure in measures))
 
 
-def _hoyer(size: Array) -> Array:
-    """Hoyer's measure of the rows of magnitudes (N, n)."""
-    l1, l2 = size.sum(1), norm(size, 1)
-    root = math.sqrt(size.shape[1])
-    measure = (root - l1 / jnp.where(l2 == 0, 1, l2)) / (root - 1)
-    return jnp.where(l2 == 0, 1, jnp.clip(measure, 0, 1))  # rounding may leave [0, 1]
+def _hoyer(xp: Any, l1: Array, l2: Array, root: float) -> Array:
+    """Hoyer's measure of rows with these norms and root^2 entries."""
+    measure = (root - l1 / xp.where(l2 == 0, 1, l2)) / (root - 1)
+    return xp.where(l2 == 0, 1, xp.clip(measure, 0, 1))  # rounding may leave [0, 1]

@@ -35,8 +35,8 @@ from unrolled.pursuit._problem import (
     fixed_norm,
     result,
     rounding_of,
+    run,
     scaled,
-    single,
     static_steps,
     static_tol,
 )
@@ -46,11 +46,13 @@ __all__ = ["basis_pursuit", "bpdn"]
 
 # An entry below this share of the largest entry, or of the l1 norm, counts as a rounding error.
 _NEGLIGIBLE = 1e-9
+# The default tol of basis pursuit, where the dtype of the code can reach it.
+_TOL = 1e-9
 # A number below this share of norm(y) is the rounding error of one product in float64.
 _ROUNDING = 1e-13
 
 
-def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
+def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float | None = None) -> Pursuit:
     r"""The code of least l1 norm that reproduces y exactly.
 
     .. math:: \min_x \|x\|_1 : D x = y.
@@ -64,13 +66,15 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
     Args:
         D: (m, d). Structured dictionaries are converted to matrices.
         y: (m,), or a signal grid of a `Conv`, whose code has the shape `D.code_grid`.
-        tol: relative duality gap to stop at.
+        tol: relative duality gap to stop at; by default 1e-9, or the spacing eps of the dtype of x
+            if eps is larger.
 
     Returns:
-        Pursuit with one of the solutions. `gap` is (norm(x, 1) - dual) / norm(x, 1), and `steps`
-        counts the pivots after the first-order method. `converged` says that the gap is at most tol
-        and that the returned code reproduces y to rounding. `converged` is False if y is not in the
-        range of D (x is then the code of the projection of y) or if y is not finite (x is then 0).
+        Pursuit with one of the solutions. `gap` is abs(norm(x, 1) - dual) / norm(x, 1) of the
+        returned code: the rounding of x alone may cause a gap of eps / 2. `steps` counts the pivots
+        after the first-order method. `converged` says that the gap is at most tol and that the
+        returned code reproduces y to rounding. `converged` is False if y is not in the range of D
+        (x is then the code of the projection of y) or if y is not finite (x is then 0).
         `converged` is also False if the rounding of x leaves a residual above sqrt(eps) norm(y).
         Such a residual occurs if y is in the range of D only because D is rounded. In this case,
         use float64, or project y onto the range.
@@ -92,12 +96,13 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float = 1e-9) -> Pursuit:
         >>> bool(result.converged), result.x[jnp.array([3, 20])].round(3).tolist()
         (True, [2.0, -1.0])
     """
-    tol = static_tol(tol, "basis_pursuit")
+    tol = None if tol is None else static_tol(tol, "basis_pursuit", ", or None for the default")
     form, arrays = checked_single("basis_pursuit", D, y, size=entries_of)
+    tol = max(_TOL, float(jnp.finfo(form.dtype).eps)) if tol is None else tol
     problem = _scaled(form, *arrays)
     operands = problem.Ds[0], problem.y
     if checks.is_concrete(operands):
-        answers = _solve_on_host(*map(np.asarray, operands), tol=tol)
+        answers = _solve_on_host(*map(np.asarray, operands), tol=tol, kept=form.dtype)
         (x,), *rest = _result(form, problem, Found(*answers))
     else:
         (x,), *rest = _compiled(form, problem, tol)
@@ -120,9 +125,9 @@ def _result(form: StaticPart, problem: Problem, answer: Found) -> tuple:
         return result(form, problem, answer._replace(allowed=allowed))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _solution(D: Array, y: Array, tol: float):
-    host = partial(_solve_on_host, tol=tol)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _solution(D: Array, y: Array, tol: float, kept: np.dtype):
+    host = partial(_solve_on_host, tol=tol, kept=kept)
     if checks.is_concrete((D, y)):
         return tuple(map(jnp.asarray, host(np.asarray(D), np.asarray(y))))
     dtypes = (y.dtype, y.dtype, _integer(), bool)
@@ -131,9 +136,9 @@ def _solution(D: Array, y: Array, tol: float):
 
 
 @_solution.defjvp
-def _derivative(tol, primals, tangents):
+def _derivative(tol, kept, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
-    x, gap, steps, met = _solution(D, y, tol)
+    x, gap, steps, met = _solution(D, y, tol, kept)
     units = units_of_small_atoms(D)
     on_support = jnp.where((x != 0)[None, :], ldexp(D, units[None, :]), 0)
     with jax.default_matmul_precision("highest"):
@@ -149,21 +154,28 @@ def _compiled(form: StaticPart, problem: Problem, tol: float) -> tuple:
 
     If a program had only the callback, its result would be on a device that other programs refuse.
     """
-    answers = _solution(problem.Ds[0], problem.y, tol)
+    answers = _solution(problem.Ds[0], problem.y, tol, form.dtype)
     return _result(form, problem, Found(*answers))
 
 
-def _solve_on_host(D, y, *, tol):
-    """x, gap, steps, and whether gap <= tol; leading axes of D and y have equal lengths, or 1."""
+def _solve_on_host(D, y, *, tol, kept):
+    """x, gap, steps, and whether gap <= tol; leading axes of D and y have equal lengths, or 1.
+
+    The gap belongs to x rounded to the dtype `kept`.
+    """
     dtype = y.dtype
+
+    def rounded(V):
+        return V.astype(dtype).astype(kept).astype(np.float64)
+
     D, y = np.asarray(D, np.float64), np.asarray(y, np.float64)
     lead = np.broadcast_shapes(D.shape[:-2], y.shape[:-1])
     if D[..., 0, 0].size > 1:  # one dictionary per signal
         D, y = np.broadcast_to(D, (*lead, *D.shape[-2:])), np.broadcast_to(y, (*lead, y.shape[-1]))
-        answers = [_one_dictionary(D[i], y[i][:, None], tol) for i in np.ndindex(lead)]
+        answers = [_one_dictionary(D[i], y[i][:, None], tol, rounded) for i in np.ndindex(lead)]
     else:
         columns = y.reshape(-1, y.shape[-1]).T
-        answers = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol)]
+        answers = [_one_dictionary(D.reshape(D.shape[-2:]), columns, tol, rounded)]
     x, gap, steps = (np.concatenate(parts) for parts in zip(*answers))
     return (
         x.reshape(*lead, -1).astype(dtype),
@@ -173,7 +185,7 @@ def _solve_on_host(D, y, *, tol):
     )
 
 
-def _one_dictionary(D, Y, tol):
+def _one_dictionary(D, Y, tol, rounded):
     n = Y.shape[1]
     X, gap, steps = np.zeros((n, D.shape[1])), np.full(n, np.inf), np.zeros(n, int)
     nonzero = np.isfinite(Y).all(0) & Y.any(0)
@@ -182,8 +194,8 @@ def _one_dictionary(D, Y, tol):
         # Run every program to a vertex, even if its gap is within tol: a vertex has exact zeros.
         solution = lp.basis_pursuit(lp.whiten(D), Y[:, nonzero], tol=tol, choose=_next)
         V = np.stack([_polished(D, y, v) for y, v in zip(Y[:, nonzero].T, solution.V.T)], 1)
-        X[nonzero], steps[nonzero], size = V.T, solution.steps, np.abs(V).sum(0)
-        gap[nonzero] = np.maximum(size - solution.dual, 0) / np.maximum(size, np.finfo(float).tiny)
+        X[nonzero], steps[nonzero], size = V.T, solution.steps, np.abs(rounded(V)).sum(0)
+        gap[nonzero] = np.abs(size - solution.dual) / np.maximum(size, np.finfo(float).tiny)
     return X, gap, steps
 
 
@@ -250,12 +262,13 @@ def bpdn(
         max_steps: maximum number of steps of FISTA for each penalty.
 
     Returns:
-        Pursuit. In half precision `converged` requires that the signal of the rounded code is
-        within eps of y. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps
-        norm(z) of z = r / max abs(D'r). `gap` is inf if no code was found whose signal is within
-        eps of y. In this case, the distance of y from the range of D is above eps, or eps / norm(y)
-        is below the rounding error. To reduce the rounding error, subtract the part that all
-        signals have in common, or use float64. `steps` counts the steps of FISTA for all penalties.
+        Pursuit. `gap` is (norm(x, 1) - dual) / norm(x, 1), with the dual value y . z - eps norm(z)
+        of z = r / max abs(D'r). In half precision, the gap and the residual belong to the rounded
+        code, and the residual may exceed eps by its rounding. `gap` is inf if no code was found
+        whose signal is within eps of y. In this case, the distance of y from the range of D is
+        above eps, or eps / norm(y) is below the rounding error. To reduce the rounding error,
+        subtract the part that all signals have in common, or use float64. `steps` counts the steps
+        of FISTA for all penalties.
 
     Raises:
         TypeError: an operand is not real.
@@ -276,7 +289,10 @@ def bpdn(
         raise ValueError(f"bpdn: eps has shape {np.shape(eps)}; expected one number")
     if checks.is_concrete(eps) and not np.all(np.asarray(eps) > 0):
         raise ValueError(f"bpdn: eps must be positive, got {eps}; try basis_pursuit for eps = 0")
-    return single(Denoising(tol, max_steps), "bpdn", D, y, level=eps, size=fixed_norm)
+    options: dict[str, Any] = dict(level=eps, size=fixed_norm)
+    form, arrays = checked_single("bpdn", D, y, **options)
+    (x,), *rest = run(Denoising(tol, max_steps, form.dtype), form, *arrays)
+    return Pursuit(x, *rest)
 
 
 @dataclass(frozen=True)
@@ -285,13 +301,22 @@ class Denoising:
 
     tol: float
     max_steps: int
+    dtype: np.dtype
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, _, _, level, (size,), *_ = problem
         assert level is not None
         x, gap, steps, met = _search(self, *lax.stop_gradient((D, y, level, size)))
         x = _code(x, D, y, _penalty(x, D, y, level))
-        return Found(x, gap, steps, met, allowed=level)
+
+        def judge(x):
+            # The bound is exact up to the rounding of the dtype.
+            length, most = norm(y - D @ x), level * (1 + float(jnp.finfo(self.dtype).eps))
+            *_, gap = _judged(D, y, jnp.clip(length, level, most), x)
+            gap = jnp.where(norm(y) <= level, 0, gap)  # then x = 0
+            return gap, gap <= self.tol
+
+        return Found(x, gap, steps, met, allowed=level, judge=judge)
 
 
 @jax.custom_jvp

@@ -17,6 +17,7 @@ from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
+    as_flat,
     block_of,
     dense,
     known_entries,
@@ -48,6 +49,8 @@ __all__ = ["lasso_batch"]
 # nonzeros and takes about min(m, d)^2 d products.
 _CHUNK, _FEWEST = 256, 16
 _PRODUCTS = 2**30
+# The number of signals of a file whose codes in parts are computed together.
+_PARTS = 4096
 # The methods. With `GRAM`, all signals share D'D; with `SETS`, a signal has the Gram matrix of its
 # working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
 # and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
@@ -148,7 +151,7 @@ def lasso_batch(
         ([True, True], [[3, 20], [4, 21]])
     """
     where = "lasso_batch"
-    D, signals, dtype, grid = operands_of_many(D, Y, where)
+    D, signals, dtype, grid = operands_of_many(D, Y, where, viewed=block_of(D) > 1)
     if _problem.is_zero(D):
         raise ValueError(f"{where}: D is zero")
     tol, nonnegative = (
@@ -214,17 +217,32 @@ def _by_parts(
     nonnegative: bool,
     max_steps: int,
 ) -> Pursuit:
-    """The codes in parts, by `lasso` under `vmap`."""
+    """The codes in parts, by `lasso` under `vmap`; the signals of a file chunk by chunk."""
     penalty = Penalty(block_of(D), nonnegative)
     method = Lasso(tol, max_steps, penalty)
     form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=relative, kind=penalty)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
     weight = weight if several else one_by_one(D, weight)
-    own, signals = known_part(D, jnp.asarray(Y), known)
-    own, signals = checks.cast((own, signals), dtype)
     ridge = _problem.as_operand(l2, wide_dtype(dtype))
-    result = _together(method, form, several, own, signals, weight, ridge, start)
-    return result.replace(gap=jnp.where(jnp.isfinite(signals).all(1), result.gap, jnp.inf))
+
+    def solved(rows: slice, signals: Any) -> Pursuit:
+        lam = weight[rows] if several else weight
+        mask = known[rows] if np.ndim(known) > 1 else known
+        own, signals = known_part(D, jnp.asarray(signals), mask)
+        own, signals = checks.cast((own, signals), dtype)
+        first = None if start is None else start[rows]
+        result = _together(method, form, several, own, signals, lam, ridge, first)
+        return result.replace(gap=jnp.where(jnp.isfinite(signals).all(1), result.gap, jnp.inf))
+
+    if not isinstance(Y, np.memmap):
+        return solved(slice(None), Y)
+    size = _PARTS if checks.is_concrete((D, weight, l2, start, known)) else len(Y)
+    parts = []
+    for rows in (slice(first, first + size) for first in range(0, len(Y), size)):
+        flat, _ = as_flat(D, np.array(Y[rows]), 1)
+        name = f"Y[{rows.start}:{rows.stop}]"
+        parts.append(solved(rows, checks.on_host_or_device(flat, name, "lasso_batch")))
+    return jax.tree.map(lambda *fields: jnp.concatenate(fields), *parts)
 
 
 @programs.on_auto_axes

@@ -245,8 +245,8 @@ def layered_basis_pursuit(
         y: (m,).
         lams: J penalties, each one number, one per atom, or one per filter of a `Conv`; None for
             the equality constraints.
-        tol: relative duality gap of every layer; by default 1e-6 with penalties and 1e-9 without
-            penalties.
+        tol: relative duality gap of every layer; by default 1e-6 with penalties, and that of
+            `basis_pursuit` without penalties.
         max_steps: maximum number of steps of `fista` in a layer with a penalty.
 
     Returns:
@@ -272,7 +272,7 @@ def layered_basis_pursuit(
     where = "layered_basis_pursuit"
     max_steps = static_steps(max_steps, where)
     if lams is None:
-        least, Ds = static_tol(1e-9 if tol is None else tol, where), as_chain(Ds, where)
+        least, Ds = None if tol is None else static_tol(tol, where), as_chain(Ds, where)
         _, arrays = checked_chain(where, Ds, y, (0.0,) * len(Ds), by_steps=False)
         return _chained(least, *arrays[:3])
     method = Accelerated(1e-6 if tol is None else tol, max_steps).checked(where)
@@ -283,9 +283,9 @@ def layered_basis_pursuit(
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _chained(
-    method: Threshold | Accelerated | float, Ds: Sequence[Operator], y: Array, values: tuple
+    method: Threshold | Accelerated | float | None, Ds: Sequence[Operator], y: Array, values: tuple
 ) -> Layered:
-    """The results, layer by layer; a number as `method` is the tol of basis pursuit."""
+    """The results, layer by layer; another `method` is the tol of basis pursuit."""
     layers: list[Pursuit] = []
     for D, value in zip(Ds, values):
         if isinstance(method, Threshold):

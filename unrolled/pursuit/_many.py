@@ -23,13 +23,17 @@ from unrolled.pursuit._sparse import Collected
 _LARGEST = np.finfo(float).max
 
 
-def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, np.dtype, Grid]:
+def operands_of_many(
+    D: Dictionary, Y: Any, where: str, viewed: bool = False
+) -> tuple[Operator, Any, np.dtype, Grid]:
     """Checked arguments: D, signals in rows, the dtype of the result and the grid of a code.
 
-    The signals of a mapped file stay in the file if they are flat.
+    The signals of a mapped file stay in the file if they are flat. If `viewed` is set, signals of
+    the file that `as_flat` would flatten also stay there, in their own form.
     """
     mapped = isinstance(Y, np.memmap) and Y.ndim > 1 and len(Y) > 0
-    mapped = mapped and as_flat(D, Y[:1], 1)[1] is None
+    flat = mapped and as_flat(D, Y[:1], 1)[1] is None
+    mapped = flat or (mapped and viewed)
     some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
     D, some = as_dictionary(D, where), checks.on_host_or_device(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
@@ -38,7 +42,8 @@ def operands_of_many(D: Dictionary, Y: Any, where: str) -> tuple[Operator, Any, 
             f"{where}: Y has shape {shape}; expected (batch, {D.shape[0]}), signals in rows"
             f"{checks.flattened('Y', shape)}"
         )
-    return D, Y.reshape(len(Y), -1) if mapped else some, checks.common_dtype(D, some), grid
+    some = Y if mapped and not flat else Y.reshape(len(Y), -1) if mapped else some
+    return D, some, checks.common_dtype(D, some), grid
 
 
 class Answers(NamedTuple):

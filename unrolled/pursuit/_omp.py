@@ -112,9 +112,10 @@ def omp(
 
     Returns:
         Pursuit. `steps` counts the atoms. `gap` is the excess of norm(y - D x)^2 over the least
-        squares value on the same support, relative to norm(y)^2. The gap measures rounding errors;
-        it does not judge the support. `converged` is True if x is the least squares code to
-        rounding and, with a tol, the residual is at most tol.
+        squares value on the same support, relative to norm(y)^2. The gap measures rounding errors,
+        also the rounding of x to half precision; it does not judge the support. `converged` is True
+        if x is the least squares code to the rounding of its dtype and, with a tol, the residual is
+        at most tol.
 
     Raises:
         TypeError: an operand is not real, or sparsity is not a static integer.
@@ -188,21 +189,28 @@ class Matching:
         penalty = (NONNEGATIVE if self.nonnegative else L1).of(D)
         options: dict[str, Any] = dict(penalty=penalty, favour=favour, by_fit=self.by_fit)
         chosen = atom_by_atom(fixed_D, fixed_y, norms, self.most, stop, **options)
-        # norm(P r)^2 for the projector P on the span of the chosen atoms, computed from the factor
-        # of their Gram matrix.
-        inside = _solve_L(chosen.L, _at_chosen(chosen, chosen.r @ fixed_D))
-        gap = jnp.sum(inside**2) / 2 / half_energy(fixed_y)
+        finite = jnp.isfinite(norm(chosen.r))
+
+        def excess(r):
+            # norm(P r)^2 for the projector P on the span of the chosen atoms, computed from the
+            # factor of their Gram matrix.
+            inside = _solve_L(chosen.L, _at_chosen(chosen, r @ fixed_D))
+            return jnp.where(finite, jnp.sum(inside**2) / 2 / half_energy(fixed_y), jnp.inf)
+
+        gap = excess(chosen.r)
         zero = jnp.zeros((), y.dtype)
         free = Penalized(D, y, zero, zero)
         x = on_branch(slope, 10 * min(D.shape), free, chosen.x, penalty)
-        finite = jnp.isfinite(norm(chosen.r))
         rounding = 4 * D.shape[0] * float(jnp.finfo(y.dtype).eps)
         # No atom in the range helps, but an atom below the range might help.
         short = problem.lost[0].any() & (chosen.size < self.most * penalty.block)
         short &= norm(chosen.r) > jnp.maximum(stop, rounding * norm(fixed_y))
         met = finite & (gap <= rounding) & ~short
-        gap = jnp.where(finite, gap, jnp.inf)
-        return Found(ldexp(x, -k), gap, chosen.steps, met, allowed=problem.level)
+
+        def judge(x):  # rounding moves the gap, but x is still the least squares code to rounding
+            return excess(fixed_y - fixed_D @ lax.stop_gradient(ldexp(x, k))), met
+
+        return Found(ldexp(x, -k), gap, chosen.steps, met, allowed=problem.level, judge=judge)
 
 
 def atom_by_atom(

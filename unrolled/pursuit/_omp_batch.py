@@ -227,14 +227,18 @@ def _coded(
             missed = np.where(used, np.abs(kept - codes.values), 0).max(1, initial=0)
         i, j = np.nonzero(used)
         answers.x[rows.start + i, codes.atoms[i, j]] = values[i, j]
-        residual, energy = left(kept), np.sum(y**2, 1)
-        gap = np.where(finite, codes.inside / np.where(energy > 0, energy, 1), np.inf)
+        residual, energy = left(y, kept), np.sum(y**2, 1)
+        share_of = np.where(energy > 0, energy, 1)
+        solved = finite & (codes.inside / share_of <= rounding)
+        # The rounding of the values adds a vector in the span of the atoms to the residual.
+        moved = 0 if dtype == np.float64 else left(np.zeros_like(y), kept - codes.values * used)
+        gap = np.where(finite, (np.sqrt(codes.inside) + moved) ** 2 / share_of, np.inf)
         full = codes.counts == most * block
         short = lost & ~full & (residual > rounding * np.sqrt(energy))
         held = missed <= 2 * float(jnp.finfo(dtype).eps) * size
         residual = np.where(finite, np.ldexp(residual, b[:, 0] + c), np.nan)
         margin = np.where(finite, codes.margins, 0)
-        fields = gap, residual, codes.steps, (gap <= rounding) & ~short & held, margin
+        fields = gap, residual, codes.steps, solved & ~short & held, margin
         for field, part in zip(answers[1:], fields):
             field[rows] = part
 
@@ -283,7 +287,8 @@ def gram_pays(atoms: Atoms, n: int, most: int) -> bool:
     return fits and m * d + 5 * n * most**2 <= 2 * n * most * m
 
 
-Left = Callable[[np.ndarray], np.ndarray]
+# Signals and values of their codes -> the norms of the residuals.
+Left = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def by_gram(
@@ -298,7 +303,7 @@ def by_gram(
     squares = atoms.norms**2
     factors = rule.depends * squares if rule.by_fit else favour * _inverse(atoms.norms)
     codes = _matching.with_gram(gram, Y @ D.T, np.sum(Y**2, 1), factors, rule)
-    return codes, partial(_matching.residuals, D, Y, codes)
+    return codes, lambda Y, values: _matching.residuals(D, Y, codes, values)
 
 
 def step_by_step(
@@ -310,7 +315,7 @@ def step_by_step(
     dtype: np.dtype,
     block: int = 1,
 ) -> tuple["Codes", Left]:
-    """The codes of signals; and the function from values of the codes to norm(w (y - D x)).
+    """The codes of signals; and the function from w y and values of the codes to norm(w (y - D x)).
 
     Each step takes one product of all residuals with D.
 
@@ -358,7 +363,7 @@ def step_by_step(
                 rows = atoms.products(weighted(state.columns[i, S], np.full(S.stop, i)), dtype)
                 apart[i] = squares[i] - np.sum(rows * (state.inverses()[i, S, S] @ rows), 0)
     _matching.finish(state, codes)
-    return codes, lambda values: np.linalg.norm(
+    return codes, lambda Y, values: np.linalg.norm(
         Y - np.matmul(values[:, None], state.columns)[:, 0], axis=1
     )
 

@@ -239,7 +239,7 @@ def result(form: StaticPart, problem: Problem, answer: Found) -> tuple[Any, ...]
     """xs, gap, residual, steps, converged and more, in the units and the dtype of the caller.
 
     Residual and gap belong to the returned code: a judge tests codes in half precision again after
-    they are rounded. Without a judge the gap belongs to the code before it is rounded. If the aim
+    they are rounded. (Without a judge, the method itself has rounded the code.) If the aim
     is a bound on the residual, `converged` tests this residual. An atom that is below the range may
     belong to the code if its penalty is below the range, too. Then no bound is known: the gap is
     inf and `converged` is False.

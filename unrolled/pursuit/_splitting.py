@@ -198,7 +198,7 @@ def check_convolution(D: Dictionary, where: str) -> None:
 
 @dataclass(frozen=True)
 class LocalError:
-    """The method of `local_error`; `violation` belongs to the code rounded to the dtype."""
+    """The method of `local_error`; gap and violation belong to the code rounded to the dtype."""
 
     tol: float
     max_steps: int
@@ -245,7 +245,7 @@ class LocalError:
         )
         if self.dtype != y.dtype:
             x, patches = state.v
-            _, violation = judged(state._replace(v=(rounded(x, self.dtype), patches)))
+            gap, violation = judged(state._replace(v=(rounded(x, self.dtype), patches)))
         met = (gap <= self.tol) & (violation <= self.tol)
         return Found(state.v[0], gap, steps, met, more=(violation,))
 
@@ -353,8 +353,8 @@ class LocalSparsity:
             """The mean of the copies; an entry is zero if it is zero in all copies."""
             return together(state.v) / times
 
-        def gap(state: Splits) -> Array:
-            x, q = code(state), state.rho * state.u
+        def gap(x: Array, state: Splits) -> Array:
+            q = state.rho * state.u
             r = y - D @ x
             q = q + D.stripes((r @ D - together(q)) / times)
             total = jnp.sum(jnp.max(jnp.abs(q), 1))
@@ -369,8 +369,15 @@ class LocalSparsity:
             lambda stripes, rho: lower_the_fullest(stripes, lam / rho),
             start * root,
         )
-        state, steps, least = solve(step, state, gap, tol=self.tol, max_steps=self.max_steps)
-        return Found(code(state), least, steps, least <= self.tol)
+        state, steps, least = solve(
+            step, state, lambda s: gap(code(s), s), tol=self.tol, max_steps=self.max_steps
+        )
+
+        def judge(x):
+            least = gap(x, state)
+            return least, least <= self.tol
+
+        return Found(code(state), least, steps, least <= self.tol, judge=judge)
 
 
 def lower_the_fullest(rows: Array, lam: Array) -> Array:

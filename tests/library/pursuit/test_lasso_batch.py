@@ -176,6 +176,17 @@ def test_a_mapped_file_has_the_bits_of_its_array(mapped, monkeypatch, options):
         assert ours.dtype == theirs.dtype and np.array_equal(ours, theirs, equal_nan=True)
 
 
+def test_parts_of_a_mapped_file_have_the_codes_of_its_array(tmp_path, monkeypatch):
+    monkeypatch.setattr(_lasso_batch, "_PARTS", 4)
+    A, signals = dictionaries.Joint(normal(5, 6, 9), 2), normal(6, 9, 6, 2)
+    np.save(tmp_path / "Y.npy", signals)
+    mapped = np.load(tmp_path / "Y.npy", mmap_mode="r")
+    options = dict(ratio=np.linspace(0.3, 0.5, 9)[:, None], mask=normal(7, 9, 6, 2) > -1)
+    found, whole = (pursuit.lasso_batch(A, v, **options) for v in (mapped, signals))
+    assert found.x.shape == whole.x.shape and found.converged.all()
+    np.testing.assert_allclose(found.x, whole.x, atol=1e-5)
+
+
 def test_matching_of_a_mapped_file_has_the_codes_of_its_array(mapped):
     """`residual` and `gap` are sums of other matrix products, each rounded."""
     for weights in (None, np.linspace(0.5, 1, M), np.abs(normal(4, BATCH, M))):
