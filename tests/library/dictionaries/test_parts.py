@@ -385,7 +385,7 @@ def test_many_signals_in_parts_may_be_none_and_the_largest_lam_gives_zeros():
 
 def test_a_file_of_signals_in_parts_is_read_in_chunks(tmp_path, monkeypatch):
     D, Y, _ = pursued_problem("joint", 9)
-    monkeypatch.setattr("unrolled.pursuit._lasso_batch.BLOCK", 4)
+    monkeypatch.setattr("unrolled.pursuit._lasso_batch._PARTS", 4)
     np.save(tmp_path / "signals.npy", Y.reshape(9, -1))
     mapped = np.load(tmp_path / "signals.npy", mmap_mode="r")
     lam = np.linspace(0.1, 0.5, 9)[:, None]

@@ -129,9 +129,9 @@ def test_theorems_speak_of_the_last_step(problem):
 
 
 def test_products_with_blocks_of_atoms_count_as_their_share(problem):
-    """A sweep of `bcd` has the two products of a step of FISTA, in pieces."""
+    """A sweep of `bcd` has the two products of a step of FISTA, in pieces, and a fresh residual."""
     D, Y = problem
     layer = layers.bcd(K, block=5)
     params = layer.init(None, D)
     for form in (params, layers.unstack(params)):
-        assert ur.comparison.products(layer, form, D, Y[0]) == 2 * K
+        assert ur.comparison.products(layer, form, D, Y[0]) == 3 * K

@@ -215,9 +215,10 @@ def test_codes_that_are_all_zero_have_no_precision():
     methods = {"ISTA": (ur.layers.ista(K), ur.analytic.ista(D, 0.1, K)), "silent": (layer, silent)}
     result = ur.compare(methods, D, D.T, np.eye(16))
     assert np.isnan(result["silent"].curve.precision).all()
-    (row,) = [r for r in result.table().splitlines() if r.startswith("| silent")]
-    assert row.split("|")[7].strip() == "" and row.split("|")[8].strip() == "0.000"
-    held = json.loads(result.to_json())["curves"]["silent"]
+    titles, _, *rows = ([c.strip() for c in r.split("|")] for r in result.table().splitlines())
+    (row,) = [dict(zip(titles, row)) for row in rows if "silent" in row]
+    assert row["precision"] == "" and row["recall"] == "0.000"
+    held = json.loads(result.to_json())["methods"]["silent"]["curve"]
     assert held["precision"] == [None] * K and held["recall"] == [0.0] * K
     header, rows = curve_rows(result)
     assert all(row[header.index("precision")] == "" for row in rows if row[0] == "silent")
