@@ -276,10 +276,10 @@ def test_more_noise_than_declared_breaks_the_bounds_of_the_atoms():
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", ["minimax", "minimax, off its diagonal", "one poor atom", "conv"])
 def test_the_guard_of_the_atoms_keeps_depth_harmless(name, dtype):
-    p, rng, eps = load(name, dtype), np.random.default_rng(6), np.finfo(dtype).eps
+    p, rng = load(name, dtype), np.random.default_rng(6)
     X = members(rng, p.W, p.D, 200, 1).astype(dtype).astype(float)
     found = p.atoms(sparsity=1, bound=1.0, depth=300, guard=p.guard(1))
-    assert found.holds and found.floor < 300 * eps
+    assert found.holds and found.floor < 75 * p.guard(1)
     assert_certified(p, found, X, signals(p, X))
 
 

@@ -179,7 +179,8 @@ def test_analytic_params_are_the_schedule(name, dtype):
         assert theta.dtype == dtype
         up = 1 + 4 * float(np.finfo(dtype).eps)
         theta = np.asarray(theta, np.float64)
-        assert (bare.theta <= up * theta).all() and (theta <= up * found.theta).all()
+        # `analytic` rounds the coherence up by 1e-9, which the recursion amplifies.
+        assert (bare.theta <= up * theta).all() and (theta <= (up + 1e-7) * found.theta).all()
     for W in (tied.shared.W, steps.shared.W):
         assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), W, p.W))
     assert (np.asarray(steps.steps.gamma) == 1).all()
