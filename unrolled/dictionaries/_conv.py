@@ -124,10 +124,9 @@ class Conv(Structured):
 
     Raises:
         TypeError: filters are not real numbers, or a size, stride or dilation is not an integer.
-        ValueError: shapes do not fit, a stride or dilation is below 1, a stride is longer than the
-            signal, the boundary is unknown, filters are NaN or infinite, a kernel is longer than
-            the signal under "valid", or a dilated kernel is longer than the signal under any
-            boundary.
+        ValueError: shapes do not fit, a stride or dilation is below 1, the boundary is unknown,
+            filters are NaN or infinite, a kernel is longer than the signal under "valid", or a
+            dilated kernel is longer than the signal under any boundary.
         MemoryError: a signal or a code does not fit in memory.
 
     Reference: Li, Feng, Zhou (2024), Definition 5; Yu, Koltun (2016) for the dilation.
@@ -169,8 +168,6 @@ class Conv(Structured):
                     f"Conv: {name} {each} does not fit signal_shape {shape}; expected one per "
                     "dimension"
                 )
-        if any(t > N for t, N in zip(strides, shape)):
-            raise ValueError(f"Conv: stride {strides} is longer than the signal {shape}")
         if boundary not in BOUNDARIES:
             raise ValueError(
                 f"Conv: unknown boundary {boundary!r}; expected one of {', '.join(BOUNDARIES)}"
