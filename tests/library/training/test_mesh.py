@@ -113,6 +113,7 @@ EIGHT = """
 import json, sys
 import jax, jax.numpy as jnp, optax
 import unrolled as ur
+from unrolled._base.programs import data_mesh
 from unrolled.training import _mesh
 
 D = ur.dictionaries.gaussian(0, 12, 24)
@@ -155,7 +156,7 @@ def counted(compiled, *names):
 if "alista, 7" in sys.argv[2]:
     key, results = jax.random.key(0), []
     for reduction in ("tree", "psum"):
-        shared = _mesh.sharing(16, mesh(8), reduction, "")
+        shared = _mesh.Sharing(16, data_mesh(mesh(8), ""), reduction)
         step = jax.jit(lambda key: _mesh.mean(batch, key, shared, jnp.eye(3))).lower(key).compile()
         answer[reduction] = [counted(step, "collective-permute"), counted(step, "all-reduce"),
                              counted(step, "all-gather", "all-to-all")]
