@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -334,7 +335,9 @@ def test_a_run_that_is_stopped_twice_ends_with_the_same_bits(run, stopped, whole
         file.write('{"step": 15, "lo')
     status, out, err = run("train", "--output", output, "--resume")
     assert status == 0 and "20 training steps" in out and str(output / "weights.npz") in out, err
-    assert (output / "weights.npz").read_bytes() == (whole[0] / "weights.npz").read_bytes()
+    # The files differ in the seconds of training alone.
+    resumed, once = (ur.training.restore(f / "weights.npz") for f in (output, whole[0]))
+    chex.assert_trees_all_equal((resumed.params, resumed.D), (once.params, once.D))
     ours, expected = (
         [{k: v for k, v in row.items() if k != "seconds"} for row in history(path)]
         for path in (output, whole[0])
