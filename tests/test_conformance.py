@@ -367,7 +367,7 @@ def test_equal_shapes_are_traced_once(name):
 
 @pytest.mark.few(4)
 def test_signatures_say_the_same_of_every_layer(name):
-    layer, _, D, Y = case(name)
+    layer, params, D, Y = case(name)
     names = {
         method: list(inspect.signature(getattr(layer, method)).parameters)
         for method in ("init", "start", "apply", "iterates", "check", "step")
@@ -379,7 +379,9 @@ def test_signatures_say_the_same_of_every_layer(name):
     constants = () if layer.schedule is None else layer.schedule[:1]
     inspect.signature(layer.step).bind(*"spDyx", *constants)
     assert layer.schedule is None or len(layer.schedule) == K
-    chex.assert_trees_all_equal(layer.start(D, jnp.asarray(Y[0])).x, np.zeros(N))
+    prepared = layer.prepare(params, D)
+    start = layer.start(prepared.D, jnp.asarray(Y[0]))
+    chex.assert_trees_all_equal(prepared.restore(start.x), np.zeros(N))
 
 
 @pytest.mark.few(5)
