@@ -49,7 +49,6 @@ suppress_warnings = ["codeautolink.match_block", "codeautolink.parse_block"]  # 
 default_role = "py:obj"  # `fit` in a docstring is a link to it
 autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
 maximum_signature_line_length = 80
 add_module_names = False
 napoleon_numpy_docstring = False
@@ -443,9 +442,11 @@ def first_words(app, what, name, obj, options, lines):
 
 
 def signature(app, what, name, obj, options, args, result):
-    """Types without the marks of the library."""
+    """Types without the marks of the library, and functions by their names."""
     marked = r"~?[\w.]*Annotated\[~?([\w.]+), ~?[\w.]*Shape\((?:[^()]|\([^()]*\))*\)\]"
-    return tuple(text and re.sub(marked, r"\1", text) for text in (args, result))
+    function = r"<function (?:[\w.]*\.)?(\w+)(?: at 0x\w+)?>"
+    texts = (text and re.sub(marked, r"\1", text) for text in (args, result))
+    return tuple(text and re.sub(function, r"\1", text) for text in texts)
 
 
 def as_prose(app, what, name, obj, options, lines):

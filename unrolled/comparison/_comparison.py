@@ -142,7 +142,8 @@ class Comparison(Result):
         """Sentences on the costs of a network, of the same layer untrained, and of exact codes.
 
         A training of T seconds is repaid after T / (a - b) signals, where a and b are the CPU
-        seconds per signal of the exact solver and of the network. The network is the method with
+        seconds per signal of the exact solver and of the network. T is the time of the clock, so
+        work of other processes during the training raises T. The network is the method with
         the smallest gap, among results of `fit` if there are any. The exact solver is the fastest
         one with a gap of at most 1e-5. There is no verdict if repeats of a measurement differ by
         more than a factor of 1.5. The text is empty if codes are known or times are unknown.

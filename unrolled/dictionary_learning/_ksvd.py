@@ -275,8 +275,8 @@ def mod(
     `mod` is like `ksvd`.
 
     Args:
-        Y, d, sparsity, sweeps, key, start, nonnegative, weights, mask, progress, resume,
-            checkpoint: see `ksvd`.
+        Y, d, sparsity, sweeps, key, start, nonnegative, weights, mask: see `ksvd`.
+        progress, resume, checkpoint: see `ksvd`.
 
     Returns:
         Learned, as from `ksvd`.

@@ -24,6 +24,7 @@ from unrolled._base import checks, programs
 from unrolled._base.checks import Array
 from unrolled._base.numbers import exponent, ldexp, power_of_two, times_power, wide_dtype
 from unrolled.dictionaries import Operator, Structured, dense
+from unrolled.pursuit import _products
 
 # Signals whose systems are solved together, and the largest share of the largest singular value
 # that counts as zero where the atoms of a support are dependent.
@@ -144,8 +145,6 @@ def _systems(A: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def _columns(D: Any, which: np.ndarray) -> np.ndarray:
     """Some atoms in rows, in float64."""
-    if not isinstance(D, Structured):
-        return np.asarray(D)[:, which].T.astype(float)
-    ones = np.zeros((D.shape[1], len(which)), D.dtype)
-    ones[which, np.arange(len(which))] = 1
-    return np.asarray(D @ jnp.asarray(ones)).T.astype(float)
+    if isinstance(D, Structured):
+        return _products.columns(D, which)
+    return np.asarray(D)[:, which].T.astype(float)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.checks import ArrayLike
 from unrolled._base.numbers import host_exponent, wide_dtype
-from unrolled.dictionaries import Dictionary, Operator, Structured, block_of, column_norms, dense
+from unrolled.dictionaries import Dictionary, Structured, block_of, column_norms, dense
+from unrolled.pursuit import _products
 from unrolled.pursuit._derivative import Conditions
 from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
 from unrolled.pursuit._omp import is_by_fit, most_atoms, negligible
@@ -158,34 +159,13 @@ class Atoms:
         """R D in the dtype."""
         if self.matrix is not None:
             return R.astype(dtype) @ (self.short if dtype == np.float32 else self.matrix).T
-        return np.ldexp(_applied(_analysed, self.operator, R), -self.k).astype(dtype)
+        return np.ldexp(_products.products(self.operator, R), -self.k).astype(dtype)
 
     def columns(self, which: np.ndarray) -> np.ndarray:
         """Some atoms in rows, in float64."""
         if self.matrix is not None:
             return self.matrix[which]
-        ones = np.zeros((len(which), self.shape[1]))
-        ones[np.arange(len(which)), which] = 1
-        columns = _applied(_synthesised, self.operator, ones).astype(float)
-        return np.ldexp(columns, -self.k[which, None])
-
-
-@jax.jit
-def _analysed(D: Operator, R: Array) -> Array:
-    return R @ D
-
-
-@jax.jit
-def _synthesised(D: Operator, X: Array) -> Array:
-    return (D @ X.T).T
-
-
-def _applied(product: Callable, D: Any, rows: np.ndarray) -> np.ndarray:
-    """The product of D with rows; zero rows fill up to a power of two, to reuse programs."""
-    padded = np.zeros((1 << max(len(rows) - 1, 0).bit_length(), rows.shape[1]), D.dtype)
-    padded[: len(rows)] = rows
-    with jax.default_matmul_precision("highest"):
-        return np.asarray(product(D, padded))[: len(rows)]
+        return np.ldexp(_products.columns(self.operator, which), -self.k[which, None])
 
 
 def _coded(

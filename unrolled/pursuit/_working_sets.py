@@ -15,10 +15,8 @@ code allows for the error. Products with atoms of the set are computed in float6
 Reference: Massias, Gramfort, Salmon (2018) for working sets; Higham (2002), section 3.1.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numba import njit
@@ -26,7 +24,7 @@ from numba import njit
 from unrolled._base import checks
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import column_norms, inner_terms
-from unrolled.pursuit import _active_set
+from unrolled.pursuit import _active_set, _products
 from unrolled.pursuit._many import Answers, Units, share
 
 # The numbers of atoms that join in the first round and, at least, in a later round.
@@ -35,7 +33,6 @@ _ROUNDS = 100
 _BYTES = 2**25  # of the products of a block
 _KEPT = 0.98  # an atom with x_i = 0 stays in the set if |d_i . r| is above this share of lam_i
 _SLACK = 1e-11  # as in `lasso_batch`
-_TOGETHER = 32  # rows in a product of a structured dictionary, so that one program suffices
 
 
 class Matrix(NamedTuple):
@@ -73,37 +70,12 @@ class Products(NamedTuple):
 
     def products(self, R: np.ndarray) -> np.ndarray:
         """R D, (n, d)."""
-        return _together(_analysis, self.D, np.ldexp(R, -self.a).astype(self.D.dtype))
+        return _products.products(self.D, np.ldexp(R, -self.a))
 
     def columns(self, indices: np.ndarray) -> np.ndarray:
         """Some atoms, (k, m), in float64."""
         which, back = np.unique(indices, return_inverse=True)
-        units = np.arange(self.D.shape[1]) == which[:, None]
-        with jax.enable_x64(True):
-            atoms = _together(_synthesis, checks.cast(self.D, np.float64), units.astype(float))
-        return np.ldexp(atoms, -self.a)[back.reshape(-1)]
-
-
-@jax.jit
-def _analysis(D: Any, R: Any) -> Any:
-    return R @ D
-
-
-@jax.jit
-def _synthesis(D: Any, X: Any) -> Any:
-    return (D @ X.T).T
-
-
-def _together(product: Callable[[Any, Any], Any], D: Any, rows: np.ndarray) -> np.ndarray:
-    """The products of rows, a fixed number at a time, by one program."""
-    results = [np.zeros((0, 0))] * 0
-    for first in range(0, len(rows), _TOGETHER):
-        part = rows[first : first + _TOGETHER]
-        some = np.zeros((_TOGETHER, rows.shape[1]), rows.dtype)
-        some[: len(part)] = part
-        with jax.default_matmul_precision("highest"):
-            results.append(np.asarray(product(D, some))[: len(part)])
-    return np.concatenate(results)
+        return np.ldexp(_products.columns(self.D, which), -self.a)[back.reshape(-1)]
 
 
 class Task(NamedTuple):
