@@ -17,6 +17,7 @@ from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
+    Structured,
     as_flat,
     block_of,
     dense,
@@ -184,7 +185,7 @@ def lasso_batch(
     given, conditions = (D, signals, weight, l2), None
     if not checks.is_concrete(given):
         conditions = _conditions(*given, known, lam is None, nonnegative)
-    whole: Any = D if how == SETS and checks.is_concrete((D, operands)) else dense(D)
+    whole: Any = dense(D) if how == GRAM and isinstance(D, Structured) else D
     result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, conditions, into)
     object.__setattr__(result, "how", how)  # of a frozen record
     return result

@@ -35,7 +35,7 @@ def operands_of_many(
     flat = mapped and as_flat(D, Y[:1], 1)[1] is None
     mapped = flat or (mapped and viewed)
     some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
-    D, some = as_dictionary(D, where), checks.on_host_or_device(some, "Y", where)
+    D, some = as_dictionary(D, where, on_host=True), checks.on_host_or_device(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
         shape = Y.shape if mapped else some.shape
         raise ValueError(
@@ -201,13 +201,25 @@ class Units(NamedTuple):
             return None
         return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
 
-    def store(self, answers, rows, b, tol, x, gap, residual, steps, margin) -> None:
-        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
+    def store(self, answers, rows, b, tol, x, gap, residual, steps, margin, atoms=None) -> None:
+        """Write scaled codes and numbers into the rows of the answers, in the caller's units.
+
+        If atoms, (n, w) in ascending order, are given, x has the entries of these atoms alone; an
+        unused slot has the entry 0.
+        """
         with np.errstate(over="ignore"):
             codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
         gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
-        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol, margin
-        for field, values in zip(answers, fields):
+        if atoms is None:
+            answers.x[rows] = codes
+        elif isinstance(answers.x, Collected):
+            answers.x.add(rows, atoms, codes)
+        else:
+            i, j = np.nonzero(codes)
+            answers.x[rows[i], atoms[i, j]] = codes[i, j]
+        for field, values in zip(
+            answers[1:], (gap, np.ldexp(residual, b), steps, gap <= tol, margin)
+        ):
             field[rows] = values
 
 

@@ -15,11 +15,12 @@ code allows for the error. Products with atoms of the set are computed in float6
 Reference: Massias, Gramfort, Salmon (2018) for working sets; Higham (2002), section 3.1.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 from unrolled._base import checks
 from unrolled._base.numbers import host_exponent, wide_dtype
@@ -30,7 +31,8 @@ from unrolled.pursuit._many import Answers, Units, share
 # The numbers of atoms that join in the first round and, at least, in a later round.
 _FIRST, _MORE = 64, 32
 _ROUNDS = 100
-_BYTES = 2**25  # of the products of a block
+_BYTES, _CACHED = 2**25, 2**24  # of the products of a block, and of the atoms of some sets
+_ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
 _KEPT = 0.98  # an atom with x_i = 0 stays in the set if |d_i . r| is above this share of lam_i
 _SLACK = 1e-11  # as in `lasso_batch`
 
@@ -43,23 +45,30 @@ class Matrix(NamedTuple):
 
     def products(self, R: np.ndarray) -> np.ndarray:
         """R D, (n, d)."""
-        return np.ldexp(R, -self.a).astype(self.D.dtype) @ self.D
+        first = self.a if abs(self.a) < 32 else self.a // 2  # no factor leaves the range
+        products = (R * 2.0**-first).astype(self.D.dtype) @ self.D
+        return products if first == self.a else np.ldexp(products, first - self.a)
 
     def columns(self, indices: np.ndarray) -> np.ndarray:
-        """Some atoms, (k, m), in float64; each row of D is read once."""
-        which, back = np.unique(indices, return_inverse=True)
-        atoms = np.ascontiguousarray(np.take(self.D, which, axis=1).T, float)
-        return np.ldexp(atoms, -self.a, out=atoms)[back.reshape(-1)]
+        """Some atoms, (n, w, m), in float64; 0 for an index of -1."""
+        flat, atoms = indices.ravel(), np.empty((indices.size, len(self.D)))
+        _gather(self.D, flat, np.argsort(flat), math.ldexp(1, -self.a), atoms)
+        return atoms.reshape(*indices.shape, -1)
 
 
-def _norms(atoms: Matrix) -> np.ndarray:
-    """The norms of the scaled atoms, (d,), rounded up by a thousandth."""
-    D, a = atoms
-    if abs(a) < 32:  # squares are in the range
-        squares = np.ldexp(np.einsum("ij,ij->j", D, D).astype(float), -2 * a)
-    else:
-        squares = sum(np.square(np.ldexp(row.astype(float), -a)) for row in D)
-    return 1.001 * np.sqrt(squares)
+def _norms(D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """f, rounded up by a thousandth, and k, (d,) each: the norms of the atoms are f 2^k."""
+    parts = (D[first : first + _ROWS] for first in range(0, len(D), _ROWS))
+    squares = sum(np.einsum("ij,ij->j", part, part).astype(float) for part in parts)
+    f, k = np.frexp(np.sqrt(squares))
+    # The squares of large entries overflow, and those of small entries lose digits.
+    odd = np.flatnonzero(~((squares > len(D) * _SMALLEST) & (squares < np.inf)))
+    if len(odd):
+        atoms = D[:, odd].astype(float)
+        c = host_exponent(atoms, 0)[0]
+        f[odd], k[odd] = np.frexp(np.linalg.norm(np.ldexp(atoms, -c), axis=0))
+        k[odd] += c
+    return 1.001 * f, k
 
 
 class Products(NamedTuple):
@@ -73,9 +82,11 @@ class Products(NamedTuple):
         return _products.products(self.D, np.ldexp(R, -self.a))
 
     def columns(self, indices: np.ndarray) -> np.ndarray:
-        """Some atoms, (k, m), in float64."""
+        """Some atoms, (n, w, m), in float64; 0 for an index of -1."""
         which, back = np.unique(indices, return_inverse=True)
-        return np.ldexp(_products.columns(self.D, which), -self.a)[back.reshape(-1)]
+        atoms = np.ldexp(_products.columns(self.D, np.maximum(which, 0)), -self.a)
+        atoms[which < 0] = 0
+        return atoms[back.reshape(indices.shape)]
 
 
 class Task(NamedTuple):
@@ -99,12 +110,12 @@ def lasso_by_sets(
     (m, d), wide = D.shape, wide_dtype(D.dtype)
     answers, terms = Answers.empty(len(Y), d, dtype, into), m + 2
     if isinstance(D, np.ndarray):
-        most = max(float(D.max()), -float(D.min()))  # nan if an entry is nan
-        if not 0 < most < np.inf:
+        f, k = _norms(D := D.astype(wide, copy=False))
+        if not (np.isfinite(f).all() and f.any()):
             return answers
-        a = int(host_exponent(np.asarray(most)))
-        atoms: Any = Matrix(D.astype(wide, copy=False), a)
-        norms = _norms(atoms)
+        a = int(k[f > 0].max()) - 1
+        atoms: Any = Matrix(D, a)
+        norms = np.ldexp(f, k - a)
     else:
         D = checks.cast(D, wide)
         terms += inner_terms(D)
@@ -130,11 +141,13 @@ def lasso_by_sets(
             return
         known = None if known is None else known[some].astype(float)
         first = units.starts(rows.start + some, b[some, 0])
-        coded = codes_of(
-            *(task, y[some], weights[some], products[some], units.finest + a - b[some, 0]),
-            *(first, known),
-        )
-        units.store(answers, rows.start + some, b[some, 0], tol, coded.dense(d), *coded[1:])
+        if len(some) < len(y):
+            y, weights, products, b = y[some], weights[some], products[some], b[some]
+        finest = units.finest + a - b[:, 0]
+        sets, *rest = codes_of(task, y, weights, products, finest, first, known)
+        order = np.argsort(sets.atoms, 1)
+        codes, own = (np.take_along_axis(v, order, 1) for v in (sets.x, sets.atoms))
+        units.store(answers, rows.start + some, b[:, 0], tol, codes, *rest, own)
 
     rows = int(np.clip(_BYTES // (d * wide.itemsize), 16, 256))
     if isinstance(atoms, Matrix):
@@ -181,13 +194,6 @@ class Coded(NamedTuple):
     residual: np.ndarray
     moves: np.ndarray
     margin: np.ndarray  # as in `_active_set.minimise`
-
-    def dense(self, d: int) -> np.ndarray:
-        """The codes, (n, d)."""
-        x = np.zeros((len(self.gap), d))
-        rows, slots = np.nonzero(self.sets.atoms >= 0)
-        x[rows, self.sets.atoms[rows, slots]] = self.sets.x[rows, slots]
-        return x
 
 
 def codes_of(
@@ -279,38 +285,65 @@ def _violated(
     return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"}, cache=True)
 def _scan(products, lam, norms, sets, error, most, nonnegative, fresh, tops):
     """The compiled part of `_violated`: the largest excesses, by insertion."""
-    n, d = products.shape
-    inside, excess = np.zeros(d, np.uint8), np.zeros(fresh.shape[1])
-    for i in range(n):
-        for j in sets[i]:
-            if j >= 0:
-                inside[j] = 1
-        joined = 0
-        for j in range(d):
-            size = products[i, j] if nonnegative else abs(products[i, j])
-            weight = lam[i, j if lam.shape[1] > 1 else 0]
-            bound = size + error[i] * norms[j]
-            if inside[j]:
+    d, several, excess = len(norms), lam.shape[1] > 1, np.zeros(fresh.shape[1])
+    for i in range(len(products)):
+        joined, first = 0, 0
+        for end in np.append(np.sort(sets[i]), d):  # the atoms of the set separate ranges of others
+            if end < first:
                 continue
-            if bound > tops[i] * weight:
-                tops[i] = bound / weight
-            if bound <= weight:
-                continue
-            over = (size - weight) / norms[j]
-            if joined == most[i] and over <= excess[joined - 1]:
-                continue
-            place = min(joined, most[i] - 1)
-            while place > 0 and excess[place - 1] < over:
-                excess[place], fresh[i, place] = excess[place - 1], fresh[i, place - 1]
-                place -= 1
-            excess[place], fresh[i, place] = over, j
-            joined = min(joined + 1, most[i])
-        for j in sets[i]:
-            if j >= 0:
-                inside[j] = 0
+            top = _top(products[i], lam[i], norms, error[i], nonnegative, first, end)
+            tops[i] = max(tops[i], top)
+            for j in range(first, end if top > 1 else first):
+                size = products[i, j] if nonnegative else abs(products[i, j])
+                weight = lam[i, j if several else 0]
+                if size + error[i] * norms[j] <= weight:
+                    continue
+                over = (size - weight) / norms[j]
+                if joined == most[i] and over <= excess[joined - 1]:
+                    continue
+                place = min(joined, most[i] - 1)
+                while place > 0 and excess[place - 1] < over:
+                    excess[place], fresh[i, place] = excess[place - 1], fresh[i, place - 1]
+                    place -= 1
+                excess[place], fresh[i, place] = over, j
+                joined = min(joined + 1, most[i])
+            first = end + 1
+
+
+@njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"}, cache=True)
+def _top(products, lam, norms, error, nonnegative, first, end):
+    """The largest bound on |g_i| / lam_i of a range of atoms."""
+    top, several = 0.0, len(lam) > 1
+    for j in range(first, end):
+        size = products[j] if nonnegative else abs(products[j])
+        ratio = size + error * norms[j]
+        if several:
+            ratio /= lam[j]
+        if ratio > top:
+            top = ratio
+    return top if several else top / lam[0]
+
+
+_MATRICES = [types.Array(number, 2, "A", readonly=True) for number in (types.f4, types.f8)]
+
+
+@njit(
+    [types.void(D, types.i8[::1], types.i8[::1], types.f8, types.f8[:, ::1]) for D in _MATRICES],
+    nogil=True,
+    cache=True,
+)
+def _gather(D, indices, order, scale, atoms):
+    """atoms = scale * D[:, indices].T in the given order; 0 for an index of -1."""
+    m = len(D)
+    for first in range(0, m, 16):  # so few rows stay in the cache
+        end = min(first + 16, m)
+        for i in order:
+            j = indices[i]
+            for row in range(first, end):
+                atoms[i, row] = scale * D[row, j] if j >= 0 else 0.0
 
 
 def _refined(
@@ -330,12 +363,11 @@ def _refined(
         sets = sets._replace(x=np.where(sets.atoms >= 0, x, 0))
     n, w = sets.atoms.shape
     r, moves = np.empty_like(y), np.zeros(n, int)
-    step = max(1, 2 * _BYTES // (8 * max(w, 1) * y.shape[1]))
+    step = max(1, _CACHED // (8 * max(w, 1) * y.shape[1]))
     for first in range(0, n, step):
         rows = slice(first, first + step)
         own, used = Sets(*(v[rows] for v in sets)), sets.atoms[rows] >= 0
-        B = task.atoms.columns(np.maximum(own.atoms, 0).reshape(-1)).reshape(*used.shape, -1)
-        B *= used[..., None]
+        B = task.atoms.columns(own.atoms)
         if known is not None:
             B *= known[rows, None]
         gram = B @ B.transpose(0, 2, 1)
@@ -344,7 +376,7 @@ def _refined(
         problem = _active_set.Problem(
             *(B, B, gram, _active_set.inverse_roots(squares), task.l2, task.nonnegative)
         )
-        P = np.einsum("nwm,nm->nw", B, y[rows])
+        P = np.matmul(B, y[rows, :, None])[..., 0]
         minimised = _active_set.minimise(
             *(problem, y[rows], P, own.lam, _SLACK * np.linalg.norm(y[rows], axis=1)),
             tol=task.tol / 2,
@@ -354,8 +386,8 @@ def _refined(
             finest=finest[rows],
         )
         own.x[:] = minimised.x
-        own.g[:] = P - np.einsum("nwv,nv->nw", gram, minimised.x)
-        r[rows] = y[rows] - np.einsum("nwm,nw->nm", B, minimised.x)
+        own.g[:] = P - np.matmul(gram, minimised.x[..., None])[..., 0]
+        r[rows] = y[rows] - np.matmul(minimised.x[:, None], B)[:, 0]
         moves[rows] = minimised.moves
     return sets, r, moves
 
