@@ -312,9 +312,8 @@ def _by_sets(*operands: Any, **options: Any) -> Answers:
 
 
 def lasso_of_rows(
-    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
-    nonnegative=False, max_steps=10_000, into=None,
-):  # fmt: skip
+    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, into=None, **options
+):
     """The codes of the rows of Y, with the gap and the residual of the codes as they are returned.
 
     Args:
@@ -322,9 +321,8 @@ def lasso_of_rows(
         lam: (1, 1), (1, d), (n, 1) or (n, d).
         masks: (m,) or (n, m), whether an entry of a signal is known.
         dtype: the dtype of the codes.
-        relative: whether lam is a ratio to lam_max of every signal.
-        tol, nonnegative, max_steps: as in `lasso_batch`.
         into: array to write the codes into; None for a new one.
+        options: relative, tol, nonnegative, max_steps, as in `Units`.
     """
     from unrolled.pursuit import _active_set  # imports numba
 
@@ -335,22 +333,23 @@ def lasso_of_rows(
         return answers
     a = int(host_exponent(D))
     near = np.ldexp(D, -a)
-    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, np.abs(near).max(0))
-    ridge = units.ridge
+    sizes = np.abs(near).max(0)
+    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, sizes, **options)
+    ridge, nonnegative = units.ridge, units.nonnegative
     problem = _active_set.problem_of(near, ridge, nonnegative)
     levels: dict[bytes, float] = {}
 
     def work(rows: slice) -> None:
         y, b, known = units.signals(rows)
         products = y @ near
-        lam = units.penalties(rows, b, products, relative, nonnegative)
+        lam = units.penalties(rows, b, products)
         some = units.codable(y, lam)
         y, lam, b = y[some], lam[some], b[some, 0]
         known = None if known is None else known[some]
         codes = _active_set.minimise(
-            *(problem, y, products[some], lam, slack_of(near, y, lam, tol, known, levels)),
-            tol=tol,
-            moves=max_steps,
+            *(problem, y, products[some], lam, slack_of(near, y, lam, units.tol, known, levels)),
+            tol=units.tol,
+            moves=units.max_steps,
             start=units.starts(rows.start + some, b),
             masks=None if known is None else known.astype(float),
             digits=units.digits,
@@ -362,7 +361,7 @@ def lasso_of_rows(
                 codes.gap[i] = gap_beside_free_atoms(
                     A, y[i], codes.x[i], lam[i], ridge, nonnegative
                 )
-        units.store(answers, rows.start + some, b, tol, *codes[:4], codes.margin)
+        units.store(answers, rows.start + some, b, *codes[:4], codes.margin)
 
     share(work, len(Y), _chunk(D.shape))
     return answers

@@ -137,7 +137,7 @@ def rows_of(Y: np.ndarray, rows: slice, dtype: np.dtype, where: str) -> np.ndarr
 
 
 class Units(NamedTuple):
-    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
+    """The arguments, scaled chunk by chunk: D is 2^a times a matrix near 1."""
 
     Y: np.ndarray
     lam: np.ndarray
@@ -147,6 +147,10 @@ class Units(NamedTuple):
     dtype: np.dtype  # of the codes
     a: int
     sizes: np.ndarray  # (d,), of the scaled atoms: their largest entries, or their norms
+    relative: bool = False  # whether lam is a ratio to lam_max of every signal
+    tol: float = 1e-6
+    nonnegative: bool = False
+    max_steps: int = 10_000
 
     @property
     def ridge(self) -> float:
@@ -172,15 +176,13 @@ class Units(NamedTuple):
         b = host_exponent(y, 1)
         return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
 
-    def penalties(
-        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
-    ) -> np.ndarray:
+    def penalties(self, rows: slice, b: np.ndarray, products: np.ndarray) -> np.ndarray:
         """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
         lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
         with np.errstate(invalid="ignore", over="ignore"):
-            if relative:
-                top = products if nonnegative else np.abs(products)
-                return lam * np.maximum(top.max(1, keepdims=True), 0)
+            if self.relative:
+                high, low = (f(products, 1, keepdims=True) for f in (np.max, np.min))
+                return lam * np.maximum(high, 0 if self.nonnegative else -low)
             return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
 
     def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
@@ -201,7 +203,7 @@ class Units(NamedTuple):
             return None
         return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
 
-    def store(self, answers, rows, b, tol, x, gap, residual, steps, margin, atoms=None) -> None:
+    def store(self, answers, rows, b, x, gap, residual, steps, margin, atoms=None) -> None:
         """Write scaled codes and numbers into the rows of the answers, in the caller's units.
 
         If atoms, (n, w) in ascending order, are given, x has the entries of these atoms alone; an
@@ -217,9 +219,8 @@ class Units(NamedTuple):
         else:
             i, j = np.nonzero(codes)
             answers.x[rows[i], atoms[i, j]] = codes[i, j]
-        for field, values in zip(
-            answers[1:], (gap, np.ldexp(residual, b), steps, gap <= tol, margin)
-        ):
+        fields = gap, np.ldexp(residual, b), steps, gap <= self.tol, margin
+        for field, values in zip(answers[1:], fields):
             field[rows] = values
 
 

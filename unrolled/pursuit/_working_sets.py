@@ -93,19 +93,13 @@ class Task(NamedTuple):
     """What all signals of a call share."""
 
     atoms: Any  # `Matrix` or `Products`
-    norms: np.ndarray  # (d,), of the atoms
     gamma: float  # bound on the rounding of a product, relative to the norms
-    l2: float
-    nonnegative: bool
-    tol: float
-    moves: int
-    digits: int
+    units: Units
 
 
 def lasso_by_sets(
-    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
-    nonnegative=False, max_steps=10_000, into=None,
-):  # fmt: skip
+    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, into=None, **options
+):
     """`lasso_of_rows` by working sets; D may be a dictionary of any kind, or on a device."""
     (m, d), wide = D.shape, wide_dtype(D.dtype)
     answers, terms = Answers.empty(len(Y), d, dtype, into), m + 2
@@ -122,12 +116,9 @@ def lasso_by_sets(
         norms = np.asarray(column_norms(D), float)
         a = int(host_exponent(norms))
         atoms, norms = Products(D, a), np.ldexp(norms, -a)
-    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, norms)
+    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, norms, **options)
     gamma = terms * float(jnp.finfo(wide).eps) / 2
-    task = Task(
-        *(atoms, norms, gamma / (1 - gamma), units.ridge, nonnegative, tol, max_steps),
-        units.digits,
-    )
+    task = Task(atoms, gamma / (1 - gamma), units)
 
     def work(rows: slice) -> None:
         y, b, known = units.signals(rows)
@@ -135,7 +126,7 @@ def lasso_by_sets(
             known = np.broadcast_to(masks, y.shape)
         finite = np.isfinite(y).all(1)
         products = atoms.products(np.where(finite[:, None], y, 0))
-        weights = units.penalties(rows, b, products, relative, nonnegative)
+        weights = units.penalties(rows, b, products)
         some = units.codable(y, weights)
         if not len(some):
             return
@@ -147,7 +138,7 @@ def lasso_by_sets(
         sets, *rest = codes_of(task, y, weights, products, finest, first, known)
         order = np.argsort(sets.atoms, 1)
         codes, own = (np.take_along_axis(v, order, 1) for v in (sets.x, sets.atoms))
-        units.store(answers, rows.start + some, b[:, 0], tol, codes, *rest, own)
+        units.store(answers, rows.start + some, b[:, 0], codes, *rest, atoms=own)
 
     rows = int(np.clip(_BYTES // (d * wide.itemsize), 16, 256))
     if isinstance(atoms, Matrix):
@@ -215,7 +206,7 @@ def codes_of(
         start: (n, d), codes to start from.
         known: (n, m), 1 for the entries that the code fits, and 0 for others, where y is 0.
     """
-    n = len(y)
+    n, tol, most_moves = len(y), task.units.tol, task.units.max_steps
     half = np.maximum(np.sum(y**2, 1) / 2, np.finfo(float).tiny)
     gap, moves, r, sets = np.full(n, np.inf), np.zeros(n, int), y.copy(), Sets.empty(n, 0)
     margin = np.zeros(n)
@@ -231,7 +222,7 @@ def codes_of(
         fresh, tops = _violated(products, lam[todo], task, now.atoms, error, most)
         gap[todo] = _gaps(task, now, r[todo], tops) / half[todo]
         margin[todo] = _margins(task, now, tops)
-        going = (gap[todo] > task.tol) & (fresh >= 0).any(1) & (moves[todo] < task.moves)
+        going = (gap[todo] > tol) & (fresh >= 0).any(1) & (moves[todo] < most_moves)
         todo, fresh = todo[going], fresh[going]
         if not len(todo):
             break
@@ -254,10 +245,10 @@ def _supports(start: np.ndarray) -> np.ndarray:
 
 def _gaps(task: Task, sets: Sets, r: np.ndarray, tops: np.ndarray) -> np.ndarray:
     """The duality gaps at s r, where `tops` bounds the ratios |g_i| / lam_i outside of the sets."""
-    sizes = sets.g if task.nonnegative else np.abs(sets.g)
+    sizes = sets.g if task.units.nonnegative else np.abs(sets.g)
     s = 1 / np.maximum((sizes / sets.lam).max(1, initial=1), tops)
     terms = sets.lam * np.abs(sets.x) - s[:, None] * sets.x * sets.g
-    energy = np.sum(r**2, 1) + task.l2 * np.sum(sets.x**2, 1)
+    energy = np.sum(r**2, 1) + task.units.ridge * np.sum(sets.x**2, 1)
     return np.maximum(terms, 0).sum(1) + (1 - s) ** 2 * energy / 2
 
 
@@ -266,7 +257,7 @@ def _margins(task: Task, sets: Sets, tops: np.ndarray) -> np.ndarray:
     size, on = np.abs(sets.x), sets.x != 0
     most = size.max(1, initial=0, keepdims=True)
     shares = np.where(on, size / np.where(most > 0, most, 1), np.inf).min(1, initial=1)
-    g = sets.g if task.nonnegative else np.abs(sets.g)
+    g = sets.g if task.units.nonnegative else np.abs(sets.g)
     ratios = np.where(on, 0, g / sets.lam).max(1, initial=0)
     return np.maximum(np.minimum(shares, 1 - np.maximum(ratios, tops)), 0)
 
@@ -281,7 +272,7 @@ def _violated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The atoms that join each set, (n, most), and bounds on the ratios outside of the sets."""
     fresh, tops = -np.ones((len(lam), most.max()), int), np.zeros(len(lam))
-    _scan(products, lam, task.norms, sets, error, most, task.nonnegative, fresh, tops)
+    _scan(products, lam, task.units.sizes, sets, error, most, task.units.nonnegative, fresh, tops)
     return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
 
 
@@ -357,7 +348,7 @@ def _refined(
     start: np.ndarray | None = None,
 ) -> tuple[Sets, np.ndarray, np.ndarray]:
     """The sets with fresh atoms and the minimisers over them, the residuals, and the moves."""
-    sets = _grown(task, sets, fresh, lam)
+    units, sets = task.units, _grown(task, sets, fresh, lam)
     if start is not None:
         x = np.take_along_axis(start, np.maximum(sets.atoms, 0), 1)
         sets = sets._replace(x=np.where(sets.atoms >= 0, x, 0))
@@ -371,18 +362,17 @@ def _refined(
         if known is not None:
             B *= known[rows, None]
         gram = B @ B.transpose(0, 2, 1)
-        gram[:, np.arange(w), np.arange(w)] += task.l2 * used
+        gram[:, np.arange(w), np.arange(w)] += units.ridge * used
         squares = np.diagonal(gram, axis1=1, axis2=2)
-        problem = _active_set.Problem(
-            *(B, B, gram, _active_set.inverse_roots(squares), task.l2, task.nonnegative)
-        )
+        inverse = _active_set.inverse_roots(squares)
+        problem = _active_set.Problem(B, B, gram, inverse, units.ridge, units.nonnegative)
         P = np.matmul(B, y[rows, :, None])[..., 0]
         minimised = _active_set.minimise(
             *(problem, y[rows], P, own.lam, _SLACK * np.linalg.norm(y[rows], axis=1)),
-            tol=task.tol / 2,
-            moves=task.moves,
+            tol=units.tol / 2,
+            moves=units.max_steps,
             start=own.x if own.x.any() else None,
-            digits=task.digits,
+            digits=units.digits,
             finest=finest[rows],
         )
         own.x[:] = minimised.x
@@ -394,7 +384,7 @@ def _refined(
 
 def _grown(task: Task, sets: Sets, fresh: np.ndarray, lam: np.ndarray) -> Sets:
     """The sets without atoms that are far from their bounds, and with the fresh atoms."""
-    sizes = sets.g if task.nonnegative else np.abs(sets.g)
+    sizes = sets.g if task.units.nonnegative else np.abs(sets.g)
     keep = (sets.atoms >= 0) & ((sets.x != 0) | (sizes > _KEPT * sets.lam))
     order, k = np.argsort(~keep, axis=1, kind="stable"), keep.sum(1)
     counts = (fresh >= 0).sum(1)
