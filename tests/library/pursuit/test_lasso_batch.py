@@ -571,7 +571,7 @@ def test_working_sets_use_products_and_columns_alone(by_sets, monkeypatch):
         np.testing.assert_allclose(sets.x, gram.x, atol=1e-6, err_msg=kind)
 
 
-@pytest.mark.parametrize("dtype, power", [("f4", -100), ("f4", 126), ("f8", -1000), ("f8", 1020)])
+@pytest.mark.parametrize("dtype, power", [("f4", -100), ("f4", 100), ("f8", -1000), ("f8", 1000)])
 def test_working_sets_scale_with_dictionaries_of_any_size(dtype, power, by_sets):
     """The squares of entries leave the range; the codes follow bit for bit."""
     by_sets(0)
