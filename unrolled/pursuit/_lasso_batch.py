@@ -102,7 +102,8 @@ def lasso_batch(
 
     Args:
         D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
-            the number of signals, or if an argument is traced.
+            the number of signals, or if an argument is traced. An array of numpy is read where it
+            is; it may be a memmap.
         Y: (batch, m). Y may also be a batch of signal grids of a `Conv` (the codes then have the
             shape `D.code_grid`), of complex signals of a `Complex` D, or of signals of a `Joint` D
             (the codes then have the same form as the signals). The batch may be empty. If Y comes

@@ -31,7 +31,7 @@ from unrolled.pursuit._many import Answers, Units, share
 # The numbers of atoms that join in the first round and, at least, in a later round.
 _FIRST, _MORE = 64, 32
 _ROUNDS = 100
-_BYTES, _CACHED = 2**25, 2**24  # of the products of a block, and of the atoms of some sets
+_BYTES, _ATOMS = 2**25, 2**24  # of the products of a block, and of the atoms of some of its sets
 _ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
 _KEPT = 0.98  # an atom with x_i = 0 stays in the set if |d_i . r| is above this share of lam_i
 _SLACK = 1e-11  # as in `lasso_batch`
@@ -90,7 +90,7 @@ class Products(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What all signals of a call share."""
+    """The products, the bound on their rounding, and the arguments of a call."""
 
     atoms: Any  # `Matrix` or `Products`
     gamma: float  # bound on the rounding of a product, relative to the norms
@@ -135,10 +135,10 @@ def lasso_by_sets(
         if len(some) < len(y):
             y, weights, products, b = y[some], weights[some], products[some], b[some]
         finest = units.finest + a - b[:, 0]
-        sets, *rest = codes_of(task, y, weights, products, finest, first, known)
-        order = np.argsort(sets.atoms, 1)
-        codes, own = (np.take_along_axis(v, order, 1) for v in (sets.x, sets.atoms))
-        units.store(answers, rows.start + some, b[:, 0], codes, *rest, atoms=own)
+        coded = codes_of(task, y, weights, products, finest, first, known)
+        order = np.argsort(coded.sets.atoms, 1)
+        own, codes = (np.take_along_axis(v, order, 1) for v in coded.sets[:2])
+        units.store(answers, rows.start + some, b[:, 0], codes, *coded[1:], atoms=own)
 
     rows = int(np.clip(_BYTES // (d * wide.itemsize), 16, 256))
     if isinstance(atoms, Matrix):
@@ -354,7 +354,7 @@ def _refined(
         sets = sets._replace(x=np.where(sets.atoms >= 0, x, 0))
     n, w = sets.atoms.shape
     r, moves = np.empty_like(y), np.zeros(n, int)
-    step = max(1, _CACHED // (8 * max(w, 1) * y.shape[1]))
+    step = max(1, _ATOMS // (8 * max(w, 1) * y.shape[1]))
     for first in range(0, n, step):
         rows = slice(first, first + step)
         own, used = Sets(*(v[rows] for v in sets)), sets.atoms[rows] >= 0
