@@ -23,6 +23,7 @@ import json  # noqa: E402
 import platform  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
+from unittest import mock  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -59,8 +60,9 @@ def by_method(name):
     """`lasso_batch` by the given method."""
 
     def solve(D, Y, lam):
-        _lasso_batch.FEW, _lasso_batch.GRAMS = (10**9 if name == _lasso_batch.GRAM else 0), 0
-        result = ur.pursuit.lasso_batch(D, Y, lam)
+        limits = dict(FEW=10**9 if name == _lasso_batch.GRAM else 0, GRAMS=0)
+        with mock.patch.multiple(_lasso_batch, **limits):
+            result = ur.pursuit.lasso_batch(D, Y, lam)
         assert result.how == name
         return result.x
 
@@ -143,10 +145,12 @@ def differentiable():
             D, y = own
             return jnp.sum((y - D @ x) ** 2) / 2
 
+        step = 1 / jnp.linalg.norm(jax.lax.stop_gradient(D), 2) ** 2
+        solver = jaxopt.ProximalGradient(
+            cost, jaxopt.prox.prox_lasso, stepsize=lambda _: step, maxiter=5000, tol=1e-5
+        )
+
         def one(y):
-            solver = jaxopt.ProximalGradient(
-                cost, jaxopt.prox.prox_lasso, maxiter=10_000, tol=1e-5, implicit_diff=True
-            )
             return solver.run(jnp.zeros(D.shape[1]), lam, (D, y)).params
 
         return jax.vmap(one)(Y)

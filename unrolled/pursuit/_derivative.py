@@ -124,8 +124,11 @@ def _products_of_w(D: Any, Y: Any, l2: Any, V: Any, X: Any, change: Any) -> list
     from scipy.sparse import csr_array
 
     W, X, Y = _solved(D, l2, V, X, change), np.asarray(X), np.asarray(Y)
-    used = np.flatnonzero(X.any(0))
-    atoms, (x, w) = _columns(D, used), (csr_array(v[:, used].astype(float)) for v in (X, W))
+    owners, supports = np.nonzero(X)
+    used, places = np.unique(supports, return_inverse=True)
+    where = places, np.searchsorted(owners, np.arange(len(X) + 1))
+    shape, atoms = (len(X), len(used)), _columns(D, used)
+    x, w = (csr_array((v[owners, supports].astype(float), *where), shape) for v in (X, W))
     R, of_W = Y - x @ atoms, w @ atoms
     weights = 1 if V is None else np.asarray(V)
     to_D = np.zeros(D.shape, D.dtype)
