@@ -36,6 +36,17 @@ def number(cell: Any) -> str:
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
+def short(value: float) -> str:
+    """A cost as text.
+
+    Example:
+        >>> from unrolled._base.text import short
+        >>> short(1234.5), short(0.126)
+        ('1,234', '0.13')
+    """
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 class Grid(str):
     """A Markdown table with notes below it; the object keeps its columns and rows."""
 
