@@ -28,10 +28,15 @@ def costs(
         2
     """
     fig, panels = figure(1, 1, width=6.4, height=4.2)
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     panel, looks = panels[0, 0], styles(lines)
     for name, (spent, gaps) in lines.items():
         panel.plot(spent, gaps, label=name, **looks[name])
     panel.set(xscale="log", yscale="log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_formatter(NullFormatter())
     if gap is not None:
         panel.axhline(gap, color="#808080", linestyle="--", linewidth=1, label="_wanted gap")
     tidy(panel, title="Gap and cost", xlabel="microseconds per signal", ylabel="mean (F - F*) / F*")
