@@ -142,12 +142,15 @@ def measured(sample: Sample, gap: float) -> tuple[Candidate, ...]:
                 break
     return tuple(
         Candidate(
-            *name,
+            method,
+            K,
             1e6 * timing.seconds / len(many.Y),
-            *(float(f(gaps[name])) for f in (np.mean, np.median, np.max)),
-            timing.spread,
+            mean=float(gaps[method, K].mean()),
+            median=float(np.median(gaps[method, K])),
+            worst=float(gaps[method, K].max()),
+            spread=timing.spread,
         )
-        for name, timing in in_turns(calls).items()
+        for (method, K), timing in in_turns(calls).items()
     )
 
 
