@@ -138,10 +138,8 @@ def test_help_shows_an_example_and_the_shared_options(command, capsys):
 
 def test_no_command_prints_the_help(run):
     status, out, _ = run()
-    assert (
-        status == 2
-        and "{compare,certify,learn,recommend,train,encode,export,experiment,doctor}" in out
-    )
+    commands = "{compare,certify,learn,recommend,train,encode,export,experiment,doctor}"
+    assert status == 2 and commands in out
 
 
 def test_an_unknown_option_is_refused(run, capsys):
@@ -312,13 +310,12 @@ def test_recommend_prints_the_table_and_code_that_runs(run, folder, tmp_path):
     call = "recommend", "D.npy", "Y.npy", "--lam", "0.1", "--gap", "1e-2", "--figure", figure
     status, out, _ = run(*call, "--json", "--signals", "9")
     found = strict_json(out)
-    assert (
-        status == 0 and figure.read_bytes().startswith(b"\x89PNG") and "9 signals" in found["case"]
-    )
+    assert status == 0 and "9 signals" in found["case"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
     within = [row for row in found["rows"] if row["mean"] <= found["gap"] == 1e-2]
     assert min(within, key=lambda row: row["microseconds"])["method"] == found["method"]
     D, Y = (np.load(folder / f"{name}.npy").astype("f") for name in "DY")
-    codes = eval(found["code"], {"ur": ur, "D": D, "Y": Y})
+    codes = eval(found["code"], {"ur": unrolled, "D": D, "Y": Y})
     assert np.shape(getattr(codes, "x", codes)) == (len(Y), D.shape[1])
     status, out, _ = run(*call[:3], "--lam", "0.1")
     assert status == 0 and "| method | K | microseconds | mean | median | worst |" in out

@@ -1,11 +1,11 @@
-"""`unrolled recommend`: the cheapest method for signals of a file, with the costs of all methods."""
+"""`unrolled recommend`: the cheapest method for signals of a file, with all costs."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from unrolled import training
-from unrolled.app.commands._console import add_command, progress_printer, show
+from unrolled.app.commands._console import add_command, note_output, show
 from unrolled.app.commands._inputs import open_given, read_dictionary
 from unrolled.app.commands._report import check_figure, check_not_read, write_figure
 
@@ -49,12 +49,12 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure, print the table and the code of the method, and save the figure."""
-    say, D = progress_printer(), read_dictionary(arguments.dictionary)
+    D = read_dictionary(arguments.dictionary)
     Y: Any = open_given(arguments.data, D)
     if arguments.figure is not None:
         check_figure(arguments.figure)
         check_not_read([arguments.figure], [arguments.dictionary, arguments.data])
-    say("measuring exact codes and untrained layers")
+    note_output("measuring exact codes and untrained layers")
     advice = training.recommend(
         D, Y, lam=arguments.lam, signals=arguments.signals, gap=arguments.gap
     )
@@ -63,4 +63,3 @@ def run(arguments: argparse.Namespace) -> None:
     show(arguments.json, data, f"{advice.case}\n\n{advice.table()}\n\n{advice!r}")
     if arguments.figure is not None:
         write_figure(arguments.figure, advice.plot())
-    say("done")
