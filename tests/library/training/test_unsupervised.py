@@ -202,7 +202,7 @@ def test_units_scale_the_params_and_nothing_else(trained, family):
 @pytest.mark.parametrize(("family", "at"), [("bcd", (0, 20)), ("lfista_cp", (2, 100))])
 def test_a_run_that_was_stopped_resumes_bit_for_bit(family, at, tmp_path):
     options = dict(key=0, steps=40, family=family, evaluate_every=10, progress=False)
-    whole = unsupervised(D, Y, LAM, K, **options)
+    whole = unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "whole", **options)
 
     class Stop(Exception):
         pass
@@ -212,12 +212,12 @@ def test_a_run_that_was_stopped_resumes_bit_for_bit(family, at, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        unsupervised(D, Y, LAM, K, checkpoint=tmp_path, callbacks=[stop], **options)
-    resumed = unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **options)
+        unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "stopped", callbacks=[stop], **options)
+    resumed = unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "stopped", **options)
     assert all(map(np.array_equal, jax.tree.leaves(resumed.best), jax.tree.leaves(whole.best)))
     assert resumed.tried == whole.tried
     with pytest.raises(ur.training.CheckpointError, match="steps"):
-        unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **(options | {"steps": 80}))
+        unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "stopped", **(options | {"steps": 80}))
 
 
 def test_a_structured_dictionary_trains_lfista_cp_by_default_and_bcd_on_request():
