@@ -45,8 +45,8 @@ class Candidate(Result):
     K: int | None  # number of steps of a layer
     microseconds: float  # per signal: CPU time of this process, or on an accelerator by the clock
     mean: float  # the mean gap
-    median: float
-    worst: float
+    median: float  # the median gap
+    worst: float  # the largest gap
     spread: float  # the longest of the repeated timings divided by the shortest
 
     def text(self) -> str:
