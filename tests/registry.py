@@ -109,10 +109,17 @@ def _conv(*shape, signal, **options):
 def _functions(kind, A):
     """The products of a matrix, by JAX or by numpy, which runs on the host."""
     products = {
-        "jax": (lambda x: jnp.asarray(A, x.dtype) @ x, lambda r: r @ jnp.asarray(A, r.dtype)),
-        "numpy": (partial(np.dot, A), partial(np.dot, A.T)),
+        "jax": (
+            lambda x: jnp.asarray(A, x.dtype) @ x,
+            lambda r: jnp.asarray(A.conj().T, r.dtype) @ r,
+        ),
+        "numpy": (partial(np.dot, A), partial(np.dot, A.conj().T)),
     }
-    return ur.dictionaries.from_functions(*products[kind], A.shape)
+    return ur.dictionaries.from_functions(*products[kind], A.shape, complex=A.dtype.kind == "c")
+
+
+def _complex(seed, m, d):
+    return np.asarray(_unit(seed, m, d)) + 0.5j * np.asarray(_unit(seed + 1, m, d))
 
 
 # Each is called without arguments. One of each class comes first: the tests that run few by default
@@ -168,6 +175,20 @@ DICTIONARIES = {
     ),
     "joint, complex": lambda: ur.dictionaries.Joint(
         ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5)), 2
+    ),
+    "functions, complex": lambda: _functions("jax", _complex(0, 3, 5)),
+    "functions, numpy, complex": lambda: _functions("numpy", _complex(0, 3, 5)),
+    "complex, conv": lambda: ur.dictionaries.Complex(
+        _conv(2, 1, 3, signal=5), _conv(2, 1, 3, signal=5) / 2
+    ),
+    "composed, complex first": lambda: ur.dictionaries.Composed(
+        ur.dictionaries.Complex.of(_complex(0, 3, 4)), _conv(1, 1, 2, signal=4)
+    ),
+    "composed, complex last": lambda: ur.dictionaries.Composed(
+        _unit(2, 3, 4), ur.dictionaries.Complex.of(_complex(0, 4, 5))
+    ),
+    "concatenated, complex": lambda: ur.dictionaries.Concatenated(
+        _unit(2, 3, 2), ur.dictionaries.Complex.of(_complex(0, 3, 4))
     ),
     "masked, complex": lambda: ur.dictionaries.Masked(
         ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5)), np.array([1.0, 0.0, 0.5])

@@ -28,6 +28,7 @@ from unrolled.dictionaries._operands import (
     in_parts,
     inner_products,
     inner_terms,
+    is_complex,
     kept_atoms,
     nonzero_atoms,
     normalized,
@@ -39,6 +40,7 @@ from unrolled.dictionaries._operands import (
     unit_atoms,
     unit_norms,
 )
+from unrolled.dictionaries._pairs import *
 from unrolled.dictionaries._parts import *
 
 _offer(

@@ -15,6 +15,7 @@ from unrolled._base.checks import Array, ArrayLike, DTypeLike, TypeAliasType
 from unrolled._base.numbers import largest_singular_value, norm
 from unrolled._base.programs import program
 from unrolled._base.results import Result
+from unrolled.dictionaries._pairs import from_pairs, to_pairs
 
 __all__ = [
     "Dictionary",
@@ -71,6 +72,9 @@ def pytree(*, data: tuple[str, ...], static: tuple[str, ...] = ()) -> Callable[[
     return register
 
 
+# Up to this many entries (64 MiB in float32) the norm of a product is computed from its matrix. For
+# more entries, a product or a sum of norms bounds the norm.
+DENSE_LIMIT = 2**24
 # The dictionaries by name: a weights file can name one of these classes, and no other class.
 KINDS: dict[str, type["Structured"]] = {}
 
@@ -88,8 +92,9 @@ class Structured:
     - `ndim`, for losses in which every signal has its own dictionary;
     - for atoms that come in groups, like the shifts of one filter: `groups`, `spread`,
       `inner_products`, `representatives`, `neighbourhood`, `replicate` and `cuts_atoms`;
-    - for codes that come in parts, like complex numbers: `block`, with `groups` and `spread` that
-      give a part one threshold, and `view`.
+    - `is_complex`, if D is a complex dictionary that acts on pairs of real numbers;
+    - for codes that come in other parts: `block`, with `groups` and `spread` that give a part one
+      threshold, and `view`.
 
     Example:
         >>> from dataclasses import dataclass
@@ -189,16 +194,22 @@ class Structured:
     @property
     def groups(self) -> tuple[int, ...]:
         """Shape of the thresholds for `spread`, one per group of atoms; empty without groups."""
-        return ()
+        return (self.shape[1] // 2,) if self.is_complex else ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:
         """Repeat values of shape `groups` over the atoms, (d,); keep values of other shapes."""
-        return theta
+        own = self.is_complex and np.shape(theta) == self.groups
+        return jnp.repeat(jnp.asarray(theta), 2) if own else theta
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether entries of signals and codes are complex numbers, in pairs as in `to_pairs`."""
+        return False
 
     @property
     def block(self) -> int:
         """The number of entries in a part of a code; a part is shrunk as a whole, by its norm."""
-        return 1
+        return 2 if self.is_complex else 1
 
     def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
         """A flattened signal or code, and a function that gives a flat code the form of `y`.
@@ -206,7 +217,11 @@ class Structured:
         The result is None if `y` is flat already. `batch` is the number of leading axes of several
         signals.
         """
-        return None
+        if not self.is_complex:
+            return None
+        dtype = getattr(y, "dtype", None)
+        dtype = np.asarray(y).dtype if dtype is None else dtype
+        return (to_pairs(y), from_pairs) if jnp.issubdtype(dtype, jnp.complexfloating) else None
 
     def inner_products(self, W: "Dictionary") -> tuple[Array, Array]:
         """w_i . d_j for representative rows i and all j, and the mask of i = j; (rows, d) each.
@@ -304,6 +319,10 @@ class Transposed(Structured):
     def analyze(self, r: Array) -> Array:
         return self.base.synthesize(r)
 
+    @property
+    def is_complex(self) -> bool:
+        return self.base.is_complex
+
     def scale(self, c: ArrayLike) -> "Transposed":
         return Transposed(self.base.scale(c))
 
@@ -355,6 +374,10 @@ class Rescaled(Structured):
 
     def column_norms(self) -> Array:
         return jnp.abs(self.weights) * self.base.column_norms()
+
+    @property
+    def is_complex(self) -> bool:
+        return self.base.is_complex
 
     @property
     def block(self) -> int:

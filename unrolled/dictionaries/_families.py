@@ -15,6 +15,7 @@ from unrolled._base.numbers import norm
 from unrolled._base.programs import program
 from unrolled.dictionaries import _base
 from unrolled.dictionaries._base import (
+    DENSE_LIMIT,
     Dictionary,
     Operator,
     Structured,
@@ -29,13 +30,16 @@ from unrolled.dictionaries._operands import (
     block_of,
     cuts_atoms,
     inner_terms,
+    is_complex,
     magnitudes,
     normalize,
     normalized,
     refuse_parts,
+    shapes_of,
     spectral_norm,
     spread,
 )
+from unrolled.dictionaries._parts import in_pairs
 
 __all__ = [
     "Composed",
@@ -279,11 +283,6 @@ def _is_prime(q: int) -> bool:
     return q > 1 and all(q % p for p in range(2, math.isqrt(q) + 1))
 
 
-# Up to this many entries (64 MiB in float32) the norm of a product is computed from its matrix. For
-# more entries, the product of the norms bounds the norm.
-DENSE_LIMIT = 2**24
-
-
 @_base.pytree(data=("factors",))
 @dataclass(frozen=True, eq=False, init=False)
 class Composed(Structured):
@@ -292,7 +291,8 @@ class Composed(Structured):
     Li, Feng, Zhou (2024) write D_[1,J] for this dictionary.
 
     Args:
-        factors: D_1, ..., D_J, plain or structured, (d_{j-1}, d_j) each.
+        factors: D_1, ..., D_J, plain or structured, (d_{j-1}, d_j) each. If a factor is complex
+            (`is_complex`), the product is complex, and real factors act on complex numbers.
 
     Raises:
         ValueError: there is no factor, or neighbouring shapes do not fit.
@@ -306,7 +306,7 @@ class Composed(Structured):
     factors: tuple[Operator, ...]
 
     def __init__(self, *factors: Dictionary):
-        factors = as_chain(factors, "Composed")
+        factors = as_chain(in_pairs(factors), "Composed")
         object.__setattr__(self, "factors", checks.cast(factors, checks.common_dtype(factors)))
 
     @property
@@ -332,6 +332,10 @@ class Composed(Structured):
 
     def scale_columns(self, c: Array) -> "Composed":
         return Composed(*self.factors[:-1], scale_columns(self.factors[-1], c))
+
+    @property
+    def is_complex(self) -> bool:
+        return any(map(is_complex, self.factors))
 
     @property
     def block(self) -> int:
@@ -365,7 +369,8 @@ class Concatenated(Structured):
     """[D_1, D_2, ...]: all atoms of the parts; the code joins the codes of the parts.
 
     Args:
-        parts: D_1, D_2, ..., plain or structured, (m, d_j) each.
+        parts: D_1, D_2, ..., plain or structured, (m, d_j) each. If a part is complex
+            (`is_complex`), the dictionary is complex, and real parts act on complex codes.
 
     Raises:
         ValueError: there is no part, or parts have different signal lengths.
@@ -382,14 +387,26 @@ class Concatenated(Structured):
         parts = tuple(as_dictionary(D, "Concatenated") for D in parts)
         if not parts:
             raise ValueError("Concatenated: expected at least one dictionary, got none")
+        parts = in_pairs(parts)
+        if not any(map(is_complex, parts)):
+            for D in parts:
+                refuse_parts(D, "Concatenated", "try one such dictionary with the atoms of all")
         if len({D.shape[0] for D in parts}) > 1:
+            kind, shapes = shapes_of(parts)
             raise ValueError(
-                f"Concatenated: parts have shapes {[D.shape for D in parts]}; expected one number "
-                "of rows"
+                f"Concatenated: parts have {kind}shapes {shapes}; expected one number of rows"
             )
-        for D in parts:
-            refuse_parts(D, "Concatenated", "try one such dictionary with the atoms of all")
         object.__setattr__(self, "parts", checks.cast(parts, checks.common_dtype(parts)))
+
+    @classmethod
+    def _of(cls, *parts: Operator) -> "Concatenated":
+        self = object.__new__(cls)
+        object.__setattr__(self, "parts", parts)
+        return self
+
+    @property
+    def is_complex(self) -> bool:
+        return any(map(is_complex, self.parts))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -431,7 +448,7 @@ class Concatenated(Structured):
         return norm(jnp.stack([spectral_norm(D) for D in self.parts]))
 
     def magnitudes(self) -> "Concatenated":
-        return Concatenated(*map(magnitudes, self.parts))
+        return Concatenated._of(*map(magnitudes, self.parts))
 
     @property
     def inner_terms(self) -> int:

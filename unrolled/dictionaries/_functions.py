@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import largest_singular_value, norm
 from unrolled.dictionaries._base import Structured, dense, pytree
+from unrolled.dictionaries._pairs import InPairs, to_pairs
 
 __all__ = ["Functions", "from_functions"]
 
@@ -33,7 +34,7 @@ _SMALL, _STEPS, _CHANCE = 1024, 48, 1e-6
 _COLUMNS = 256  # products at a time, to compute the norms of the columns
 
 
-@pytree(data=("gain", "norms"), static=("forward", "adjoint", "size", "on_host"))
+@pytree(data=("gain", "norms"), static=("forward", "adjoint", "size", "on_host", "is_complex"))
 @dataclass(frozen=True, eq=False)
 class Functions(Structured):
     """gain times a dictionary that two functions define; made by `from_functions`.
@@ -54,6 +55,7 @@ class Functions(Structured):
     adjoint: Product
     size: tuple[int, int]
     on_host: bool
+    is_complex: bool = False  # then the functions map pairs, and norms are (d / 2,)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,19 +72,18 @@ class Functions(Structured):
         return self.gain * self._product(r, self.adjoint, self.forward, self.size[::-1])
 
     def scale(self, c: ArrayLike) -> "Functions":
-        gain = self.gain * jnp.asarray(c, self.gain.dtype)
-        return Functions(gain, self.norms, self.forward, self.adjoint, self.size, self.on_host)
+        return replace(self, gain=self.gain * jnp.asarray(c, self.gain.dtype))
 
     def column_norms(self) -> Array:
         """The given norms, or norms computed from d products."""
+        d, g, dtype = self.size[1], self.block, self.dtype
         if self.norms is not None:
-            return jnp.abs(self.gain) * self.norms
-        d, dtype = self.size[1], self.dtype
+            return jnp.repeat(jnp.abs(self.gain) * self.norms, g)
 
         def of_atom(i: Array) -> Array:
             return norm(self.synthesize(jax.nn.one_hot(i, d, dtype=dtype)))
 
-        return jax.lax.map(of_atom, jnp.arange(d), batch_size=_COLUMNS)
+        return jnp.repeat(jax.lax.map(of_atom, jnp.arange(0, d, g), batch_size=_COLUMNS), g)
 
     def spectral_norm(self) -> Array:
         r"""norm(D, 2); if m and d exceed 1024, a bound that holds with probability 1 - 1e-6.
@@ -171,12 +172,15 @@ def from_functions(
     shape: tuple[int, int],
     *,
     norms: ArrayLike | None = None,
+    complex: bool = False,
 ) -> Functions:
     r"""The dictionary with D x = synthesize(x) and D' r = analyze(r); its matrix is never stored.
 
     Both functions must use JAX, or both must use numpy. Numpy functions run on the host, one vector
     at a time, also under `jit`, `vmap` and `grad`, and must not call JAX. For a
     `scipy.sparse.linalg.LinearOperator` A, use `from_functions(A.matvec, A.rmatvec, A.shape)`.
+    With complex=True the functions map complex vectors, and the dictionary has the signals and
+    codes of `Complex`, in pairs inside; D' is the conjugate transpose.
     Gradients exist for x, r and the gain of the dictionary, but not for arrays inside the
     functions.
 
@@ -185,16 +189,17 @@ def from_functions(
 
     .. math:: \langle synthesize(x), r \rangle = \langle x, analyze(r) \rangle
 
-    to 100 roundings of the larger of norm(D x) norm(r) and norm(x) norm(D' r). The test also finds
-    functions that are not linear. The test misses smaller faults, such as one wrong entry among
-    100,000 entries in float32.
+    to 100 roundings of the larger of norm(D x) norm(r) and norm(x) norm(D' r), in the complex inner
+    product if complex=True. The test also finds functions that are not linear. The test misses
+    smaller faults, such as one wrong entry among 100,000 entries in float32.
 
     Args:
         synthesize: (d,) -> (m,), linear; arrays inside the function must not be traced.
         analyze: (m,) -> (d,), the adjoint of synthesize.
-        shape: (m, d).
+        shape: (m, d); complex numbers count as one.
         norms: (d,), the Euclidean norms of the atoms, if you know them; three norms are checked.
             Without `norms`, every function that needs the norms computes d products.
+        complex: whether the functions map complex vectors.
 
     Returns:
         A dictionary in the default float of JAX; `astype` changes the dtype. `Composed` and
@@ -209,8 +214,8 @@ def from_functions(
     `frobenius_weights` and `init` of other families compute the matrix with min(m, d) products.
 
     Raises:
-        TypeError: a function does not return real numbers, one function uses JAX and the other
-            numpy, or a function contains traced values.
+        TypeError: a function returns complex numbers without complex=True, one function uses JAX
+            and the other numpy, or a function contains traced values.
         ValueError: results have another shape or are not finite, the functions are not adjoint (the
             message shows both numbers), or norms differ from the norms of the atoms.
 
@@ -227,22 +232,31 @@ def from_functions(
         raise ValueError(f"{where}: shape is {sizes}; expected (m, d)")
     m, d = sizes
     rng, dtype = np.random.default_rng(0), np.dtype(jnp.result_type(float))
-    x, r = (rng.normal(size=n).astype(dtype) for n in (d, m))
+    x, r = (_random(rng, n, dtype, complex) for n in (d, m))
     on_host = not (_is_traceable(synthesize, x) and _is_traceable(analyze, r))
     image = partial(_image, product=synthesize, name="synthesize", n=m, on_host=on_host)
     back = partial(_image, product=analyze, name="analyze", n=d, on_host=on_host)
     for a, b in _FACTORS:
         _check_adjoint(a * x, b * r, image(a * x), back(b * r), dtype)
     if norms is not None:
-        norms = _norms(norms, image, d, dtype, rng)
-    return Functions(jnp.ones((), dtype), norms, synthesize, analyze, (m, d), on_host)
+        norms = _norms(norms, image, d, x.dtype, rng).astype(dtype)
+    gain = jnp.ones((), dtype)
+    if not complex:
+        return Functions(gain, norms, synthesize, analyze, (m, d), on_host)
+    pair = InPairs(synthesize), InPairs(analyze)
+    return Functions(gain, norms, *pair, (2 * m, 2 * d), on_host, is_complex=True)
+
+
+def _random(rng: Any, n: int, dtype: np.dtype, complex: bool) -> np.ndarray:
+    v = rng.normal(size=n).astype(dtype)
+    return v + 1j * rng.normal(size=n).astype(dtype) if complex else v
 
 
 def _check_adjoint(
     x: np.ndarray, r: np.ndarray, Dx: np.ndarray, back: np.ndarray, dtype: np.dtype
 ) -> None:
     """Raise ValueError unless <Dx, r> = <x, back> to the rounding of products in the dtype."""
-    left, right = Dx @ r.astype(float), x.astype(float) @ back
+    left, right = np.vdot(r, Dx), np.vdot(back, x)
     most = max(_length(Dx) * _length(r), _length(x) * _length(back))
     if not abs(left - right) <= _ROUNDINGS * np.finfo(dtype).eps * most:
         raise ValueError(
@@ -285,14 +299,17 @@ def _image(v: np.ndarray, *, product: Product, name: str, n: int, on_host: bool)
         raise ValueError(
             f"{where}: {name} returns the shape {image.shape} for {v.shape}; expected ({n},)"
         )
-    if image.dtype.kind not in "fiub" and image.dtype != jnp.bfloat16:
-        raise TypeError(f"{where}: {name} returns {image.dtype}; expected real numbers")
-    checks.finite(image, f"what {name} returns", where)
-    return image.astype(float)
+    kinds = "fiubc" if v.dtype.kind == "c" else "fiub"
+    if image.dtype.kind not in kinds and image.dtype != jnp.bfloat16:
+        hint = ", try complex=True" if image.dtype.kind == "c" else ""
+        raise TypeError(f"{where}: {name} returns {image.dtype}; expected real numbers{hint}")
+    is_complex = image.dtype.kind == "c"
+    checks.finite(to_pairs(image) if is_complex else image, f"what {name} returns", where)
+    return image.astype(np.result_type(v.dtype, float))
 
 
 def _length(v: np.ndarray) -> float:
-    return float(np.linalg.norm(v.astype(float)))
+    return float(np.linalg.norm(v.astype(np.result_type(v.dtype, float))))
 
 
 def _norms(norms: ArrayLike, image: Product, d: int, dtype: np.dtype, rng: Any) -> Array:
@@ -306,4 +323,4 @@ def _norms(norms: ArrayLike, image: Product, d: int, dtype: np.dtype, rng: Any) 
         atom, given = _length(image(np.eye(1, d, i, dtype)[0])), float(norms[i])
         if abs(atom - given) > _APART * max(atom, given):
             raise ValueError(f"{where}: norms[{i}] is {given:.6g} but atom {i} has norm {atom:.6g}")
-    return norms.astype(dtype)
+    return norms

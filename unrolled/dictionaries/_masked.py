@@ -13,6 +13,7 @@ from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
 from unrolled.dictionaries._base import (
+    DENSE_LIMIT,
     Dictionary,
     Operator,
     Structured,
@@ -20,12 +21,13 @@ from unrolled.dictionaries._base import (
     pytree,
     scale_columns,
 )
-from unrolled.dictionaries._families import DENSE_LIMIT
 from unrolled.dictionaries._operands import (
     as_dictionary,
     block_of,
     inner_terms,
+    is_complex,
     magnitudes,
+    shapes_of,
     spectral_norm,
     spread,
 )
@@ -53,9 +55,9 @@ class Masked(Structured):
         D: (m, d), plain or structured.
         mask: (m,), True or 1 where an entry is known, False or 0 where it is missing. Other numbers
             weight the entries: for noise whose standard deviation sigma differs from entry to
-            entry, pass 1 / sigma. For a `Complex` dictionary, pass one number per complex entry;
-            for a `Joint`, pass one number per row of the signals, or an array of the shape (m, g)
-            of the signals.
+            entry, pass 1 / sigma. For a complex dictionary, pass one number per complex entry; for
+            a `Joint`, pass one number per row of the signals, or an array of the shape (m, g) of
+            the signals.
 
     Masked atoms are shorter than the atoms of D, and an atom that lies only in missing entries is
     0. Functions that need unit atoms raise ValueError for masked atoms; `normalize` gives unit
@@ -84,9 +86,10 @@ class Masked(Structured):
         m = base.shape[0]
         if mask.shape != (m,):
             hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
+            kind, ((m, d),) = shapes_of([base])
             raise ValueError(
-                f"{where}: mask has shape {mask.shape} but D has shape {base.shape}; expected "
-                f"({m},), one number for each entry of a signal{hint}"
+                f"{where}: mask has shape {mask.shape} but D has {kind}shape {(m, d)}; expected "
+                f"({m},), one number for each {kind}entry of a signal{hint}"
             )
         checks.finite(mask, "mask", where)
         checks.in_range(jnp.abs(mask), base.dtype, "mask", where)
@@ -136,6 +139,10 @@ class Masked(Structured):
     @property
     def inner_terms(self) -> int:
         return inner_terms(self.base) + 1
+
+    @property
+    def is_complex(self) -> bool:
+        return is_complex(self.base)
 
     @property
     def block(self) -> int:

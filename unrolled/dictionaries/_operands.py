@@ -40,13 +40,16 @@ _UNIT_TOLERANCE = 1e-4
 _OUTSIDE = 0.1
 
 
-def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Operator:
+def as_dictionary(
+    D: Dictionary | ArrayLike, where: str, name: str = "D", on_host: bool = False
+) -> Operator:
     """A dictionary in floating point, (m, d) with m and d at least 1.
 
     Args:
         D: a `Structured`, or an argument of `jnp.asarray`.
         where: the name of the caller, for messages.
         name: the name of the dictionary, for messages.
+        on_host: whether known numbers that are not in an array of JAX stay in numpy.
 
     Raises:
         TypeError: D is complex, or not numeric.
@@ -59,7 +62,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
     """
     raw = D
     if not isinstance(D, Structured):
-        D = checks.as_float(D, name, where)
+        D = (checks.on_host_or_device if on_host else checks.as_float)(D, name, where)
         if D.ndim != 2:
             raise ValueError(
                 f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns"
@@ -107,13 +110,36 @@ def as_chain(Ds: Iterable[Dictionary], where: str) -> tuple[Operator, ...]:
     chain = tuple(as_dictionary(D, where) for D in Ds)
     if not chain:
         raise ValueError(f"{where}: expected at least one dictionary, got none")
-    for j, (left, right) in enumerate(zip(chain, chain[1:]), start=1):
-        if left.shape[1] != right.shape[0]:
+    kind, shapes = shapes_of(chain)
+    for j, (left, right) in enumerate(zip(shapes, shapes[1:]), start=1):
+        if left[1] != right[0]:
             raise ValueError(
-                f"{where}: D_{j} has shape {left.shape} but D_{j + 1} has shape {right.shape}; "
+                f"{where}: D_{j} has {kind}shape {left} but D_{j + 1} has {kind}shape {right}; "
                 "the columns of one must be as many as the rows of the next"
             )
     return chain
+
+
+def is_complex(D: Any) -> bool:
+    """Whether entries of signals and codes of D are complex numbers, in pairs.
+
+    Example:
+        >>> from unrolled.dictionaries import is_complex
+        >>> is_complex(ur.dictionaries.Complex.of(jnp.eye(2))), is_complex(jnp.eye(2))
+        (True, False)
+    """
+    return isinstance(D, Structured) and D.is_complex
+
+
+def shapes_of(Ds: Iterable[Dictionary]) -> tuple[str, list[tuple[int, int]]]:
+    """ "complex " and the complex shapes, if one of the dictionaries is complex; "" and the shapes.
+
+    All dictionaries must then map pairs.
+    """
+    Ds = tuple(Ds)
+    g = 2 if any(map(is_complex, Ds)) and all(block_of(D) == 2 for D in Ds) else 1
+    shapes = [(D.shape[0] // g, D.shape[1] // g) for D in Ds]
+    return "complex " if g == 2 else "", shapes
 
 
 @checked

@@ -1,5 +1,6 @@
 """Dictionaries whose codes come in parts: `Complex`, and `Joint` for several measurements."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,72 +14,37 @@ from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
 from unrolled.dictionaries import _base
-from unrolled.dictionaries._base import Operator, Structured, column_norms, scale_columns
+from unrolled.dictionaries._base import (
+    DENSE_LIMIT,
+    Dictionary,
+    Operator,
+    Structured,
+    column_norms,
+    dense,
+    scale_columns,
+)
 from unrolled.dictionaries._operands import (
     as_dictionary,
+    block_of,
     cuts_atoms,
+    entries,
     inner_terms,
+    is_complex,
     magnitudes,
     normalized,
+    refuse_parts,
     spectral_norm,
     spread,
 )
+from unrolled.dictionaries._pairs import to_pairs
 
-__all__ = ["Complex", "Joint", "from_pairs", "to_pairs"]
-
-
-def to_pairs(z: ArrayLike) -> Any:
-    """Complex numbers, (..., n), as pairs (real, imaginary) of real numbers, (..., 2 n).
-
-    If z is a numpy array, the result is a numpy array.
-
-    Example:
-        >>> ur.dictionaries.to_pairs(np.array([1 + 2j, 3j])).tolist()
-        [1.0, 2.0, 0.0, 3.0]
-    """
-    xp: Any = jnp if isinstance(z, jax.Array) else np
-    try:
-        numbers: Any = z if xp is jnp else np.asarray(z)
-    except ValueError:  # ragged
-        numbers = np.array(None)
-    if not (jnp.issubdtype(numbers.dtype, np.number) or numbers.dtype == bool):
-        raise TypeError(
-            f"to_pairs: z is {type(z).__name__}; expected an array of numbers, (..., n)"
-        )
-    if not numbers.ndim:
-        raise ValueError("to_pairs: z has shape (); expected an array of numbers, (..., n)")
-    pairs = xp.stack([numbers.real, numbers.imag], -1)
-    return pairs.reshape(*numbers.shape[:-1], 2 * numbers.shape[-1])
-
-
-def from_pairs(v: ArrayLike) -> Array:
-    """Complex numbers, (..., n), from pairs of real numbers, (..., 2 n); the inverse of `to_pairs`.
-
-    Raises:
-        TypeError: the numbers are in half precision, which has no complex numbers.
-        ValueError: the number of real numbers is odd.
-
-    Example:
-        >>> ur.dictionaries.from_pairs(jnp.array([1.0, 2.0, 0.0, 3.0])).tolist()
-        [(1+2j), 3j]
-    """
-    v = checks.as_float(v, "v", "from_pairs")
-    if not v.ndim or v.shape[-1] % 2:
-        raise ValueError(f"from_pairs: v has shape {v.shape}; expected pairs, (..., 2 n)")
-    if v.dtype.itemsize < 4:
-        raise TypeError(f"from_pairs: v is {v.dtype}; expected float32 or float64")
-    return _from_pairs(v)
-
-
-@jax.jit
-def _from_pairs(v: Array) -> Array:
-    return lax.complex(v[..., 0::2], v[..., 1::2])
+__all__ = ["Complex", "Joint"]
 
 
 @_base.pytree(data=("real", "imag"))
 @dataclass(frozen=True, eq=False, init=False)
 class Complex(Structured):
-    r"""A complex matrix A, (m, n), as a dictionary (2 m, 2 n) of real numbers.
+    r"""A complex dictionary A, (m, n), as a dictionary (2 m, 2 n) of real numbers.
 
     Signals and codes hold complex numbers as pairs of real numbers (`to_pairs`). A part of a code
     is one complex number, and the size of the part is the modulus |x_i|. Hence the LASSO is
@@ -90,7 +56,7 @@ class Complex(Structured):
     atoms, or one number per atom, (n,). `r @ D` is A^H r.
 
     Args:
-        real, imag: (m, n) each; use `Complex.of(A)` for a complex A.
+        real, imag: (m, n) each, plain or structured; use `Complex.of(A)` for a complex matrix A.
 
     Raises:
         ValueError: the shapes differ, or `as_dictionary` refuses a part.
@@ -103,18 +69,18 @@ class Complex(Structured):
         [2j, 0j]
     """
 
-    real: Array
-    imag: Array
+    real: Any  # an Operator; for `of`, an Array
+    imag: Any
 
-    def __init__(self, real: ArrayLike, imag: ArrayLike):
-        if isinstance(real, Structured) or isinstance(imag, Structured):
-            raise TypeError("Complex: real and imag must be arrays; try dictionaries.dense")
+    def __init__(self, real: Dictionary | ArrayLike, imag: Dictionary | ArrayLike):
         parts: Any = as_dictionary(real, "Complex", "real"), as_dictionary(imag, "Complex", "imag")
         if parts[0].shape != parts[1].shape:
             raise ValueError(
                 f"Complex: real has shape {parts[0].shape} but imag has shape {parts[1].shape}; "
                 "they must agree"
             )
+        for part in parts:
+            refuse_parts(part, "Complex", "expected real dictionaries")
         real, imag = checks.cast(parts, checks.common_dtype(parts))
         vars(self).update(real=real, imag=imag)
 
@@ -127,14 +93,14 @@ class Complex(Structured):
         return cls(A.real, A.imag)
 
     @classmethod
-    def _of(cls, real: Array, imag: Array) -> "Complex":
+    def _of(cls, real: Operator, imag: Operator) -> "Complex":
         self = object.__new__(cls)
         vars(self).update(real=real, imag=imag)
         return self
 
     @property
-    def block(self) -> int:
-        return 2
+    def is_complex(self) -> bool:
+        return True
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -143,31 +109,26 @@ class Complex(Structured):
 
     @property
     def ndim(self) -> int:
-        return self.real.ndim
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        return self.real.shape[-1:]
-
-    def spread(self, theta: ArrayLike) -> ArrayLike:
-        return jnp.repeat(jnp.asarray(theta), 2) if np.shape(theta) == self.groups else theta
+        return max(self.real.ndim, self.imag.ndim)
 
     def synthesize(self, x: Array) -> Array:
-        return _turned(self.real, self.imag, x)
+        x = x.reshape(-1, 2)
+        return _turned(self.real @ x, self.imag @ x)
 
     def analyze(self, r: Array) -> Array:
-        return _turned(self.real.T, -self.imag.T, r)
+        r = r.reshape(-1, 2).T
+        return _turned((r @ self.real).T, -(r @ self.imag).T)
 
     @property
     def T(self) -> "Complex":
-        return Complex._of(self.real.mT, -self.imag.mT)
+        return Complex._of(_transposed(self.real), _transposed(self.imag) * -1)
 
     def scale(self, c: ArrayLike) -> "Complex":
         return Complex._of(self.real * c, self.imag * c)
 
     def scale_parts(self, c: Array) -> "Complex":
         """The dictionary with the atoms of part i multiplied by c_i, with c of shape (n,)."""
-        return self.scale(c[None, :])
+        return Complex._of(scale_columns(self.real, c), scale_columns(self.imag, c))
 
     def normalized(self) -> tuple["Complex", Array]:
         norms = self.column_norms()
@@ -175,23 +136,60 @@ class Complex(Structured):
         return unit, jnp.where(1 / norms > 0, norms, jnp.inf)  # as in `Structured`
 
     def column_norms(self) -> Array:
-        return jnp.repeat(norm(jnp.concatenate([self.real, self.imag]), 0), 2)
+        both = jnp.stack([column_norms(self.real), column_norms(self.imag)])
+        return jnp.repeat(norm(both, 0), 2)
+
+    def spectral_norm(self) -> Array:
+        """norm(A, 2); for large structured parts the bound norm(real, 2) + norm(imag, 2)."""
+        if self._is_matrix or math.prod(self.shape) <= DENSE_LIMIT:
+            return super().spectral_norm()
+        return spectral_norm(self.real) + spectral_norm(self.imag)
 
     def entries(self) -> Array:
-        return jnp.stack([self.real, self.imag])
+        return jnp.concatenate([entries(part).reshape(-1) for part in (self.real, self.imag)])
 
-    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        """Complex numbers in pairs, and `from_pairs`; None for real numbers."""
-        dtype = getattr(y, "dtype", None)
-        dtype = np.asarray(y).dtype if dtype is None else dtype
-        return (to_pairs(y), from_pairs) if jnp.issubdtype(dtype, jnp.complexfloating) else None
+    def magnitudes(self) -> Operator:
+        if self._is_matrix:
+            return super().magnitudes()
+        real, imag = (dense(magnitudes(part)) for part in (self.real, self.imag))
+        return jnp.kron(real, jnp.eye(2, dtype=real.dtype)) + jnp.kron(
+            imag, jnp.eye(2, dtype=imag.dtype)[::-1]
+        )
+
+    @property
+    def inner_terms(self) -> int:
+        return max(inner_terms(self.real), inner_terms(self.imag))
+
+    @property
+    def cuts_atoms(self) -> bool:
+        return cuts_atoms(self.real) or cuts_atoms(self.imag)
+
+    @property
+    def _is_matrix(self) -> bool:
+        return not isinstance(self.real, Structured) and not isinstance(self.imag, Structured)
 
 
-def _turned(real: Array, imag: Array, v: Array) -> Array:
-    """(real + i imag) v in pairs, for v in pairs: two products with two columns each."""
-    v = v.reshape(-1, 2)
-    a, b = real @ v, imag @ v
+def _transposed(D: Operator) -> Operator:
+    return D.T if isinstance(D, Structured) else D.mT
+
+
+def _turned(a: Array, b: Array) -> Array:
+    """a + i b in pairs, for a and b with pairs in their rows."""
     return jnp.stack([a[:, 0] - b[:, 1], a[:, 1] + b[:, 0]], 1).reshape(-1)
+
+
+def in_pairs(Ds: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The dictionaries; if one is complex, a real one maps real and imaginary parts: `Joint(D, 2)`.
+
+    Example:
+        >>> from unrolled.dictionaries._parts import in_pairs
+        >>> C = ur.dictionaries.Complex.of(jnp.ones((3, 4)))
+        >>> [D.shape for D in in_pairs((jnp.ones((2, 3)), C))]
+        [(4, 6), (6, 8)]
+    """
+    if not any(map(is_complex, Ds)):
+        return Ds
+    return tuple(D if block_of(D) == 2 else Joint(D, 2) for D in Ds)
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,7 @@ class Joint(Structured):
     .. math:: \min_X \tfrac12 \|Y - D X\|_F^2 + \sum_i lam_i \|X_i\|_2.
 
     For signals Y, (m, g), a layer or a pursuit returns codes (d, g); for flat signals, (m g,), it
-    returns flat codes. If D is `Complex`, signals and codes are complex, and a part is a row of g
+    returns flat codes. If D is complex, signals and codes are complex, and a part is a row of g
     complex numbers. A threshold or a penalty is one number for all atoms, or one number per group
     of atoms of D (one per atom if D has no groups).
 
@@ -245,10 +243,10 @@ class Joint(Structured):
 
     def __init__(self, base: Any, measurements: int):
         base = as_dictionary(base, "Joint", "base")
-        if isinstance(base, Structured) and base.block > 1 and not isinstance(base, Complex):
+        if block_of(base) > 1 and not is_complex(base):
             raise ValueError(
                 f"Joint: codes of {type(base).__name__} already come in parts of {base.block} "
-                "entries; expected a base without parts, or a Complex one"
+                "entries; expected a base without parts, or a complex one"
             )
         g = checks.as_index(measurements, "measurements", "Joint", least=1)
         vars(self).update(base=base, measurements=g)
@@ -261,7 +259,7 @@ class Joint(Structured):
 
     @property
     def _pairs(self) -> bool:
-        return isinstance(self.base, Complex)
+        return is_complex(self.base)
 
     @property
     def block(self) -> int:
@@ -294,8 +292,7 @@ class Joint(Structured):
 
     @property
     def T(self) -> "Joint":
-        base = self.base.T if isinstance(self.base, Structured) else self.base.mT
-        return Joint._of(base, self.measurements)
+        return Joint._of(_transposed(self.base), self.measurements)
 
     def scale(self, c: ArrayLike) -> "Joint":
         return Joint._of(self.base * c, self.measurements)
@@ -303,7 +300,9 @@ class Joint(Structured):
     def scale_parts(self, c: Array) -> "Joint":
         """The dictionary with the atoms of part i multiplied by c_i, with one c_i per part."""
         base = self.base
-        base = base.scale_parts(c) if isinstance(base, Complex) else scale_columns(base, c)
+        if isinstance(base, Complex):
+            return Joint._of(base.scale_parts(c), self.measurements)
+        base = scale_columns(base, jnp.asarray(spread(base, c)))
         return Joint._of(base, self.measurements)
 
     def normalized(self) -> tuple["Joint", Array]:

@@ -22,6 +22,7 @@ from unrolled.pursuit._lasso import (
     Penalized,
     code,
     on_branch,
+    on_parts,
     on_support,
     slope,
     units_of_small_atoms,
@@ -250,8 +251,9 @@ def bpdn(
 
     The code is the solution of a LASSO. The method of false position finds the penalty of this
     LASSO in terms of lam^2, because norm(y - D x)^2 is linear in lam^2 as long as the support is
-    constant. The function is traceable and, like `lasso`, differentiable in D, y and eps with the
-    support held fixed.
+    constant. If the codes of D come in parts, norm(x, 1) is the sum of the norms of the parts, such
+    as the moduli of complex numbers. The function is traceable and, like `lasso`, differentiable in
+    D, y and eps with the support held fixed.
 
     Args:
         D: (m, d).
@@ -289,7 +291,7 @@ def bpdn(
         raise ValueError(f"bpdn: eps has shape {np.shape(eps)}; expected one number")
     if checks.is_concrete(eps) and not np.all(np.asarray(eps) > 0):
         raise ValueError(f"bpdn: eps must be positive, got {eps}; try basis_pursuit for eps = 0")
-    options: dict[str, Any] = dict(level=eps, size=fixed_norm)
+    options: dict[str, Any] = dict(level=eps, size=fixed_norm, parts=True)
     form, arrays = checked_single("bpdn", D, y, **options)
     (x,), *rest = run(Denoising(tol, max_steps, form.dtype), form, *arrays)
     return Pursuit(x, *rest)
@@ -326,7 +328,7 @@ def _penalty(x: Array, D: Operator, y: Array, level: Array) -> Array:
     For a fixed support, norm(y - D x) depends only on D, y and lam. The derivative of lam follows
     from this dependence.
     """
-    return jnp.max(jnp.abs((y - D @ x) @ D))
+    return jnp.max(L1.of(D).sizes((y - D @ x) @ D))
 
 
 @_penalty.defjvp
@@ -344,8 +346,8 @@ def _bpdn_derivative(primals, tangents):
 
 def _code(x: Array, D: Operator, y: Array, lam: Array) -> Array:
     """x, with the derivative of the code of a LASSO."""
-    problem = Penalized(D, y, lam, jnp.zeros((), y.dtype))
-    return on_branch(slope, 10 * min(D.shape), problem, x)
+    problem, penalty = Penalized(D, y, lam, jnp.zeros((), y.dtype)), L1.of(D)
+    return on_branch(partial(slope, penalty=penalty), 10 * min(D.shape), problem, x, penalty)
 
 
 def _search(
@@ -355,7 +357,7 @@ def _search(
     rounding = float(jnp.finfo(y.dtype).eps)
     accuracy = max(method.tol**2, 8 * rounding)
     length, none, zero = norm(y), jnp.zeros(D.shape[1], y.dtype), jnp.zeros((), y.dtype)
-    top = jnp.max(jnp.abs(y @ D)) ** 2
+    top = jnp.max(L1.of(D).sizes(y @ D)) ** 2
     start = _Search(
         zero,
         top,
@@ -393,12 +395,13 @@ def _tried(
     between = s.low + share * (s.high - s.low)
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
-    at = Penalized(D, y, lam, zero)
-    x, gap, steps = code(L1, accuracy, method.max_steps, at, s.latest, size)
+    at, penalty = Penalized(D, y, lam, zero), L1.of(D)
+    x, gap, steps = code(penalty, accuracy, method.max_steps, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.
-    exact = on_support(at, x, jnp.asarray(2 * min(D.shape)))
+    finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
+    exact = finish(at, x, jnp.asarray(2 * min(D.shape)))
     allowed = jnp.maximum(gap, accuracy)
-    x = jnp.where(relative_gap(D, y, lam, exact, zero) <= allowed, exact, x)
+    x = jnp.where(relative_gap(D, y, lam, exact, zero, penalty) <= allowed, exact, x)
     length, l1, gap = _judged(D, y, level, x)
     # Aim a little inside of the ball, where the gap is about a quarter of tol.
     excess = length**2 - level**2 + method.tol / 2 * lam * l1
@@ -426,10 +429,10 @@ def _tried(
 
 def _judged(D: Operator, y: Array, level: Array, x: Array) -> tuple[Array, Array, Array]:
     """The norm of the residual, the l1 norm of the code, and the gap: inf outside of the ball."""
-    r = y - D @ x
-    g, length, l1 = r @ D, norm(r), jnp.sum(jnp.abs(x))
-    lam = jnp.max(jnp.abs(g))
+    r, penalty = y - D @ x, L1.of(D)
+    g, length, sizes = r @ D, norm(r), penalty.sizes(x)
+    lam, l1 = jnp.max(penalty.sizes(g)), jnp.sum(sizes)
     # norm(x, 1) - (y . r - level length) / lam, as a sum of non-negative terms.
-    over = jnp.sum(jnp.maximum(lam * jnp.abs(x) - x * g, 0)) + length * (level - length)
+    over = jnp.sum(jnp.maximum(lam * sizes - penalty.sums(x * g), 0)) + length * (level - length)
     gap = over / lam / jnp.where(l1 > 0, l1, 1)
     return length, l1, jnp.where(length <= level, gap, jnp.inf)

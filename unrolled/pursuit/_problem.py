@@ -559,12 +559,17 @@ def is_zero(D: Dictionary) -> bool:
     """
     if not checks.is_concrete(D):
         return False
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(D)]
+    leaves = [np.atleast_1d(leaf) for leaf in jax.tree.leaves(D)]
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if all((np.abs(leaf) >= jnp.finfo(leaf.dtype).tiny).any() for leaf in numbers):
+    if all(_has_normal(leaf[:1]) or _has_normal(leaf) for leaf in numbers):
         return False
     with jax.ensure_compile_time_eval():  # D may be known inside of a `jit`
         return not spectral_norm(D) > 0
+
+
+def _has_normal(leaf: np.ndarray) -> bool:
+    """Whether an entry is a normal number of the dtype, or larger."""
+    return bool((np.abs(leaf) >= jnp.finfo(leaf.dtype).tiny).any())
 
 
 def one_per_layer(values: Any, name: str, J: int, where: str) -> tuple:

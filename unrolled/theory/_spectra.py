@@ -28,6 +28,7 @@ from unrolled.dictionaries import (
     all_kept,
     as_dictionary,
     dense,
+    is_complex,
     refuse_parts,
 )
 from unrolled.theory._coherence import refuse_cut_atoms, without_parts
@@ -84,9 +85,9 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
         power: p, from 2 to 4; other powers than 2 require ridge = 0.
 
     Returns:
-        W, (m, d): an array; a `Complex` or a `Joint` if D is of that class; a `Conv` if D is a
-            `Conv` whose atoms are shifts of each other (on a circle the stride must divide the
-            length of the signal, and the kernel must fit into the signal).
+        W, (m, d): an array; a `Complex` if D is complex; a `Joint` if D is a `Joint`; a `Conv` if
+            D is a `Conv` whose atoms are shifts of each other (on a circle the stride must divide
+            the length of the signal, and the kernel must fit into the signal).
 
     Raises:
         ValueError: an atom is zero or too small next to the others (if traced, its weights are
@@ -134,7 +135,7 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Arra
     norms = dictionaries.column_norms(D)
     if isinstance(D, Joint):
         return Joint(_closed_form(D.base, ridge)[0], D.measurements), norms
-    if isinstance(D, Complex):  # products with D D' and its pseudo-inverse are complex
+    if is_complex(D):  # products with D D' and its pseudo-inverse are complex
         W = _of_matrix(D, ridge)
         return Complex(W[::2, ::2], W[1::2, ::2]), norms
     shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None

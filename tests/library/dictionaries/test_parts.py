@@ -478,7 +478,6 @@ test_what_does_not_know_parts_says_so = rows(
     *(
         (call, "codes of Complex come in parts of 2 entries")
         for call in (
-            lambda: pursuit.bpdn(C, np.ones(8), 0.1),
             lambda: pursuit.basis_pursuit(C, np.ones(8)),
             lambda: pursuit.half_quadratic(C, np.ones(8), 0.1),
             lambda: pursuit.ml_ista([C], np.ones(8), [0.1]),
@@ -498,7 +497,6 @@ test_what_does_not_know_parts_says_so = rows(
                 noise=0.0,
             ),
             lambda: analytic.alista(C, per_atom=True, **PLANNED),
-            lambda: ur.dictionaries.Concatenated(C, np.ones((8, 1))),
             lambda: ur.dictionaries.WithIdentity(C),
             *(
                 lambda name=name: FAMILIES[name](2).check(None, C)
@@ -512,6 +510,10 @@ test_what_does_not_know_parts_says_so = rows(
             ),
             lambda: ur.networks.ml_lista(2).check([None], [C]),
         )
+    ),
+    (
+        lambda: ur.dictionaries.Concatenated(Joint(np.eye(2), 2)),
+        "codes of Joint come in parts of 2",
     ),
     (lambda: pursuit.lasso(C, np.ones(8), 0.1, nonnegative=True), "parts of 2 .* no sign"),
     (lambda: pursuit.lasso_batch(C, np.ones((2, 8)), 0.1, nonnegative=True), "parts of 2 .* no"),
