@@ -131,8 +131,11 @@ def comma_separated(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> st
 
     Example:
         >>> from unrolled._base.text import comma_separated
-        >>> comma_separated(["method", "gap"], [["ISTA, learned", None], ["=A1", -1.5]])
-        'method,gap\\n"ISTA, learned",\\n\'=A1,-1.5\\n'
+        >>> print(comma_separated(["method", "gap"], [["ISTA, learned", None], ["=A1", -1.5]]))
+        method,gap
+        "ISTA, learned",
+        '=A1,-1.5
+        <BLANKLINE>
     """
     with io.StringIO(newline="") as text:
         table = csv.writer(text, lineterminator="\n")

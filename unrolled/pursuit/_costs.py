@@ -100,7 +100,7 @@ def repaid_after(training: float, before: float, after: float) -> float:
 
     Example:
         >>> from unrolled.pursuit._costs import repaid_after
-        >>> repaid_after(10.0, 3e-5, 1e-5), repaid_after(10.0, 1e-5, 1e-5)
-        (500000.0, inf)
+        >>> repaid_after(10.0, 0.75, 0.25), repaid_after(10.0, 0.25, 0.25)
+        (20.0, inf)
     """
     return training / (before - after) if after < before else math.inf

@@ -303,8 +303,11 @@ def _few_numbers(
 
 
 def _chosen(best: _Run, runs: list[_Run]) -> Fit:
-    """The result of a run, with the seconds of all runs, and with this run last in `tried`."""
-    others = [run.tried for run in runs if run is not best]
+    """The result of a run, with the seconds of all runs, and with this run last in `tried`.
+
+    A trial that this run repeats is not listed.
+    """
+    others = [run.tried for run in runs if run.tried != best.tried]
     seconds = sum(run.fit.seconds for run in runs)
     return best.fit.replace(tried=(*others, best.tried), seconds=seconds)
 
