@@ -66,9 +66,9 @@ class Pursuit(Result):
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
     # () in [0, 1], the distance from a change of the support, if the pursuit computes it
-    margin: Array | None = None
+    margin: Any = None
 
-    # The method that `lasso_batch` chose, "gram" or "working sets". It is no field, so that
+    # The method that `lasso_batch` chose, "gram" or "working sets". Not a field, because
     # programs and files do not hold it.
     how: ClassVar[str] = ""
 

@@ -9,6 +9,8 @@ from unrolled._base.checks import Array
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary
 
+__all__ = ["SparseCodes"]
+
 
 class SparseCodes(Result):
     """n codes by their nonzeros, with the width of the code that has most nonzeros.
