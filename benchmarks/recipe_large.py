@@ -1,7 +1,7 @@
 """Trained `bcd` and `fista` compared with exact codes on dictionaries of 256 x 1024.
 
-`recommend` advises to train a network only for such dictionaries. A row is one problem and one seed
-of data and training: Gaussian atoms or atoms learned from patches of photographs, and lam as a
+On such dictionaries exact codes are expensive. A row is one problem and one seed of data and
+training: Gaussian atoms or atoms learned from patches of photographs, and lam as a
 share of the largest inner product of a signal with an atom (mean over signals). The codes of the
 Gaussian problems have 51 nonzeros on average. A row has the share of nonzeros in optimal codes, and
 for each method the gap F / F* - 1 of mean objectives on 500 fresh signals, with F* by

@@ -175,7 +175,7 @@ CALLS |= {
     "theory.certify_run": lambda: t.certify_run(LAYER, PARAMS, D, X_1, noise=0.1),
     "theory.certify_signals": lambda: t.certify_signals(LAYER, PARAMS, D, X),
     "theory.certify_supports": lambda: t.certify_supports(D, D, [[1, 2], [3, 4]]),
-    "analytic.from_sample": lambda: a.from_sample(LAYER, D, X_1[None], W=D),
+    "analytic.from_sample": lambda: a.from_sample(LAYER, D, np.asarray(X_1)[None], W=D),
     "theory.code_bound": lambda: t.code_bound(D, D, Y_1, sparsity=1),
     "theory.coherence_at_most": lambda: t.coherence_at_most(D, 0.9),
     "theory.deep_schedule": lambda: t.deep_schedule(

@@ -32,7 +32,7 @@ MODULES = (
     ur.networks,
     ur.realize,
     ur.training,
-    ur.compare,
+    ur.comparison,
 )
 
 # Functions that make no array: of names, options, records and files.

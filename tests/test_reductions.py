@@ -163,9 +163,10 @@ def test_a_nan_in_a_traced_dictionary_reaches_the_result(name):
     assert has_nan(f, jnp.asarray(_V))
 
 
-def test_the_guard_of_weights_with_nan_is_nan():
+def test_the_guard_refuses_weights_with_nan():
     D = jnp.asarray(WIDE)
-    assert np.isnan(ur.theory.rounding_guard(D * _V, D, sparsity=1, bound=1.0))
+    with pytest.raises(ValueError, match="rounding_guard: W has NaN or infinite entries"):
+        ur.theory.rounding_guard(D * _V, D, sparsity=1, bound=1.0)
 
 
 @pytest.mark.slow

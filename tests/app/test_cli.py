@@ -124,7 +124,9 @@ def test_a_pursuit_of_ones_own_is_a_method(run, folder, tmp_path):
     np.testing.assert_allclose(X, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("command", ["compare", "certify", "learn", "train", "encode", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["compare", "certify", "learn", "recommend", "train", "encode", "doctor"]
+)
 def test_help_shows_an_example_and_the_shared_options(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -136,7 +138,8 @@ def test_help_shows_an_example_and_the_shared_options(command, capsys):
 
 def test_no_command_prints_the_help(run):
     status, out, _ = run()
-    assert status == 2 and "{compare,certify,learn,train,encode,export,experiment,doctor}" in out
+    commands = "{compare,certify,learn,recommend,train,encode,export,experiment,doctor}"
+    assert status == 2 and commands in out
 
 
 def test_an_unknown_option_is_refused(run, capsys):
@@ -296,6 +299,27 @@ def test_the_module_is_the_command_where_it_is_run_and_not_where_it_is_imported(
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(path, run_name="__main__")
     assert unrolled.__version__ in capsys.readouterr().out
+
+
+# recommend
+
+
+@pytest.mark.slow
+def test_recommend_prints_the_table_and_code_that_runs(run, folder, tmp_path):
+    figure = tmp_path / "costs.png"
+    call = "recommend", "D.npy", "Y.npy", "--lam", "0.1", "--gap", "1e-2", "--figure", figure
+    status, out, _ = run(*call, "--json", "--signals", "9")
+    found = strict_json(out)
+    assert status == 0 and "9 signals" in found["case"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    within = [row for row in found["rows"] if row["mean"] <= found["gap"] == 1e-2]
+    assert min(within, key=lambda row: row["microseconds"])["method"] == found["method"]
+    D, Y = (np.load(folder / f"{name}.npy").astype("f") for name in "DY")
+    codes = eval(found["code"], {"ur": unrolled, "D": D, "Y": Y})
+    assert np.shape(getattr(codes, "x", codes)) == (len(Y), D.shape[1])
+    status, out, _ = run(*call[:3], "--lam", "0.1")
+    assert status == 0 and "| method | K | microseconds | mean | median | worst |" in out
+    assert out.splitlines()[-1].startswith("ur.")
 
 
 # doctor
@@ -536,6 +560,12 @@ REFUSED = {
     "rows .*, where entries become 0 or infinite; try numbers near 1",
     "compare --dictionary D.npy I.npy --signals faint.npz": "faint.npz: leaves the range of float3",
     "learn faint.npy --atoms 4": "faint.npy: leaves the range of float32 .in rows ",
+    "recommend gone.npy Y.npy": "gone.npy: no such file",
+    "recommend D.npy columns.npy": "columns.npy: .*transpose them",
+    "recommend D.npy Y.npy --lam -1": "recommend: lam must be non-negative",
+    "recommend D.npy Y.npy --gap 0": "recommend: gap must be positive and finite, got 0",
+    "recommend D.npy Y.npy --signals -1": "recommend: signals must be at least 0",
+    "recommend D.npy Y.npy --figure gap.xyz": "gap.xyz: .xyz is not a format of pictures",
     "compare --output D.npy": "D.npy: is a file; expected a folder",
     "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method ksvd; expected some "
     "of ista, fista",

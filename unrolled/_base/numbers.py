@@ -120,7 +120,11 @@ def mean_norm(X: np.ndarray) -> float:
 def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""
     k = exponent(x, axis)
-    e = jnp.sum(times_power(widened(x), -k) ** 2, axis)
+    near = times_power(widened(x), -k)
+    # The same numbers. Without this line, XLA computes (x c)^2 of a known x as x^2 c^2, and x^2 may
+    # leave the range.
+    near = lax.reduce_precision(near, jnp.finfo(near.dtype).nexp, jnp.finfo(near.dtype).nmant)
+    e = jnp.sum(near**2, axis)
     return e, k.reshape(e.shape)
 
 

@@ -142,8 +142,9 @@ def program(*static: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         compiled = on_auto_axes(jax.jit(function, static_argnames=static, inline=True))
-        names = list(inspect.signature(function).parameters)
-        places = [names.index(name) for name in static]
+        parameters = inspect.signature(function).parameters
+        names = [name for name, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+        places = [names.index(name) for name in static if name in names]
 
         @functools.wraps(function)
         def call(*args, **options):

@@ -36,6 +36,17 @@ def number(cell: Any) -> str:
     return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
 
 
+def short(value: float) -> str:
+    """A cost as text.
+
+    Example:
+        >>> from unrolled._base.text import short
+        >>> short(1234.5), short(0.126)
+        ('1,234', '0.13')
+    """
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 class Grid(str):
     """A Markdown table with notes below it; the object keeps its columns and rows."""
 
@@ -120,8 +131,11 @@ def comma_separated(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> st
 
     Example:
         >>> from unrolled._base.text import comma_separated
-        >>> comma_separated(["method", "gap"], [["ISTA, learned", None], ["=A1", -1.5]])
-        'method,gap\\n"ISTA, learned",\\n\'=A1,-1.5\\n'
+        >>> print(comma_separated(["method", "gap"], [["ISTA, learned", None], ["=A1", -1.5]]))
+        method,gap
+        "ISTA, learned",
+        '=A1,-1.5
+        <BLANKLINE>
     """
     with io.StringIO(newline="") as text:
         table = csv.writer(text, lineterminator="\n")

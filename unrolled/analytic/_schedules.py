@@ -129,7 +129,7 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
         _, entries = theory.product_sizes(W64, D64, wide_dtype(D.dtype))
     unit_norms(D, np.asarray(norms), where)
     mu, C, eta, omega = map(float, numbers)
-    rounding = theory.Rounding.of(W, D, D.dtype)
+    rounding = theory.Rounding.of(W, D, D.dtype, norms=norms)
     G = block_of(D) * float(entries)  # bounds the norm of a block of |W|'|D|
     return Certified(W, mu * UP, C, eta * UP, omega * UP, max(G, 1.0) * UP, rounding)
 

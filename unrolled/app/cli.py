@@ -1,4 +1,4 @@
-"""The command line: `unrolled compare`, `certify`, `learn`, `train`, `encode` and the others."""
+"""The command line: `unrolled compare`, `certify`, `learn`, `recommend`, `train` and the others."""
 
 import argparse
 import importlib

@@ -6,7 +6,7 @@ from unrolled.comparison._compare import compared, with_seconds
 from unrolled.comparison._comparison import *
 from unrolled.comparison._costs import *
 from unrolled.comparison._evolution import *
-from unrolled.comparison._payoff import microseconds, short
+from unrolled.comparison._payoff import microseconds
 from unrolled.comparison._results import *
 from unrolled.comparison._weights import *
 

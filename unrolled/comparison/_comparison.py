@@ -10,8 +10,8 @@ import numpy as np
 from unrolled import plots
 from unrolled._base import checks
 from unrolled._base.results import Result
-from unrolled._base.text import line, markdown, screen, table, to_json
-from unrolled.comparison._payoff import microseconds, payoff, short
+from unrolled._base.text import line, markdown, screen, short, table, to_json
+from unrolled.comparison._payoff import microseconds, payoff
 from unrolled.comparison._results import Cost, Curve, Guarantee, MethodResult, Predicted
 
 __all__ = ["ChainComparison", "Comparison"]

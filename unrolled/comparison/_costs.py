@@ -13,7 +13,8 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled.comparison._comparison import Comparison
 from unrolled.comparison._results import Cost, MethodResult
-from unrolled.dictionaries import Dictionary, Structured, signal_axes
+from unrolled.dictionaries import Dictionary, Structured
+from unrolled.layers import codes_of
 from unrolled.pursuit import FEWEST, in_turns, lasso_solvers, repeated
 
 __all__ = ["products"]
@@ -33,7 +34,7 @@ def timed(
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     times = max(1, -(-FEWEST // max(1, len(Y))))  # a timed call has at least so many signals
     for name, (model, params, own) in methods.items():
-        calls["method", name] = partial(_codes, model, params, *repeated(own, Y, times))
+        calls["method", name] = partial(codes_of, model, params, *repeated(own, Y, times))
     if problem is not None:
         D, signals, lam = problem
         many, solvers = repeated(D, signals, times), lasso_solvers([D])
@@ -55,12 +56,6 @@ def timed(
         )
         for layer in layers
     ]
-
-
-@partial(jax.jit, static_argnames="model")
-def _codes(model: Any, params: Any, D: Any, Y: Array) -> Any:
-    """The last codes: the codes of all steps take up to twice the time."""
-    return jax.vmap(model.apply, (None, signal_axes(D), 0))(params, D, Y)
 
 
 # The operations of JAX that multiply a matrix and a vector, for any kind of dictionary.

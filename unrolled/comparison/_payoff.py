@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from unrolled._base.text import short
 from unrolled.comparison._results import MethodResult
 from unrolled.pursuit import EXACT, MOST_SPREAD, repaid_after
 
@@ -60,11 +61,6 @@ def microseconds(of: MethodResult, signals: int) -> float | None:
     if of.cost is None or of.cost.seconds is None:
         return None
     return 1e6 * of.cost.seconds / max(1, signals)
-
-
-def short(value: float) -> str:
-    """A cost as text."""
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _gap(of: MethodResult) -> float:

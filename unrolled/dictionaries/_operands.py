@@ -40,13 +40,16 @@ _UNIT_TOLERANCE = 1e-4
 _OUTSIDE = 0.1
 
 
-def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Operator:
+def as_dictionary(
+    D: Dictionary | ArrayLike, where: str, name: str = "D", on_host: bool = False
+) -> Operator:
     """A dictionary in floating point, (m, d) with m and d at least 1.
 
     Args:
         D: a `Structured`, or an argument of `jnp.asarray`.
         where: the name of the caller, for messages.
         name: the name of the dictionary, for messages.
+        on_host: whether known numbers that are not in an array of JAX stay in numpy.
 
     Raises:
         TypeError: D is complex, or not numeric.
@@ -59,7 +62,7 @@ def as_dictionary(D: Dictionary | ArrayLike, where: str, name: str = "D") -> Ope
     """
     raw = D
     if not isinstance(D, Structured):
-        D = checks.as_float(D, name, where)
+        D = (checks.on_host_or_device if on_host else checks.as_float)(D, name, where)
         if D.ndim != 2:
             raise ValueError(
                 f"{where}: {name} has shape {D.shape}; expected (m, d), atoms in columns"

@@ -15,7 +15,16 @@ import numpy as np
 from unrolled._base import checks, programs
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled.dictionaries import Dictionary, as_dictionary, as_flat, operands, refuse_parts
+from unrolled.dictionaries import (
+    Dictionary,
+    as_dictionary,
+    as_flat,
+    known_entries,
+    known_part,
+    operands,
+    refuse_parts,
+    signal_axes,
+)
 from unrolled.layers._records import (
     RELATIVE,
     STEP_SIZE,
@@ -496,6 +505,26 @@ class Layer(Looped):
         """The code of one signal after every step, (m,) -> (K, d)."""
         return self.run(params, D, y)[1]
 
+    def encode(
+        self, D: Dictionary, Y: Any, params: Any = None, *, mask: ArrayLike | None = None
+    ) -> Array:
+        """The codes of many signals, (signals, m) -> (signals, d), by one compiled program.
+
+        Args:
+            params: None takes `init(None, D)`.
+            mask: bools, in the shape of Y or of one signal, True where an entry is known. The codes
+                then fit only the known entries; unknown entries of Y may be NaN.
+        """
+        D = as_dictionary(D, self.family)
+        params = self.init(None, D) if params is None else params
+        self.check(params, D)
+        if mask is None:
+            return codes_of(self, params, D, Y)
+        Y, shown = as_flat(D, Y, 1)
+        own, Y = known_part(D, Y, known_entries(D, mask, len(Y), self.family))
+        codes = codes_of(self, params, own, Y)
+        return codes if shown is None else shown(codes)
+
     def run(self, params: Unrolled, D: Dictionary, y: ArrayLike) -> tuple[Any, Array]:
         """The last state, and the code after every step."""
         y, shown = as_flat(D, y)
@@ -519,6 +548,12 @@ class Layer(Looped):
     def records(self) -> dict[str, type]:
         """The classes of records in the params, by their names."""
         return records_of(self.forms)
+
+
+@partial(jax.jit, static_argnames="model")
+def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
+    """The last codes of a layer or a network; the codes of all steps take up to twice the time."""
+    return jax.vmap(model.apply, (None, signal_axes(D), 0))(params, D, Y)
 
 
 # Compiled once per layer and shape, because every call of an eager scan would compile it again.

@@ -60,7 +60,7 @@ def of_rows(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(first: Any, *arrays: Any, **options: Any) -> Any:
-        if not isinstance(first, np.ndarray):
+        if not isinstance(first, np.ndarray) or any(isinstance(v, Array) for v in arrays):
             return compiled(first, *arrays, **options)
         with np.errstate(all="ignore"):
             result = function(np, first, *arrays, **options)
@@ -224,7 +224,7 @@ def signal_nmse(estimates: ArrayLike, X: ArrayLike) -> Array:
         >>> ur.metrics.signal_nmse(X * jnp.array([[0.9], [0.99]]), X).round(1).tolist()
         [-20.0, -40.0]
     """
-    return relative_error(*same_shape(estimates, X, "signal_nmse"), -1)
+    return relative_error(*same_shape(estimates, X, "signal_nmse"), axis=-1)
 
 
 @complex_too(to_pairs)

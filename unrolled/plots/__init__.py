@@ -6,7 +6,8 @@ values below the border. Curves with NaN are named there, too.
 """
 
 from unrolled._base import offer as _offer
+from unrolled.plots._costs import *
 from unrolled.plots._curves import *
 from unrolled.plots._pictures import *
 
-_offer(__name__, own="COLOURS figure name_lines styles")
+_offer(__name__, own="COLOURS costs figure name_lines styles")

@@ -21,6 +21,7 @@ from unrolled.pursuit._costs import (
     EXACT,
     FEWEST,
     MOST_SPREAD,
+    clock,
     in_turns,
     lasso_solvers,
     repaid_after,

@@ -312,8 +312,8 @@ def lasso_optima(D: Dictionary, Y: Array, lam: ArrayLike) -> Pursuit:
         masks = None if shared_part(D) is D else own.mask > 0
         with jax.enable_x64(True):
             wide = checks.cast_on_host((shared_part(D), Y, lam), np.float64)
-            found = lasso_batch(*wide, tol=_CERTIFIED, mask=masks)
-        return found.replace(x=jnp.asarray(np.asarray(found.x), Y.dtype))
+            optima = lasso_batch(*wide, tol=_CERTIFIED, mask=masks)
+        return optima.replace(x=jnp.asarray(np.asarray(optima.x), Y.dtype))
     return _reached(D, Y, lam)
 
 

@@ -29,31 +29,35 @@ class Timing(NamedTuple):
     spread: float  # the largest of all turns divided by the least
 
 
-def in_turns(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Timing]:
-    """Time calls in turns, after a first call of each that compiles.
+def clock() -> Callable[[], float]:
+    """The seconds of this process on a CPU, in all threads; on other devices those of the clock."""
+    return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+
+
+def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int = _TURNS) -> dict[Any, Timing]:
+    """Time calls in `turns` turns, after a first call of each that compiles.
 
     On a CPU the time is the CPU time of this process: XLA computes on threads of its own, so that
     the CPU time of the calling thread omits nearly all of the work. No other thread should compute
     meanwhile. On other devices the time is that of the clock.
     """
-    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
-    for _ in range(_TURNS):
+    for _ in range(turns):
         for name, call in calls.items():
             if len(times[name]) < 2 or sum(times[name]) < _ENOUGH:
-                times[name].append(_turn(call, clock))
+                times[name].append(_turn(call, clock()))
     return {name: Timing(min(of), max(of) / min(of)) for name, of in times.items()}
 
 
-def _turn(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+def _turn(call: Callable[[], Any], now: Callable[[], float]) -> float:
     """The mean time of a call that is repeated for a moment."""
-    began, n = clock(), 0
-    while not n or clock() - began < _MOMENT:
+    began, n = now(), 0
+    while not n or now() - began < _MOMENT:
         jax.block_until_ready(call())
         n += 1
-    return max(clock() - began, 1e-9) / n
+    return max(now() - began, 1e-9) / n
 
 
 def repeated(D: Any, Y: Any, times: int) -> tuple[Any, Any]:
@@ -96,7 +100,7 @@ def repaid_after(training: float, before: float, after: float) -> float:
 
     Example:
         >>> from unrolled.pursuit._costs import repaid_after
-        >>> repaid_after(10.0, 3e-5, 1e-5), repaid_after(10.0, 1e-5, 1e-5)
-        (500000.0, inf)
+        >>> repaid_after(10.0, 0.75, 0.25), repaid_after(10.0, 0.25, 0.25)
+        (20.0, inf)
     """
     return training / (before - after) if after < before else math.inf

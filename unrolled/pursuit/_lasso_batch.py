@@ -17,6 +17,7 @@ from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
+    Structured,
     as_flat,
     block_of,
     dense,
@@ -101,7 +102,8 @@ def lasso_batch(
 
     Args:
         D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
-            the number of signals, or if an argument is traced.
+            the number of signals, or if an argument is traced. An array of numpy is read where it
+            is; it may be a memmap.
         Y: (batch, m). Y may also be a batch of signal grids of a `Conv` (the codes then have the
             shape `D.code_grid`), of complex signals of a `Complex` D, or of signals of a `Joint` D
             (the codes then have the same form as the signals). The batch may be empty. If Y comes
@@ -184,7 +186,7 @@ def lasso_batch(
     given, conditions = (D, signals, weight, l2), None
     if not checks.is_concrete(given):
         conditions = _conditions(*given, known, lam is None, nonnegative)
-    whole: Any = D if how == SETS and checks.is_concrete((D, operands)) else dense(D)
+    whole: Any = dense(D) if how == GRAM and isinstance(D, Structured) else D
     result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, conditions, into)
     object.__setattr__(result, "how", how)  # of a frozen record
     return result
@@ -311,9 +313,8 @@ def _by_sets(*operands: Any, **options: Any) -> Answers:
 
 
 def lasso_of_rows(
-    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, relative=False, tol=1e-6,
-    nonnegative=False, max_steps=10_000, into=None,
-):  # fmt: skip
+    D, Y, lam, l2=0.0, start=None, masks=None, *, dtype=np.float64, into=None, **options
+):
     """The codes of the rows of Y, with the gap and the residual of the codes as they are returned.
 
     Args:
@@ -321,9 +322,8 @@ def lasso_of_rows(
         lam: (1, 1), (1, d), (n, 1) or (n, d).
         masks: (m,) or (n, m), whether an entry of a signal is known.
         dtype: the dtype of the codes.
-        relative: whether lam is a ratio to lam_max of every signal.
-        tol, nonnegative, max_steps: as in `lasso_batch`.
         into: array to write the codes into; None for a new one.
+        options: relative, tol, nonnegative, max_steps, as in `Units`.
     """
     from unrolled.pursuit import _active_set  # imports numba
 
@@ -334,22 +334,23 @@ def lasso_of_rows(
         return answers
     a = int(host_exponent(D))
     near = np.ldexp(D, -a)
-    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, np.abs(near).max(0))
-    ridge = units.ridge
+    sizes = np.abs(near).max(0)
+    units = Units(Y, lam, float(l2), start, masks, np.dtype(dtype), a, sizes, **options)
+    ridge, nonnegative = units.ridge, units.nonnegative
     problem = _active_set.problem_of(near, ridge, nonnegative)
     levels: dict[bytes, float] = {}
 
     def work(rows: slice) -> None:
         y, b, known = units.signals(rows)
         products = y @ near
-        lam = units.penalties(rows, b, products, relative, nonnegative)
+        lam = units.penalties(rows, b, products)
         some = units.codable(y, lam)
         y, lam, b = y[some], lam[some], b[some, 0]
         known = None if known is None else known[some]
         codes = _active_set.minimise(
-            *(problem, y, products[some], lam, slack_of(near, y, lam, tol, known, levels)),
-            tol=tol,
-            moves=max_steps,
+            *(problem, y, products[some], lam, slack_of(near, y, lam, units.tol, known, levels)),
+            tol=units.tol,
+            moves=units.max_steps,
             start=units.starts(rows.start + some, b),
             masks=None if known is None else known.astype(float),
             digits=units.digits,
@@ -361,7 +362,7 @@ def lasso_of_rows(
                 codes.gap[i] = gap_beside_free_atoms(
                     A, y[i], codes.x[i], lam[i], ridge, nonnegative
                 )
-        units.store(answers, rows.start + some, b, tol, *codes[:4], codes.margin)
+        units.store(answers, rows.start + some, b, *codes[:4], codes.margin)
 
     share(work, len(Y), _chunk(D.shape))
     return answers

@@ -35,7 +35,7 @@ def operands_of_many(
     flat = mapped and as_flat(D, Y[:1], 1)[1] is None
     mapped = flat or (mapped and viewed)
     some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
-    D, some = as_dictionary(D, where), checks.on_host_or_device(some, "Y", where)
+    D, some = as_dictionary(D, where, on_host=True), checks.on_host_or_device(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
         shape = Y.shape if mapped else some.shape
         raise ValueError(
@@ -137,7 +137,7 @@ def rows_of(Y: np.ndarray, rows: slice, dtype: np.dtype, where: str) -> np.ndarr
 
 
 class Units(NamedTuple):
-    """The caller's arrays, which are scaled chunk by chunk: D is 2^a times a matrix near 1."""
+    """The arguments, scaled chunk by chunk: D is 2^a times a matrix near 1."""
 
     Y: np.ndarray
     lam: np.ndarray
@@ -147,6 +147,10 @@ class Units(NamedTuple):
     dtype: np.dtype  # of the codes
     a: int
     sizes: np.ndarray  # (d,), of the scaled atoms: their largest entries, or their norms
+    relative: bool = False  # whether lam is a ratio to lam_max of every signal
+    tol: float = 1e-6
+    nonnegative: bool = False
+    max_steps: int = 10_000
 
     @property
     def ridge(self) -> float:
@@ -172,15 +176,13 @@ class Units(NamedTuple):
         b = host_exponent(y, 1)
         return np.ldexp(y, -b), b, None if known is None or known.ndim == 1 else known
 
-    def penalties(
-        self, rows: slice, b: np.ndarray, products: np.ndarray, relative: bool, nonnegative: bool
-    ) -> np.ndarray:
+    def penalties(self, rows: slice, b: np.ndarray, products: np.ndarray) -> np.ndarray:
         """The penalties of some signals, (n, 1) or (n, d), in units of 2^(a + b)."""
         lam = np.asarray(self.lam[rows] if len(self.lam) > 1 else self.lam, float)
         with np.errstate(invalid="ignore", over="ignore"):
-            if relative:
-                top = products if nonnegative else np.abs(products)
-                return lam * np.maximum(top.max(1, keepdims=True), 0)
+            if self.relative:
+                high, low = (f(products, 1, keepdims=True) for f in (np.max, np.min))
+                return lam * np.maximum(high, 0 if self.nonnegative else -low)
             return np.minimum(np.ldexp(lam, -(self.a + b)), _LARGEST)
 
     def codable(self, y: np.ndarray, lam: np.ndarray) -> np.ndarray:
@@ -201,13 +203,24 @@ class Units(NamedTuple):
             return None
         return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
 
-    def store(self, answers, rows, b, tol, x, gap, residual, steps, margin) -> None:
-        """Write scaled codes and numbers into the rows of the answers, in the caller's units."""
+    def store(self, answers, rows, b, x, gap, residual, steps, margin, atoms=None) -> None:
+        """Write scaled codes and numbers into the rows of the answers, in the caller's units.
+
+        If atoms, (n, w) in ascending order, are given, x has the entries of these atoms alone; an
+        unused slot has the entry 0.
+        """
         with np.errstate(over="ignore"):
             codes = np.ldexp(x, b[:, None] - self.a).astype(self.dtype)
         gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
-        fields = codes, gap, np.ldexp(residual, b), steps, gap <= tol, margin
-        for field, values in zip(answers, fields):
+        if atoms is None:
+            answers.x[rows] = codes
+        elif isinstance(answers.x, Collected):
+            answers.x.add(rows, atoms, codes)
+        else:
+            i, j = np.nonzero(codes)
+            answers.x[rows[i], atoms[i, j]] = codes[i, j]
+        fields = gap, np.ldexp(residual, b), steps, gap <= self.tol, margin
+        for field, values in zip(answers[1:], fields):
             field[rows] = values
 
 

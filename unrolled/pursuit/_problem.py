@@ -66,9 +66,9 @@ class Pursuit(Result):
     steps: Array  # () steps taken
     converged: Array  # () gap <= tol, and x is in the range of the dtype
     # () in [0, 1], the distance from a change of the support, if the pursuit computes it
-    margin: Array | None = None
+    margin: Any = None
 
-    # The method that `lasso_batch` chose, "gram" or "working sets". It is no field, so that
+    # The method that `lasso_batch` chose, "gram" or "working sets". Not a field, because
     # programs and files do not hold it.
     how: ClassVar[str] = ""
 
@@ -559,12 +559,17 @@ def is_zero(D: Dictionary) -> bool:
     """
     if not checks.is_concrete(D):
         return False
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(D)]
+    leaves = [np.atleast_1d(leaf) for leaf in jax.tree.leaves(D)]
     numbers = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    if all((np.abs(leaf) >= jnp.finfo(leaf.dtype).tiny).any() for leaf in numbers):
+    if all(_has_normal(leaf[:1]) or _has_normal(leaf) for leaf in numbers):
         return False
     with jax.ensure_compile_time_eval():  # D may be known inside of a `jit`
         return not spectral_norm(D) > 0
+
+
+def _has_normal(leaf: np.ndarray) -> bool:
+    """Whether an entry is a normal number of the dtype, or larger."""
+    return bool((np.abs(leaf) >= jnp.finfo(leaf.dtype).tiny).any())
 
 
 def one_per_layer(values: Any, name: str, J: int, where: str) -> tuple:

@@ -9,6 +9,8 @@ from unrolled._base.checks import Array
 from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary
 
+__all__ = ["SparseCodes"]
+
 
 class SparseCodes(Result):
     """n codes by their nonzeros, with the width of the code that has most nonzeros.
@@ -66,9 +68,12 @@ class Collected:
         self.parts: list[tuple[np.ndarray, ...]] = []
 
     def __setitem__(self, rows: np.ndarray, codes: np.ndarray) -> None:
-        places, indices = np.nonzero(codes)
-        counts = np.count_nonzero(codes, axis=1)
-        self.parts.append((rows, counts, indices.astype(np.int32), codes[places, indices]))
+        self.add(rows, np.broadcast_to(np.arange(self.d), codes.shape), codes)
+
+    def add(self, rows: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
+        """Set rows by some of their entries, in ascending order."""
+        used = values != 0
+        self.parts.append((rows, used.sum(1), indices[used].astype(np.int32), values[used]))
 
     def codes(self) -> SparseCodes:
         """The codes of all rows; a row that was not set is zero."""

@@ -127,7 +127,7 @@ def noise_gain(W: Dictionary) -> float:
         0.016
     """
     with jax.enable_x64(True):
-        W = checks.cast(as_dictionary(W, "noise_gain", "W"), np.float64)
+        W = checks.cast_on_host(as_dictionary(W, "noise_gain", "W"), np.float64)
         return float(np.max(np.asarray(dictionaries.column_norms(W)))) * UP
 
 

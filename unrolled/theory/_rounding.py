@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled._base import checks
 from unrolled._base.checks import Array, DTypeLike
-from unrolled._base.numbers import UP, norm
+from unrolled._base.numbers import UP, host_energy, norm
 from unrolled.activations import Activation
 from unrolled.dictionaries import Functions, block_of, column_norms, inner_terms
 
@@ -47,7 +47,7 @@ def sum_error(terms: Any, unit: float) -> Any:
 
     Example:
         >>> from unrolled.theory._rounding import sum_error
-        >>> round(sum_error(1000, 2.0**-24) * 2**24, 1)
+        >>> round(float(sum_error(1000, 2.0**-24)) * 2**24, 1)
         1000.1
     """
     of_terms = np.asarray(terms * unit, np.float64)
@@ -102,17 +102,28 @@ class Rounding(NamedTuple):
 
     @classmethod
     def of(
-        cls, W: Any, D: Any, dtype: DTypeLike, precision: str | None = None, width: Any = None
+        cls,
+        W: Any,
+        D: Any,
+        dtype: DTypeLike,
+        precision: str | None = None,
+        width: int | None = None,
+        norms: Any = None,
     ) -> "Rounding":
-        """The rounding of products of W and D; `width` is the number of entries of a part."""
+        """The rounding of products of W and D.
+
+        `width` is the number of entries of a part, and `norms` are the norms of the atoms in
+        float64; None takes both from D.
+        """
         info, g = jnp.finfo(dtype), block_of(D) if width is None else width
         measurements = getattr(D, "measurements", 1)
         shared = measurements if measurements == getattr(W, "measurements", 1) else 1
         unit, factors = unit_of(dtype, precision)
         m, d = D.shape
         least = info.smallest_subnormal if info.dtype == jnp.float16 else info.tiny
-        with jax.enable_x64(True):
-            atom = float(jnp.max(column_norms(checks.cast(D, np.float64)), initial=0))
+        if norms is None:
+            norms = _column_norms(checks.cast_on_host(D, np.float64))
+        atom = float(np.max(np.asarray(norms), initial=0))
         return cls(
             unit,
             factors,
@@ -183,6 +194,15 @@ class Rounding(NamedTuple):
         least = self.least * (1 + gain) * (1 + l1) * (entries + (1 + column) * codes + noise)
         largest = (1 + self.atom + (1 + gain) * G) * codes + (1 + (1 + gain) * C) * noise
         return np.where(largest <= self.most, least * math.sqrt(self.block), math.inf)
+
+
+def _column_norms(D: Any) -> Any:
+    """The norms of atoms of numpy arrays; those of a matrix without a program."""
+    if isinstance(D, np.ndarray):
+        e, k = host_energy(D, 0)
+        return np.ldexp(np.sqrt(e), k)
+    with jax.enable_x64(True):
+        return column_norms(D)
 
 
 def _nodes(tree: Any) -> list[Any]:

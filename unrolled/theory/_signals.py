@@ -61,7 +61,7 @@ class Signals(Result):
     uncovered: str | None = None  # the shrinkage of the layer, if no theorem covers it
     # "proved", or "estimated" if D or W is not a sum of products; then no code is proved
     rounding: str = "proved"
-    theta: np.ndarray | None = None  # (n, K) with `own`: the thresholds of each code
+    theta: Any = None  # (n, K) with `own`: the thresholds of each code
 
     def __repr__(self) -> str:
         """The number of codes with a proof, and the largest bound on the errors of these codes."""

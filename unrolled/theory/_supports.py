@@ -68,8 +68,8 @@ class Supports(Result):
 
         Example:
             >>> D = ur.dictionaries.identity_hadamard(16)
-            >>> ur.theory.certify_supports(D, D, [[0, 1], [2, 20]]).proved(0.3).tolist()
-            [True, False]
+            >>> ur.theory.certify_supports(D, D, [[0, 1], [2, 20]]).proved(0.4).tolist()
+            [False, True]
         """
         c = checks.as_fraction(c, "c", "Supports.proved")
         return (self.ratio <= c) & (self.contraction < 1)

@@ -8,6 +8,7 @@ types of the functions that you pass to `fit`. Use `sparse_feature_penalty`, `sa
 """
 
 from unrolled._base import offer as _offer
+from unrolled.training._candidates import *
 from unrolled.training._curriculum_and_search import *
 from unrolled.training._files import *
 from unrolled.training._fit import *
@@ -33,7 +34,7 @@ from unrolled.training._weights import *
 
 _offer(
     __name__,
-    results="CheckpointError Fit History Made NonFiniteError Recommendation Record Restored "
-    "Search Start StepRates Trained Tried",
+    results="Candidate CheckpointError Fit History Made NonFiniteError Recommendation Record "
+    "Restored Search Start StepRates Trained Tried",
     own="Callback Loss Sample Signals merge split trainable with_unit_atoms",
 )

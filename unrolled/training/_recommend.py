@@ -1,4 +1,6 @@
-"""Recommend a method for your dictionary and signals: an exact solver, or a network to train."""
+"""Recommend a method for your dictionary and signals: exact codes, or an untrained or a trained
+network; if codes are not known, by their costs and gaps on your signals.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,11 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from unrolled import metrics
+from unrolled import metrics, plots
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import as_data
+from unrolled._base.text import short, table_of
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -22,44 +25,44 @@ from unrolled.dictionaries import (
     dense,
     flat_batch,
 )
-from unrolled.layers import Law
-from unrolled.pursuit import default_lam, lasso_batch
+from unrolled.layers import Law, Layer
+from unrolled.pursuit import MOST_SPREAD, default_lam, lasso_batch
 from unrolled.theory import mutual_coherence
+from unrolled.training._candidates import (
+    EXACT,
+    Candidate,
+    Sample,
+    Training,
+    cheapest,
+    exact_options,
+    layer_of,
+    measured,
+    options_of,
+    training_of,
+)
 from unrolled.training._recipe import by_recipe, law_of
 from unrolled.training._signals import check_width, each_known
-from unrolled.training._unsupervised import family_without_codes, unsupervised
+from unrolled.training._unsupervised import unsupervised
 
 __all__ = ["Recommendation", "recommend"]
 
 
 class _Rules(NamedTuple):
-    """The bounds at which the recommended method changes; each number was measured.
-
-    If codes are not known, the bounds come from the CPU time per signal, on one thread, of exact
-    solvers and networks (benchmarks/recipe.py, benchmarks/recipe_large.py). If codes are known, the
-    bounds come from benchmarks/lista.jsonl.
+    """The bounds at which the recommended family changes if codes are known; each number was
+    measured (benchmarks/lista.jsonl).
     """
 
-    few_nonzeros: float = 1 / 8  # share of m below which exact codes cost little
-    many_nonzeros: float = 0.3  # share of m above which `lasso_batch` takes twice a network's time
-    many_atoms: int = 1000  # d below which no training was repaid by a million signals
-    many_signals: int = 200_000  # number of signals below which training seldom pays
-    # Multiple of the coherence of a random dictionary of the same size. Up to this multiple, 8
-    # sweeps of `bcd` have a gap below 0.01; above it, as in learned dictionaries, 16 sweeps do.
-    like_random: float = 1.5
     # The largest coherence of a dictionary at which message passing was measured.
     passes_messages: float = 0.9
-    # If codes are known: the ratio of the energies of noise and signals below which `tista` has a
-    # smaller error than `vamp_bg`.
+    # The ratio of the energies of noise and signals below which `tista` has a smaller error than
+    # `vamp_bg`.
     little_noise: float = 1e-5
     fewest_pairs: int = 1000  # least number of signals with known codes to train on
 
 
 RULES = _Rules()
-_ASKED = 256  # signals whose exact codes are computed
-_DEPTH = 16
-_SWEEPS = 8, 16  # numbers of steps of `bcd`, for a D like a random one and for other dictionaries
-_STEPS = 300  # steps of each run that trains `bcd`
+_ASKED = 256  # signals on which methods are measured
+_LEAST = 1e-12  # no gap in float64 is below
 _OR_TRAIN = (
     " If gradients must pass through the codes, or every call must take the same time, train a "
     "network with ur.training.unsupervised(D, Y, {lam!r}, key=0{mask}) instead."
@@ -75,15 +78,20 @@ class Recommendation:
         method: the name of the function or the family.
         why: the reason for the method, with the numbers on which the choice is based.
         lam: the weight of the LASSO; None if codes are known and you gave no lam.
+        layer: the layer to run without training; None for a pursuit or a network to train.
+        rows: the costs and gaps of all methods that were measured; none if codes are known.
+        gap: the wanted mean gap (F - F*) / F*.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
         >>> Y, _ = ur.problems.sampler(D, batch=50)(jax.random.key(1))
-        >>> advice = ur.recommend(D, Y, lam=0.1)
+        >>> advice = ur.recommend(D, Y, lam=0.1, gap=1e-9)
         >>> advice
-        ur.pursuit.lasso_batch(D, Y, 0.1)
+        ur.pursuit.lasso_batch(D, Y, 0.1, tol=1e-09)
         >>> bool(advice.fit().converged.all())
         True
+        >>> [row.method for row in advice.rows[:2]]
+        ['lasso_batch', 'fista']
     """
 
     case: str
@@ -92,10 +100,15 @@ class Recommendation:
     lam: float | None
     data: tuple[Any, Any, Any, Any]  # D, Y, X, mask
     options: dict[str, Any]  # options of the method
+    layer: Layer | None = None
+    rows: tuple[Candidate, ...] = ()
+    gap: float | None = None
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
         options += "" if self.data[3] is None else ", mask=mask"
+        if self.layer is not None:
+            return f"ur.layers.{self.layer!r}.encode(D, Y{options})"
         if self.method == "lasso_batch":
             return f"ur.pursuit.lasso_batch(D, Y, {self.lam!r}{options})"
         if self.data[2] is None:
@@ -103,17 +116,41 @@ class Recommendation:
         return f"ur.training.by_recipe({self.method!r}, D, (Y, X), key=0{options})"
 
     def fit(self, key: Key = 0) -> Any:
-        """Run the code of `repr`; return a `Pursuit` with the codes of Y, a `Fit`, or a `Made`.
+        """Run the code of `repr`: return a `Pursuit` with the codes of Y, the codes of an untrained
+        layer, a `Fit`, or a `Made`.
 
         Args:
-            key: the key of the training; exact solvers do not use it.
+            key: the key of the training; only training uses it.
         """
         (D, Y, X, mask), lam = self.data, self.lam
+        if self.layer is not None:
+            return self.layer.encode(D, Y, mask=mask)
         if self.method == "lasso_batch":
             return lasso_batch(D, Y, lam, mask=mask, **self.options)
         if X is None and lam is not None:
             return unsupervised(D, Y, lam, key=key, mask=mask, **self.options)
         return by_recipe(self.method, D, (Y, X), key=key, **self.options)
+
+    def table(self, form: str = "markdown") -> Any:
+        """A table of the measured methods, with the reason below.
+
+        Args:
+            form: "markdown", "latex", "csv", or "records", a list of dicts with unrounded numbers.
+
+        Raises:
+            ValueError: the form is unknown.
+        """
+        return table_of(form, [row.asdict() for row in self.rows], [self.why])
+
+    def plot(self) -> Any:
+        """A figure of the mean gaps of the measured methods against their costs."""
+        names = dict.fromkeys(row.method for row in self.rows)
+        of = {name: [row for row in self.rows if row.method == name] for name in names}
+        lines = {
+            name: ([row.microseconds for row in rows], [max(row.mean, _LEAST) for row in rows])
+            for name, rows in of.items()
+        }
+        return plots.costs(lines, gap=self.gap)
 
 
 @checked
@@ -123,25 +160,29 @@ def recommend(
     X: Array | np.ndarray | Any = None,
     *,
     lam: ArrayLike | None = None,
+    gap: ArrayLike = 1e-3,
     noise: ArrayLike | None = None,
     signals: int | None = None,
     mask: ArrayLike | None = None,
 ) -> Recommendation:
-    """Recommend a method for signals in a dictionary: an exact solver, or a network to train.
+    """Recommend a method for signals in a dictionary: exact codes, or a network.
 
     If the codes of 1,000 signals or more are known, `recommend` chooses a network: training can aim
-    at the known codes, but an exact solver returns LASSO codes. Otherwise `recommend` computes the
-    exact codes of at most 256 signals, counts their nonzeros, and compares measured costs. It then
-    chooses an exact solver if codes have few nonzeros, if D has few atoms, or if there are few
-    signals to code. If a large dictionary and many nonzeros make exact codes expensive, `recommend`
-    chooses to train `bcd`. With a mask, or if D is structured, `recommend` chooses to train `fista`
-    instead, and only if D has about the coherence of a random matrix: with other dictionaries, the
-    gap (F - F*) / F* of `fista` is often above 0.01.
+    at the known codes, but an exact solver returns LASSO codes. Otherwise `recommend` measures the
+    time per signal, and the gaps (F - F*) / F* of the LASSO, on at most 256 of the signals: of
+    `lasso_batch`, of SPAMS if it is installed, and of the untrained layers `fista` and `bcd` with
+    8, 16, 32, 64 and 128 steps, up to the first number of steps whose mean gap is below gap / 10,
+    or that takes more time than exact codes. The cheapest method whose mean gap is at most `gap` is
+    the untrained choice. It then predicts whether training pays: a trained layer with K steps
+    should end at the gap of the untrained layer with 2 K steps, and the time of training follows
+    from one compiled step. `recommend` advises to train only if the training is repaid by the
+    number of signals to code.
 
-    The costs were measured for codes of single entries. For codes in parts (D is a `Complex` or a
-    `Joint`), `recommend` chooses an exact solver if the codes are not known. If the codes are
-    known, it chooses the family that ended with the lowest error on complex codes
-    (benchmarks/parts.json).
+    With a mask, or if D is structured, `fista` is the only layer. On a CPU a time is the CPU time
+    of this process, in all threads, and no other thread should compute meanwhile; on other devices
+    it is that of the clock. The answer takes about 15 seconds for 256 x 1024 on one core, of which
+    most go into compiling. If you know complex codes, `recommend` chooses the family that ended
+    with the lowest error on complex codes (benchmarks/parts.json).
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -158,6 +199,7 @@ def recommend(
             signals or more are known, the recommended family aims at these codes and has no lam. If
             you give a lam all the same, `why` has the NMSE of the LASSO with this lam; the field
             `nmse` of `fit()` should be lower.
+        gap: the largest mean gap (F - F*) / F* of codes, if codes are not known.
         noise: standard deviation of the noise in an entry of Y (of a complex entry, not of its real
             part). If the codes of 1,000 signals or more are known, None estimates the noise from
             these codes.
@@ -168,26 +210,27 @@ def recommend(
             codes are known, `recommend` ignores them, because `by_recipe` does not take a mask.
 
     Returns:
-        Recommendation, with `case`, `method`, `why` and `fit(key=0)`.
+        Recommendation, with `case`, `method`, `why`, `fit(key=0)`, and the measurements as `rows`,
+        `table()` and `plot()`. If two timings of a method differ by more than a factor of 1.5,
+        `why` says that the choice is not sure.
 
     Raises:
         TypeError: signals are integers, the mask is not bool, or an argument has a wrong type.
         ValueError: shapes do not fit, known entries are not finite, lam, noise or the number of
-            signals is negative, or all signals are zero.
+            signals is negative, gap is not positive, or all signals are zero.
 
-    Not claimed: the cheapest method on your machine. The rules were measured on one CPU thread, and
-    on signals without missing entries.
+    Not claimed: that a trained network reaches the gap that `recommend` expects. The times contain
+    neither compilation nor the initial params of a layer, which `bcd` computes once for each D.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
         >>> Y, X = ur.problems.sampler(D, batch=2000, probability=0.05)(jax.random.key(1))
         >>> ur.recommend(D, Y, X)
         ur.training.by_recipe('tista', D, (Y, X), key=0, onsager=True)
-        >>> ur.recommend(D, Y, lam=0.1).method
-        'lasso_batch'
-        >>> mask = jax.random.bernoulli(jax.random.key(2), 0.8, Y.shape)
-        >>> ur.recommend(D, jnp.where(mask, Y, jnp.nan), lam=0.1, mask=mask)
-        ur.pursuit.lasso_batch(D, Y, 0.1, mask=mask)
+        >>> advice = ur.recommend(D, Y, lam=0.1, gap=0.01)
+        >>> least = min(row.microseconds for row in advice.rows if row.mean <= 0.01)
+        >>> [row.microseconds for row in advice.rows if row.method == advice.method][0] >= least
+        True
     """
     where = "recommend"
     X = checks.as_float(X, "X", where) if isinstance(X, list) else X  # not codes of a chain
@@ -199,6 +242,9 @@ def recommend(
     data = (D, *((Y, X) if flat is given else given), mask)  # codes have the form of the signals
     n = len(Y) if signals is None else checks.as_index(signals, "signals", where)
     lam, noise = (_number(value, name, where) for value, name in ((lam, "lam"), (noise, "noise")))
+    gap = checks.as_number(gap, "gap", where)
+    if not 0 < gap < math.inf:
+        raise ValueError(f"{where}: gap must be positive and finite, got {gap}")
     if noise is not None and np.iscomplexobj(given[0]):
         noise /= math.sqrt(2)
     if X is not None:
@@ -210,8 +256,7 @@ def recommend(
     checks.finite(sample, "Y", where)
     if lam is None:
         lam = float(f"{_lam(D, Y, noise, marks):.3g}")
-    codes = np.asarray(lasso_batch(D, sample, lam, mask=marks).x)
-    return _of_unknown(D, Y, lam, codes, noise, n, data, known)
+    return _of_unknown(Sample.of(D, sample, lam, marks), known, noise, n, gap, data)
 
 
 def _known_entries(D: Operator, Y: Any, mask: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -352,126 +397,82 @@ def _rival(D: Operator, Y: Any, X: Any, lam: float) -> str:
     )
 
 
-def _share(nonzeros: float, m: float, entries: str) -> str:
-    return (
-        f"A code has {nonzeros:.1f} nonzeros on average, {nonzeros / m:.2f} times the number of "
-        f"{entries} of a signal."
-    )
-
-
-def _is_like_random(D: Operator) -> bool:
-    """Whether D has about the coherence of a random matrix."""
-    mu, random = _coherence(D)
-    return mu <= RULES.like_random * random
-
-
-def _why_exact(
-    D: Operator, nonzeros: float, n: int, m: float, share: str, sweeps: bool
-) -> str | None:
-    """The reason to prefer exact codes; None if training a network for the LASSO pays.
-
-    The network is `bcd` if `sweeps`, `fista` otherwise.
-    """
-    d = D.shape[1]
-    if block_of(D) > 1:
-        return (
-            "Exact codes have no gap to the optimum. We measured when a network pays only for "
-            "codes of single entries, and these codes have parts."
-        )
-    if nonzeros < RULES.few_nonzeros * m:
-        return (
-            f"{share} If this ratio is below {RULES.few_nonzeros:g}, an exact solver is cheap, and "
-            "its codes have no gap to the optimum."
-        )
-    if n < RULES.many_signals:
-        return (
-            f"There are {n:,} signals to code. Training pays only for about "
-            f"{RULES.many_signals:,} signals or more in most cases that we measured."
-        )
-    if not sweeps and not _is_like_random(D):
-        mu, random = _coherence(D)
-        return (
-            f"D has coherence {mu:.2f}; a random matrix of its size has about {random:.2f}. On "
-            "dictionaries with such a coherence, for example learned dictionaries, the objective "
-            f"of {_DEPTH} steps of FISTA with trained numbers is often more than 1 % above the "
-            "optimum."
-        )
-    if d < RULES.many_atoms:
-        return (
-            f"D has {d:,} atoms. With fewer than {RULES.many_atoms:,} atoms, a million signals "
-            "repaid no training that we measured (benchmarks/recipe.jsonl); `ur.compare` of the "
-            "result of `fit()` measures after how many signals your training is repaid."
-        )
-    if nonzeros < RULES.many_nonzeros * m:
-        return (
-            f"{share} We recommend a network only if this ratio is at least "
-            f"{RULES.many_nonzeros:g}: the network then takes less than half of the time of an "
-            "exact solver (benchmarks/recipe_large.jsonl)."
-        )
-    return None
-
-
-def _network(D: Operator, share: str, n: int, sweeps: bool) -> tuple[str, dict[str, Any], str]:
-    """The family to train, the options of `unsupervised`, and the reason."""
-    d = D.shape[1]
-    if sweeps:
-        depth = _SWEEPS[not _is_like_random(D)]
-        return (
-            "bcd",
-            {"depth": depth, "steps": _STEPS},
-            f"{share} D has {d:,} atoms, and there are {n:,} signals to code. In this case {depth} "
-            f"sweeps of block coordinate descent with {d + 3 * depth:,} trained numbers come "
-            "within 1 % of the optimal objective, in about half of the time of an exact solver or "
-            "less (benchmarks/recipe_large.jsonl).",
-        )
-    return (
-        "fista",
-        {"family": "fista"},
-        f"{share} D has {d:,} atoms and about the coherence of a random matrix, and there are "
-        f"{n:,} signals to code. In this case {_DEPTH} steps of FISTA with {2 * _DEPTH} trained "
-        "numbers come within 1 % of the optimal objective, in less than half of the time of an "
-        "exact solver.",
-    )
-
-
 def _of_unknown(
-    D: Operator,
-    Y: Any,
-    lam: float,
-    codes: np.ndarray,
+    sample: Sample,
+    known: np.ndarray | None,
     noise: float | None,
     n: int,
+    gap: float,
     data: tuple[Any, Any, Any, Any],
-    known: np.ndarray | None = None,
 ) -> Recommendation:
-    """The recommendation for the LASSO: an exact solver, or a network that minimises it."""
-    m, nonzeros, missing = D.shape[0], _nonzeros(D, codes), ""
-    entries, seen, measured, marks = "entries", float(m), "", ""
-    if known is not None:  # a code fits the known entries; `seen` is their mean number
-        entries, seen, marks = "known entries", m * float(known.mean()), ", mask=mask"
-        missing = f"; {m - seen:.1f} of them are missing on average"
-        measured = " We measured this on signals without missing entries."
-    share = _share(nonzeros, seen, entries)
-    sweeps = family_without_codes(D, known) == "bcd"
-    exact = _why_exact(D, nonzeros, n, seen, share, sweeps)
-    if exact is None:
-        method, options, why = _network(D, share, n, sweeps)
-        why += measured
-    else:
-        method, options = "lasso_batch", {}
-        why = exact + measured + _OR_TRAIN.format(lam=lam, mask=marks)
+    """The recommendation for the LASSO, by the costs and gaps of a sample."""
+    D, lam, m = sample.D, sample.lam, sample.D.shape[0]
+    rows = measured(sample, gap)
+    best = cheapest(rows, gap)
+    training = training_of(sample, rows, gap, best.microseconds)
+    why = f"{_costs(rows, best, gap, len(sample.Y))} {_gain(training, best, n)}"
+    why += _doubt(rows)
+    layer, method, options = None, best.method, exact_options(gap)
+    if training is not None and n > training.repaid:
+        method, options = training.layer.family, options_of(training.layer)
+    elif best.K is not None:
+        layer, options = layer_of(best.method, best.K, lam), {}
+    if method == EXACT:
+        marks = "" if known is None else ", mask=mask"
+        why += _OR_TRAIN.format(lam=lam, mask=marks)
+    missing = ""
+    if known is not None:
+        missing = f"; {m * (1 - float(known.mean())):.1f} of them are missing on average"
     of = "a real number" if block_of(D) > 1 else "an entry"
     text = "The noise is not known."
     if noise is not None:
         text = f"The noise in {of} of a signal has standard deviation {noise:g}."
     preface = "The codes are not known."
-    if data[2] is not None and len(Y) < RULES.fewest_pairs:
-        preface = f"The codes of only {len(Y):,} signals are known, too few to train on."
+    if data[2] is not None and len(data[2]) < RULES.fewest_pairs:
+        preface = f"The codes of only {len(data[2]):,} signals are known, too few to train on."
     elif data[2] is not None:
         preface = "The codes are known."
         why += (
             " To train for the known codes, pass mask=mask to ur.fit, because training.by_recipe "
             "does not take a mask."
         )
-    case = _case(D, codes, preface, text, n, missing)
-    return Recommendation(case, method, why, lam, (*data[:2], None, data[3]), options)
+    case, data = _case(D, sample.codes, preface, text, n, missing), (*data[:2], None, data[3])
+    return Recommendation(case, method, why, lam, data, options, layer, rows, gap)
+
+
+def _costs(rows: tuple[Candidate, ...], best: Candidate, gap: float, n: int) -> str:
+    """The costs of the best method and of its rivals, in words."""
+    exact = rows[0]
+    text = f"On {n} of your signals, exact codes ({EXACT}) take {short(exact.microseconds)} "
+    text += "microseconds per signal. "
+    if best is not exact:
+        return text + (
+            f"{best.text().capitalize()} takes {short(best.microseconds)} microseconds and ends at "
+            f"a mean gap (F - F*) / F* of {best.mean:.1e}, {best.worst:.1e} at worst."
+        )
+    return f"{text}No untrained layer that costs less has a mean gap (F - F*) / F* within {gap:g}."
+
+
+def _gain(training: Training | None, best: Candidate, n: int) -> str:
+    """What training gains, in words."""
+    if training is None:
+        return "We expect no gain from training: no network within this gap would take less time."
+    layer, repaid = training.layer, float(f"{training.repaid:.2g}")
+    return (
+        f"Trained, {layer.family} with {layer.depth} steps should be as near as it is with "
+        f"{2 * layer.depth} steps untrained, and take {short(training.microseconds)} microseconds "
+        f"instead of {short(best.microseconds)}. The training would take about "
+        f"{short(training.seconds)} s, and be repaid after {repaid:,.0f} signals; there are {n:,} "
+        "signals to code."
+    )
+
+
+def _doubt(rows: tuple[Candidate, ...]) -> str:
+    """A warning if timings disagree."""
+    worst = max(rows, key=lambda row: row.spread)
+    if worst.spread <= MOST_SPREAD:
+        return ""
+    return (
+        f" This choice is not sure, because repeated timings of {worst.text()} differ by a factor "
+        f"of {worst.spread:.1f}: let nothing else compute meanwhile."
+    )

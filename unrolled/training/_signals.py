@@ -65,7 +65,7 @@ class Signals(NamedTuple):
 
         Example:
             >>> D = ur.dictionaries.gaussian(jax.random.key(0), 4, 6)
-            >>> signals = ur.training.Signals.of(D, np.ones((30, 4)), 0)
+            >>> signals = ur.training.Signals.of(D, np.ones((30, 4), np.float32), 0)
             >>> [len(signals.validation[0]), signals.sample(signals.key)[0].shape]
             [3, (64, 4)]
         """

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from unrolled.dictionaries import (
     refuse_parts,
 )
 from unrolled.layers import FAMILIES, Layer, Unrolled, fista, lfista_cp
+from unrolled.pursuit import clock
 from unrolled.training._loop import Loop, make_loop
 from unrolled.training._losses import lasso_loss
 from unrolled.training._mesh import computing_on
@@ -43,6 +44,7 @@ _NAME = "unsupervised"
 # of mean norm 1.
 _TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
+_TIMED = 5  # timed steps, of which the seconds of a training are predicted
 
 
 @checked
@@ -138,12 +140,9 @@ def unsupervised(
             "Recipe(without_codes=rates)"
         )
     how = Run.of(_NAME, run)
-    D = as_dictionary(D, _NAME)
-    signals = Signals.of(D, Y, key, validation, mask, where=_NAME)
-    judged_on = signals.validation[0]
-    atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
-    units = _units(atoms, judged_on)
-    problem = _Problem(signals._replace(D=atoms), lam, relative, units)
+    signals = Signals.of(as_dictionary(D, _NAME), Y, key, validation, mask, where=_NAME)
+    problem = _Problem.of(signals, lam, relative)
+    atoms = problem.signals.D
     layer: Any = _plain(FAMILIES[family or family_without_codes(atoms, mask)], depth, lam)
     if not layer.takes_parts:
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
@@ -161,6 +160,34 @@ def run_lengths(layer: Layer, steps: int) -> list[int]:
         return [short] * len(layer.recipe.without_codes) + [steps]
     trials = [short] * len(fista.recipe.without_codes) + [long] * (long > short)
     return [*trials, short, short, steps]
+
+
+def seconds_of_training(layer: Layer, signals: Signals, lam: float, steps: int) -> float:
+    """The seconds of `unsupervised` for a layer that `trained_layer` makes, predicted.
+
+    The seconds are those of compiling a training step, and of all steps at the mean of a few.
+    """
+    now, how = clock(), Run(progress=False)
+    began, problem = now(), _Problem.of(signals, lam, False)
+    objective, data, optimizer = problem.training(layer, layer.init(None, problem.signals.D))
+    loop = make_loop(objective, data, optimizer, how.shared)
+    rate = layer.recipe.without_codes[0]
+    state = _entered(loop, loop.start(data.trained), data.trained, rate, steps)
+    state = loop.run(state, 1, how, lambda state, at: None)
+    compiled = now()
+    loop.run(state, 1 + _TIMED, how, lambda state, at: None)
+    lengths = run_lengths(layer, steps)
+    many = sum(lengths) - (steps if steps <= _TRIAL else 0)  # the best trial is the last run
+    return compiled - began + many * (now() - compiled) / _TIMED
+
+
+def trained_layer(family: str, depth: int, lam: float) -> Any:
+    """The layer of few numbers that `unsupervised` trains: `fista` has a guard."""
+    return (
+        fista(depth, lam=lam, guard=lam)
+        if family == "fista"
+        else _plain(FAMILIES[family], depth, lam)
+    )
 
 
 def _plain(family: type[Layer], depth: int, lam: float) -> Layer:
@@ -202,6 +229,13 @@ class _Problem(NamedTuple):
     relative: bool
     units: _Units
 
+    @classmethod
+    def of(cls, signals: Signals, lam: float, relative: bool) -> Self:
+        """The problem in the common dtype of D and the signals."""
+        judged_on = signals.validation[0]
+        atoms: Operator = checks.cast(signals.D, checks.common_dtype(signals.D, judged_on))
+        return cls(signals._replace(D=atoms), lam, relative, _units(atoms, judged_on))
+
     def training(
         self, layer: Layer, start: Unrolled
     ) -> tuple[Objective, Data, optax.GradientTransformation]:
@@ -228,7 +262,7 @@ def _least(runs: Sequence[_Run]) -> _Run:
 
 def _by_family(problem: _Problem, layer: Layer, steps: int, how: Run) -> Fit:
     key, lam, atoms = problem.signals.key, problem.lam, problem.signals.D
-    few = fista(layer.depth, lam=lam, guard=lam)
+    few = trained_layer("fista", layer.depth, lam)
     if not isinstance(layer, lfista_cp):
         layer = few if isinstance(layer, fista) else layer
         return _few_numbers(problem, layer, layer.init(key, atoms), steps, how)
@@ -269,8 +303,11 @@ def _few_numbers(
 
 
 def _chosen(best: _Run, runs: list[_Run]) -> Fit:
-    """The result of a run, with the seconds of all runs, and with this run last in `tried`."""
-    others = [run.tried for run in runs if run is not best]
+    """The result of a run, with the seconds of all runs, and with this run last in `tried`.
+
+    A trial that this run repeats is not listed.
+    """
+    others = [run.tried for run in runs if run.tried != best.tried]
     seconds = sum(run.fit.seconds for run in runs)
     return best.fit.replace(tried=(*others, best.tried), seconds=seconds)
 

@@ -804,3 +804,47 @@ def test_the_memory_of_na_alista_is_an_lstm():
     after = on(keep) * memory + on(write) * np.tanh(candidate)
     found = _lstm(weights, u, Remembered(None, hidden, memory))
     np.testing.assert_allclose(found, [on(show) * np.tanh(after), after], rtol=1e-12)
+
+
+# The codes of many signals
+
+
+def test_the_codes_of_many_signals_are_those_of_each_signal(problem):
+    """With a mask, each is the code of the known entries, whatever stands at the others."""
+    D, _ = problem
+    layer, Y = layers.fista(K, lam=LAM), np.random.default_rng(5).normal(size=(3, M))
+    params = layer.init(None, D)
+    assert_close(layer.encode(D, Y), jnp.stack([layer.apply(params, D, y) for y in Y]))
+    others = moved(params)
+    assert_close(layer.encode(D, Y, others)[1], layer.apply(others, D, Y[1]))
+    mask = np.random.default_rng(6).random(Y.shape) < 0.7
+    codes = layer.encode(D, np.where(mask, Y, np.nan), mask=mask)
+    masked = ur.dictionaries.Masked
+    expected = [layer.apply(params, masked(D, k), k * y) for k, y in zip(1.0 * mask, Y)]
+    assert_close(codes, jnp.stack(expected))
+    assert_close(layer.encode(D, Y, mask=mask[0])[0], expected[0])
+
+
+def test_codes_of_many_complex_signals_with_missing_entries_have_their_form(problem):
+    D = ur.dictionaries.Complex.of(problem[0] + 1j * problem[0][:, ::-1])
+    Y = np.random.default_rng(5).normal(size=(2, M, 2)) @ [1, 1j]
+    layer, mask = layers.fista(K, lam=LAM), np.arange(M) != 2
+    codes = layer.encode(D, np.where(mask, Y, np.nan), mask=mask)
+    assert codes.dtype == complex and codes.shape == (2, N)
+    assert_close(codes, layer.encode(D, Y, mask=np.stack([mask] * 2)))
+    assert_close(layer.encode(D, Y, mask=mask | True), layer.encode(D, Y))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        (dict(mask=np.ones((2, M))), TypeError, "fista: mask has dtype float64; expected bool"),
+        (dict(mask=np.ones(M + 1, bool)), ValueError, r"fista: mask has shape \(7,\)"),
+        (dict(Y=np.ones((2, M + 1))), ValueError, "fista: .*y has shape"),
+        (dict(params=layers.fista(2).init(None, np.eye(M, N))), ValueError, "fista"),
+    ],
+)
+def test_the_codes_of_many_signals_are_refused(problem, changes, error, match):
+    arguments = dict(D=problem[0], Y=np.ones((2, M))) | changes
+    with pytest.raises(error, match=match):
+        layers.fista(K).encode(**arguments)

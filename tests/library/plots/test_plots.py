@@ -554,3 +554,17 @@ def test_objectives_that_cannot_be_drawn_are_named():
 def test_learning_and_use_refuse_what_they_cannot_draw(draw, words):
     with pytest.raises(ValueError, match=words):
         draw()
+
+
+def test_costs_have_plain_numbers_and_the_wanted_gap():
+    fig = plots.costs({"fista": ([1.0, 40.0], [0.1, 1e-3]), "exact": ([90.0], [1e-9])}, gap=0.01)
+    (panel,) = fig.axes
+    assert panel.get_xscale() == panel.get_yscale() == "log"
+    assert [line.get_xydata().tolist() for line in panel.lines[:2]] == [
+        [[1.0, 0.1], [40.0, 1e-3]],
+        [[90.0, 1e-9]],
+    ]
+    assert set(panel.lines[2].get_ydata()) == {0.01}
+    assert [text.get_text() for text in panel.texts] == ["exact", "fista"]
+    fig.canvas.draw()
+    assert {"10", "50"} <= {tick.get_text() for tick in panel.get_xticklabels()}

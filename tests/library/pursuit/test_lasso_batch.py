@@ -571,6 +571,51 @@ def test_working_sets_use_products_and_columns_alone(by_sets, monkeypatch):
         np.testing.assert_allclose(sets.x, gram.x, atol=1e-6, err_msg=kind)
 
 
+@pytest.mark.parametrize("dtype, power", [("f4", -100), ("f4", 100), ("f8", -1000), ("f8", 1000)])
+def test_working_sets_scale_with_dictionaries_of_any_size(dtype, power, by_sets):
+    """The squares of entries leave the range; the codes follow bit for bit."""
+    by_sets(0)
+    A, signals = np.ldexp(D, -np.arange(N) // 4).astype(dtype), Y.astype(dtype)
+    near = pursuit.lasso_batch(A, signals, ratio=0.2)
+    far = pursuit.lasso_batch(np.ldexp(A, power), signals, ratio=0.2)
+    assert near.converged.all() and far.converged.all() and near.x.any(1).all()
+    np.testing.assert_array_equal(np.ldexp(np.asarray(far.x, float), power), near.x)
+    np.testing.assert_array_equal(far.gap, near.gap)
+
+
+def test_a_dictionary_of_numpy_is_read_where_it_is(by_sets, tmp_path, monkeypatch):
+    """In any order of memory, from a file, and without a copy in JAX."""
+    path = tmp_path / "D.npy"
+    np.save(path, D)
+    wide = np.zeros((M, 2 * N))
+    wide[:, ::2] = D
+    kept = {"file": np.load(path, mmap_mode="r"), "columns": np.asfortranarray(D)}
+    kept |= {"jax": jnp.asarray(D), "view": wide[:, ::2], "list": D.tolist()}
+    for few in (0, N):
+        by_sets(few)
+        expected = pursuit.lasso_batch(D, Y, 0.2, tol=1e-11)
+        for name, A in kept.items():
+            found = pursuit.lasso_batch(A, Y, 0.2, tol=1e-11)
+            np.testing.assert_allclose(found.x, expected.x, atol=1e-6, err_msg=name)
+    copies = []
+    copy = jnp.asarray
+    monkeypatch.setattr(jnp, "asarray", lambda v, *a, **k: copies.append(v) or copy(v, *a, **k))
+    pursuit.lasso_batch(D, Y, 0.2)
+    pursuit.omp_batch(D, Y, 2)
+    assert not any(np.shape(v) == D.shape for v in copies)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e25])  # the square of 1e25 is infinite in float32
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_one_spoilt_entry_of_a_dictionary_is_found(size, order):
+    A = np.asarray(size * D, np.float32, order)
+    assert pursuit.lasso_batch(A, Y.astype(np.float32), ratio=0.2).converged.all()
+    for value in (np.nan, np.inf):
+        A[3, 4] = value
+        with pytest.raises(ValueError, match="lasso_batch: D has NaN or infinite entries"):
+            pursuit.lasso_batch(A, Y, ratio=0.2)
+
+
 def test_the_choice_of_the_method_follows_the_number_of_atoms_and_of_signals():
     def how(d, n, lam=0.1):
         return _lasso_batch._method(np.zeros((2, d)), np.full((1, 1), lam), n, "caller")

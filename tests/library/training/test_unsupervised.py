@@ -14,8 +14,16 @@ import pytest
 
 import unrolled as ur
 from unrolled.pursuit import default_lam
-from unrolled.training import Recommendation, _unsupervised, recommend, unsupervised
-from unrolled.training._recommend import RULES, _of_unknown
+from unrolled.training import (
+    Candidate,
+    Recommendation,
+    _candidates,
+    _recommend,
+    _unsupervised,
+    recommend,
+    unsupervised,
+)
+from unrolled.training._recommend import RULES
 
 M, N, K, LAM = 12, 20, 3, 0.1
 rng = np.random.default_rng(0)
@@ -194,7 +202,7 @@ def test_units_scale_the_params_and_nothing_else(trained, family):
 @pytest.mark.parametrize(("family", "at"), [("bcd", (0, 20)), ("lfista_cp", (2, 100))])
 def test_a_run_that_was_stopped_resumes_bit_for_bit(family, at, tmp_path):
     options = dict(key=0, steps=40, family=family, evaluate_every=10, progress=False)
-    whole = unsupervised(D, Y, LAM, K, **options)
+    whole = unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "whole", **options)
 
     class Stop(Exception):
         pass
@@ -204,12 +212,12 @@ def test_a_run_that_was_stopped_resumes_bit_for_bit(family, at, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        unsupervised(D, Y, LAM, K, checkpoint=tmp_path, callbacks=[stop], **options)
-    resumed = unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **options)
+        unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "stopped", callbacks=[stop], **options)
+    resumed = unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "stopped", **options)
     assert all(map(np.array_equal, jax.tree.leaves(resumed.best), jax.tree.leaves(whole.best)))
     assert resumed.tried == whole.tried
     with pytest.raises(ur.training.CheckpointError, match="steps"):
-        unsupervised(D, Y, LAM, K, checkpoint=tmp_path, **(options | {"steps": 80}))
+        unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "stopped", **(options | {"steps": 80}))
 
 
 def test_a_structured_dictionary_trains_lfista_cp_by_default_and_bcd_on_request():
@@ -279,63 +287,154 @@ def test_fit_warns_of_fista_without_a_guard():
 # The advice
 
 
-def advised(m, d, nonzeros, signals, *, coherent=False, mask=None):
-    """The advice for a random dictionary, or one with two equal atoms, and codes of a size."""
-    rng = np.random.default_rng(1)
-    D = rng.normal(size=(m, d)).astype("f")
-    D /= np.linalg.norm(D, axis=0)
-    if coherent:
-        D[:, 1] = D[:, 0]
-    codes = np.zeros((4, d), "f")
-    codes[:, :nonzeros] = 1
-    Y = codes @ D.T
-    return _of_unknown(jnp.asarray(D), Y, 0.1, codes, None, signals, (D, Y, None, mask), mask)
+def candidate(method, K, microseconds, mean, spread=1.0):
+    return Candidate(method, K, microseconds, mean, mean / 2, 5 * mean, spread)
 
 
-FEW, MANY = RULES.many_signals - 1, RULES.many_signals
+EXACT = candidate("lasso_batch", None, 100.0, 1e-9)
+ROWS = (
+    EXACT,
+    candidate("fista", 8, 10.0, 0.1),
+    candidate("fista", 16, 20.0, 0.02),
+    candidate("bcd", 8, 25.0, 0.03),
+    candidate("bcd", 16, 45.0, 5e-3),
+    candidate("bcd", 32, 85.0, 5e-4),
+)
+
+
+@pytest.fixture
+def priced(monkeypatch):
+    """Costs of the caller instead of measured ones: a function of rows and seconds of training."""
+
+    def price(rows=ROWS, seconds=4.0):
+        monkeypatch.setattr(_recommend, "measured", lambda sample, gap: rows)
+        monkeypatch.setattr(_candidates, "seconds_of_training", lambda *args: seconds)
+
+    price()
+    return price
+
+
+LASSO = "ur.pursuit.lasso_batch(D, Y, 0.1)"
 
 
 @pytest.mark.parametrize(
-    ("case", "method", "why"),
+    ("gap", "signals", "shown", "why"),
     [
-        (dict(m=32, d=RULES.many_atoms, nonzeros=3, signals=MANY), "lasso_batch", "below 0.125"),
-        (
-            dict(m=32, d=RULES.many_atoms, nonzeros=8, signals=FEW),
-            "lasso_batch",
-            "Training pays only",
-        ),
-        (
-            dict(m=64, d=RULES.many_atoms, nonzeros=20, signals=MANY, coherent=True),
-            "bcd",
-            "16 sweeps of block coordinate descent with 1,048 trained numbers come within 1 %",
-        ),
-        (dict(m=32, d=RULES.many_atoms, nonzeros=9, signals=MANY), "lasso_batch", "0.28 times"),
-        (dict(m=32, d=64, nonzeros=10, signals=MANY), "lasso_batch", "With fewer than 1,000 atoms"),
-        (
-            dict(m=32, d=RULES.many_atoms, nonzeros=10, signals=MANY),
-            "bcd",
-            "8 sweeps of block coordinate descent with 1,024 trained numbers",
-        ),
+        (1e-3, 10_000, "ur.layers.bcd(32).encode(D, Y)", "ends at a mean gap"),
+        (1e-3, 200_000, "TRAIN(depth=16, steps=300)", "repaid after 100,000 signals"),
+        (1e-2, 10_000, "ur.layers.bcd(16).encode(D, Y)", "bcd with 16 steps takes 45"),
+        (1e-2, 10**6, "TRAIN(depth=8, steps=300)", "25 microseconds instead of 45"),
+        (5e-2, 10**9, "ur.layers.fista(16).encode(D, Y)", "no gain from training"),
+        (1e-5, 10**9, LASSO, "No untrained layer that costs less"),
+        (1e-8, 10, LASSO[:-1] + ", tol=1e-08)", "no gain from training"),
     ],
-    ids=["sparse", "few signals", "learned", "not dense enough", "small", "network"],
 )
-def test_each_rule_decides_where_those_before_it_do_not(case, method, why):
-    advice = advised(**case)
-    assert advice.method == method and why in advice.why
-    name = "lasso_batch" if method == "lasso_batch" else "unsupervised"
-    assert f".{name}(D, Y, 0.1" in repr(advice)
-    depth = 16 if case.get("coherent") else 8
-    assert repr(advice).endswith(f"key=0, depth={depth}, steps=300)") == (method == "bcd")
+def test_the_cheapest_method_within_the_gap_is_chosen_training_included(
+    priced, gap, signals, shown, why
+):
+    """4 s of training save 40 or 20 microseconds a signal: 100,000 or 200,000 signals repay it."""
+    advice = recommend(D, Y[:20], lam=0.1, gap=gap, signals=signals)
+    of_training = "ur.training.unsupervised(D, Y, 0.1, key=0, "
+    assert repr(advice) == shown.replace("TRAIN(", of_training)
+    assert why in advice.why and advice.rows == ROWS and "not sure" not in advice.why
+
+
+def test_timings_that_disagree_and_codes_without_a_certificate_are_told(priced):
+    priced((EXACT, candidate("fista", 8, 10.0, 1e-4, spread=1.7)))
+    advice = recommend(D, Y[:20], lam=0.1)
+    assert "not sure" in advice.why and "fista with 8 steps differ by a factor of 1.7" in advice.why
+    priced((EXACT, candidate("fista", 8, 10.0, np.inf)))
+    assert recommend(D, Y[:20], lam=0.1).method == "lasso_batch"
+    rival = candidate("SPAMS LARS", None, 1.0, 1e-9)  # a row, but no code of the library
+    priced((EXACT, rival))
+    assert recommend(D, Y[:20], lam=0.1).method == "lasso_batch"
+
+
+@functools.cache
+def measured_advice():
+    return recommend(D, Y[:40], lam=0.1, gap=1e-2, signals=10)
+
+
+def test_the_recommended_row_is_the_cheapest_within_the_gap():
+    """By the rows that the advice returns; its gaps are those of an independent computation."""
+    advice = measured_advice()
+    within = [row for row in advice.rows if row.mean <= 1e-2]
+    best = min(within, key=lambda row: row.microseconds)
+    assert (advice.method, getattr(advice.layer, "depth", None)) == (best.method, best.K)
+    exact = np.asarray(ur.pursuit.lasso_batch(D.astype(float), Y[:40].astype(float), 0.1).x, float)
+
+    def objective(X):
+        return ((Y[:40] - X @ D.T.astype(float)) ** 2).sum(1) / 2 + 0.1 * np.abs(X).sum(1)
+
+    for row in advice.rows[1:]:
+        layer = ur.layers.FAMILIES[row.method](row.K, lam=0.1)
+        gaps = objective(np.asarray(layer.encode(D, Y[:40]), float)) / objective(exact) - 1
+        told = row.mean, row.median, row.worst
+        assert told == pytest.approx((gaps.mean(), np.median(gaps), gaps.max()), rel=0.02, abs=3e-6)
+    assert {row.method for row in advice.rows} == {"lasso_batch", "fista", "bcd"}
+    # No more steps where the gap is far below the wanted one.
+    last = [row for row in advice.rows if row.method == "fista"]
+    assert all(row.mean > 1e-3 for row in last[:-1])
+
+
+def test_the_code_of_an_advice_is_what_its_fit_runs():
+    advice = measured_advice()
+    shown, ran = eval(repr(advice), {"ur": ur, "D": D, "Y": Y[:40]}), advice.fit()
+    assert jax.tree.all(jax.tree.map(np.array_equal, shown, ran))
+
+
+def test_the_table_and_the_figure_have_the_rows():
+    advice = measured_advice()
+    assert advice.table("records") == [row.asdict() for row in advice.rows]
+    assert advice.table().splitlines()[0].startswith("| method | K | microseconds | mean |")
+    assert advice.table().endswith(advice.why)
+    points = [line.get_xydata()[:, 0].tolist() for line in advice.plot().axes[0].lines]
+    assert sum(points[:-1], []) == [row.microseconds for row in advice.rows]
+
+
+def test_the_seconds_of_training_count_all_steps_of_the_recipe(monkeypatch):
+    """With a clock of one second a reading: building, then five steps in a second."""
+    ticks = iter(range(9))
+    monkeypatch.setattr(_unsupervised, "clock", lambda: lambda: float(next(ticks)))
+    signals = ur.training.Signals.of(D, Y, 0)
+    layer = _unsupervised.trained_layer("bcd", 2, 0.1)
+    assert _unsupervised.seconds_of_training(layer, signals, 0.1, 300) == 1 + 3 * 300 / 5
+
+
+@pytest.mark.parametrize("kind", ["mask", "Conv", "Complex", "Joint"])
+@pytest.mark.slow
+def test_every_kind_of_signals_has_an_answer(kind):
+    """The gaps are those of codes that fit the known entries; the code of the advice runs."""
+    A, signals, mask, lam = D, Y[:9], None, 0.1
+    if kind == "mask":
+        mask = MASK[:9]
+        signals = np.where(mask, signals, np.nan)
+    elif kind == "Conv":
+        A, signals = CONV, rng.normal(size=(9, CONV.shape[0])).astype("f")
+    elif kind == "Complex":
+        A = ur.dictionaries.Complex.of((D + 1j * D[::-1]).astype("c8"))
+        signals = (signals + 1j * signals[:, ::-1]).astype("c8")
+    else:
+        A, signals = ur.dictionaries.Joint(jnp.asarray(D), 2), np.stack([signals] * 2, -1)
+    advice = recommend(A, signals, lam=lam, gap=1e-2, signals=10, mask=mask)
+    assert advice.rows[0].mean < 1e-4 and {row.method for row in advice.rows[1:]} == {"fista"}
+    assert all(0 <= row.median <= row.worst < 10 for row in advice.rows)
+    names = {"ur": ur, "D": A, "Y": signals, "mask": mask}
+    shown, ran = eval(repr(advice), names), advice.fit()
+    assert jax.tree.all(jax.tree.map(np.array_equal, shown, ran))
+    codes = np.asarray(getattr(ran, "x", ran))
+    assert np.isfinite(codes).all() and codes.any() and len(codes) == 9
 
 
 KNOWN = rng.normal(size=(RULES.fewest_pairs, N)) * (rng.random((RULES.fewest_pairs, N)) < 0.1)
 KNOWN = KNOWN.astype("f")
 
 
-def test_codes_in_parts_have_an_exact_solver_and_where_they_are_known_a_family():
+def test_codes_in_parts_have_an_exact_solver_and_where_they_are_known_a_family(priced):
     """The codes that `fit` returns have the form of the signals."""
     C = rng.normal(size=(2, 12, 20))
     A = (C[0] + 1j * C[1]) / np.linalg.norm(C, axis=(0, 1))
+    priced((EXACT,))
     X = rng.normal(size=(RULES.fewest_pairs, 20, 2)) @ [1, 1j] * (rng.random((1000, 20)) < 0.1)
     D, X = ur.dictionaries.Complex.of(A.astype("c8")), X.astype("c8")
     Y = (X @ A.T).astype("c8")
@@ -390,13 +489,15 @@ def test_with_known_codes_a_lam_gives_the_error_of_the_lasso_that_they_compete_w
     assert f"have an NMSE of {nmse:.1f} dB" in recommend(np.float64(D), *tiny, lam=2e-151).why
 
 
-def test_codes_of_few_signals_are_not_enough_to_train_for():
+def test_codes_of_few_signals_are_not_enough_to_train_for(priced):
+    priced((EXACT,))
     advice = recommend(D, Y[:40], X[:40])
     assert advice.method == "lasso_batch"
     assert "codes of only 40 signals are known, too few to train on" in advice.case
 
 
-def test_the_advice_says_what_it_saw():
+def test_the_advice_says_what_it_saw(priced):
+    priced((EXACT,))
     advice = recommend(np.abs(D), np.abs(X[:50]) @ np.abs(D).T, lam=0.01, signals=10**6)
     exact = ur.pursuit.lasso_batch(np.abs(D), np.abs(X[:50]) @ np.abs(D).T, 0.01).x
     assert f"{(np.asarray(exact) != 0).sum(1).mean():.1f} nonzeros on average" in advice.case
@@ -404,7 +505,8 @@ def test_the_advice_says_what_it_saw():
     assert "The codes are not known." in advice.case and "The noise is not" in advice.case
 
 
-def test_lam_is_that_given_or_of_the_noise_or_of_the_signals():
+def test_lam_is_that_given_or_of_the_noise_or_of_the_signals(priced):
+    priced((EXACT,))
     of_signals = float(f"{default_lam(D, Y):.3g}")
     of_noise = 0.02 * np.sqrt(2 * np.log(N))
     assert recommend(D, Y).lam == of_signals
@@ -417,18 +519,12 @@ def test_lam_is_that_given_or_of_the_noise_or_of_the_signals():
         assert scaled == pytest.approx(default_lam(D, Y), rel=1e-12)
 
 
-def test_the_code_that_an_advice_shows_returns_what_its_fit_does():
-    advice = recommend(D, Y)
-    shown = eval(repr(advice), {"ur": ur, "D": D, "Y": Y})
-    np.testing.assert_array_equal(shown.x, advice.fit().x)
-    assert np.asarray(shown.converged).all()
-
-
 MASK = np.random.default_rng(1).random(Y.shape) < 0.7
 
 
-def test_with_a_mask_the_numbers_are_those_of_the_known_entries():
+def test_with_a_mask_the_numbers_are_those_of_the_known_entries(priced):
     """Whatever stands at the others; the code of the advice makes what `fit` returns."""
+    priced((EXACT,))
     torn = np.where(MASK, Y, np.nan)
     advice = recommend(D, torn, mask=MASK)
     seen = np.where(MASK, Y, 0)
@@ -437,7 +533,7 @@ def test_with_a_mask_the_numbers_are_those_of_the_known_entries():
     exact = ur.pursuit.lasso_batch(D, Y[rows], advice.lam, mask=MASK[rows]).x
     assert f"{(np.asarray(exact) != 0).sum(1).mean():.1f} nonzeros on average" in advice.case
     assert f"12 entries; {(~MASK).sum(1).mean():.1f} of them are missing on average" in advice.case
-    assert "without missing entries" in advice.why and "key=0, mask=mask) instead" in advice.why
+    assert "key=0, mask=mask) instead" in advice.why
     assert repr(advice) == f"ur.pursuit.lasso_batch(D, Y, {advice.lam!r}, mask=mask)"
     shown = eval(repr(advice), {"ur": ur, "D": D, "Y": torn, "mask": MASK})
     np.testing.assert_array_equal(shown.x, advice.fit().x)
@@ -446,7 +542,8 @@ def test_with_a_mask_the_numbers_are_those_of_the_known_entries():
     assert (other.case, other.why, repr(other)) == (advice.case, advice.why, repr(advice))
 
 
-def test_one_mask_of_all_signals_is_that_mask_for_each():
+def test_one_mask_of_all_signals_is_that_mask_for_each(priced):
+    priced((EXACT,))
     one = MASK[0]
     shared, each = (
         recommend(D, Y, noise=0.02, mask=mask) for mask in (one, np.tile(one, (600, 1)))
@@ -462,20 +559,8 @@ def test_one_mask_of_all_signals_is_that_mask_for_each():
     assert far == pytest.approx(1e-200 * several, rel=1e-2, abs=0)
 
 
-def test_the_shares_of_the_rules_are_of_the_known_entries():
-    """5 nonzeros are few for 32 entries, and many for 16; the network then trains with the mask."""
-    case = dict(m=32, d=RULES.many_atoms, nonzeros=5, signals=MANY)
-    half = np.tile(np.arange(32) < 16, (4, 1))
-    assert advised(**case).method == "lasso_batch"
-    advice = advised(**case, mask=half)
-    assert advice.method == "fista" and "0.31 times the number of known entries" in advice.why
-    assert repr(advice) == "ur.training.unsupervised(D, Y, 0.1, key=0, family='fista', mask=mask)"
-    coherent = dict(m=64, d=RULES.many_atoms, nonzeros=20, signals=MANY, coherent=True)
-    advice = advised(**coherent, mask=np.ones((4, 64), bool))
-    assert advice.method == "lasso_batch" and "learned dictionaries" in advice.why
-
-
-def test_known_codes_with_a_mask_have_the_exact_solver():
+def test_known_codes_with_a_mask_have_a_solver_of_the_lasso(priced):
+    priced((EXACT,))
     advice = recommend(D, KNOWN @ D.T, KNOWN, lam=LAM, mask=MASK[0])
     assert advice.method == "lasso_batch" and advice.case.startswith("The codes are known.")
     assert "pass mask=mask to ur.fit, because training.by_recipe does not" in advice.why
@@ -483,7 +568,8 @@ def test_known_codes_with_a_mask_have_the_exact_solver():
 
 
 @pytest.mark.slow
-def test_a_complex_signal_may_miss_entries():
+def test_a_complex_signal_may_miss_entries(priced):
+    priced((EXACT,))
     A = (rng.normal(size=(12, 20, 2)) @ [1, 1j]) / 5
     signals = (rng.normal(size=(9, 12, 2)) @ [1, 1j]).astype("c8")
     mask = np.arange(12) != rng.integers(0, 12, (9, 1))
@@ -528,6 +614,9 @@ def test_the_fit_of_an_advice_trains(method, monkeypatch):
         (dict(lam=-1.0), ValueError, "recommend: lam"),
         (dict(noise=-1.0), ValueError, "recommend: noise"),
         (dict(signals=-1), ValueError, "recommend: signals"),
+        (dict(gap=0.0), ValueError, "recommend: gap must be positive and finite, got 0"),
+        (dict(gap=np.nan), ValueError, "recommend: gap"),
+        (dict(gap="no"), TypeError, "recommend: gap"),
         (dict(signals=1.5), TypeError, "recommend: signals"),
         (dict(X=KNOWN[:, :3]), ValueError, "recommend"),
         (dict(X=X[:600, :3]), ValueError, r"and X \(600, 3\); expected \(batch, 12\) and"),

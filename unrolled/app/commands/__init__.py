@@ -7,6 +7,7 @@ from unrolled.app.commands import (
     _encode,
     _experiment,
     _learn,
+    _recommend,
     _train,
 )
 from unrolled.app.commands._console import (
@@ -21,6 +22,7 @@ COMMANDS = (
     _compare.add_parser,
     _certify.add_parser,
     _learn.add_parser,
+    _recommend.add_parser,
     _train.add_parser,
     _encode.add_parser,
     _encode.add_export_parser,

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from unrolled._base.results import Result
-from unrolled._base.text import Grid, markdown
-from unrolled.comparison import Comparison, microseconds, short
+from unrolled._base.text import Grid, markdown, short
+from unrolled.comparison import Comparison, microseconds
 from unrolled.layers import Layer, Unrolled
 from unrolled.training import trainable
 
