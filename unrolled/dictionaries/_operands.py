@@ -196,9 +196,11 @@ def operands(
     y = checks.as_float(y, "y", where)
     m, d = D.shape
     if y.shape != (m,):
+        kind, ((rows, columns),) = shapes_of([D])
+        shape = (y.shape[0] // 2,) if kind and y.ndim == 1 else y.shape
         raise ValueError(
-            f"{where}: D has shape {(m, d)} but y has shape {y.shape}; y must have shape ({m},). "
-            f"{_hint(D, y)}"
+            f"{where}: D has {kind}shape {(rows, columns)} but y has {kind}shape {shape}; y must "
+            f"have shape ({rows},). {_hint(D, y)}"
         )
     checks.arrays(params, "params", where)
     dtype = checks.common_dtype(D, y, params)

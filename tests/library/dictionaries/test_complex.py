@@ -240,5 +240,6 @@ test_refusals = rows(
     (lambda: ud.Concatenated(C, R), r"complex shapes \[\(3, 4\), \(5, 4\)\]"),
     (lambda: ud.Masked(C, np.ones(4)), r"complex shape \(3, 4\); expected \(3,\), one .* complex"),
     (lambda: ud.Composed(C, ud.Joint(np.eye(4), 3)), "codes of Joint already come in parts of 3"),
+    (lambda: ur.lasso(C, draw(4), 0.1), r"complex shape \(3, 4\) but y has complex shape \(4,\)"),
     (lambda: ud.Complex(C, C), "Complex: codes of Complex come in parts"),
 )
