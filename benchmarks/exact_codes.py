@@ -1,4 +1,4 @@
-"""Exact LASSO codes at many sizes: the two methods of `lasso_batch` next to other solvers.
+"""Exact LASSO codes at many sizes, and their derivative: `lasso_batch` next to other solvers.
 
     python benchmarks/exact_codes.py
 
@@ -6,12 +6,17 @@ Random unit atoms, signals of 20 atoms with 5 % noise, in float32. The rows, in 
 hold the CPU microseconds per signal of one thread (the least of the repeats), and the largest
 duality gap, which this script computes in float64 for the returned codes. SPAMS, skglm and celer
 take part if they are installed; scikit-learn and they code the first 16 signals.
+
+The last rows hold the time of the gradient of sum(C X) in D, Y and lam, with a compiled program or
+without, and its distance from that of `lasso_batch` in float64. jaxopt (its implicit derivative of
+proximal gradient) takes part if it is installed.
 """
 
 import os
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 os.environ.update(dict.fromkeys(THREADS, "1"))
+os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 import importlib  # noqa: E402
 import importlib.metadata  # noqa: E402
@@ -19,7 +24,10 @@ import json  # noqa: E402
 import platform  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
+from unittest import mock  # noqa: E402
 
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 import unrolled as ur  # noqa: E402
@@ -54,8 +62,9 @@ def by_method(name):
     """`lasso_batch` by the given method."""
 
     def solve(D, Y, lam):
-        _lasso_batch.FEW, _lasso_batch.GRAMS = (10**9 if name == _lasso_batch.GRAM else 0), 0
-        result = ur.pursuit.lasso_batch(D, Y, lam)
+        limits = dict(FEW=10**9 if name == _lasso_batch.GRAM else 0, GRAMS=0)
+        with mock.patch.multiple(_lasso_batch, **limits):
+            result = ur.pursuit.lasso_batch(D, Y, lam)
         assert result.how == name
         return result.x
 
@@ -98,22 +107,92 @@ def solvers(d):
     return found | {"SPAMS LARS": (lars, True)}
 
 
+def problem(m, d, n):
+    """D, (m, d), and n signals of unit norm."""
+    rng = np.random.default_rng(0)
+    D = rng.normal(size=(m, d)).astype(np.float32)
+    D /= np.linalg.norm(D, axis=0)
+    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 20 / d)
+    Y = (X @ D.T + 0.05 * rng.normal(size=(n, m))).astype(np.float32)
+    return D, Y / np.linalg.norm(Y, axis=1, keepdims=True)
+
+
+def seconds(call, repeats):
+    """The least CPU seconds of a call, after a first one, and its result."""
+    result, best = jax.block_until_ready(call()), np.inf
+    for _ in range(repeats):
+        start = time.process_time()
+        jax.block_until_ready(call())
+        best = min(best, time.process_time() - start)
+    return best, result
+
+
+def differentiable():
+    """Functions of D, Y and lam whose values are the codes, by name."""
+
+    def together(D, Y, lam):
+        return ur.pursuit.lasso_batch(D, Y, lam).x
+
+    def one_by_one(D, Y, lam):
+        return jax.vmap(lambda y: ur.pursuit.lasso(D, y, lam).x)(Y)
+
+    found = {"lasso_batch": together, "lasso under vmap": one_by_one}
+    try:
+        import jaxopt
+    except ImportError:
+        return found
+
+    def by_jaxopt(D, Y, lam):
+        def cost(x, own):
+            D, y = own
+            return jnp.sum((y - D @ x) ** 2) / 2
+
+        step = 1 / jnp.linalg.norm(jax.lax.stop_gradient(D), 2) ** 2
+        solver = jaxopt.ProximalGradient(
+            cost, jaxopt.prox.prox_lasso, stepsize=lambda _: step, maxiter=5000, tol=1e-5
+        )
+
+        def one(y):
+            return solver.run(jnp.zeros(D.shape[1]), lam, (D, y)).params
+
+        return jax.vmap(one)(Y)
+
+    return found | {"jaxopt": by_jaxopt}
+
+
+def derivatives(m=250, d=500, n=256, lam=0.1):
+    """The rows of the derivative."""
+    D, Y = problem(m, d, n)
+    C = np.random.default_rng(1).normal(size=(n, d)).astype(np.float32)
+    arguments = jnp.asarray(D), jnp.asarray(Y), jnp.float32(lam)
+
+    def gradient(codes, C):
+        return jax.grad(lambda *of: jnp.sum(codes(*of) * C), (0, 1, 2))
+
+    with jax.enable_x64(True):
+        wide = tuple(jnp.asarray(v, float) for v in arguments)
+        exact = gradient(differentiable()["lasso_batch"], C.astype(float))(*wide)
+        exact = [np.asarray(v) for v in exact]
+    for name, codes in differentiable().items():
+        for kind, wrapped in (("compiled", jax.jit), ("not compiled", lambda f: f)):
+            if kind == "not compiled" and name == "jaxopt":
+                continue  # takes minutes
+            slope = wrapped(gradient(codes, C))
+            best, slopes = seconds(lambda slope=slope: slope(*arguments), 3)
+            apart = [np.linalg.norm(v - u) / np.linalg.norm(u) for v, u in zip(slopes, exact)]
+            yield dict(
+                m=m, d=d, signals=n, lam=lam, derivative=name, program=kind,
+                microseconds=round(best / n * 1e6, 1), apart=float(f"{max(apart):.2g}"),
+            )  # fmt: skip
+
+
 def measured():
     """The rows of all cases."""
     for m, d, n, lam, repeats in CASES:
-        rng = np.random.default_rng(0)
-        D = rng.normal(size=(m, d)).astype(np.float32)
-        D /= np.linalg.norm(D, axis=0)
-        X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 20 / d)
-        Y = (X @ D.T + 0.05 * rng.normal(size=(n, m))).astype(np.float32)
-        Y /= np.linalg.norm(Y, axis=1, keepdims=True)
+        D, Y = problem(m, d, n)
         for name, (solve, is_batch) in solvers(d).items():
-            signals, best = Y if is_batch else Y[:FEW], np.inf
-            np.asarray(solve(D, signals[:4], lam))
-            for _ in range(repeats):
-                start = time.process_time()
-                codes = np.asarray(solve(D, signals, lam))
-                best = min(best, time.process_time() - start)
+            signals = Y if is_batch else Y[:FEW]
+            best, codes = seconds(lambda: np.asarray(solve(D, signals, lam)), repeats)  # noqa: B023
             row = dict(m=m, d=d, signals=len(signals), lam=lam, solver=name)
             row |= dict(microseconds=round(best / len(signals) * 1e6, 1))
             row |= dict(nonzeros=round(float((codes != 0).sum(1).mean()), 1))
@@ -122,7 +201,7 @@ def measured():
 
 def main():
     rows = []
-    for row in measured():
+    for row in (*measured(), *derivatives()):
         print(row, flush=True)
         rows.append(row)
     versions = {p: importlib.metadata.version(p) for p in ("numpy", "numba", "scikit-learn")}

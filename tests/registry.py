@@ -138,6 +138,14 @@ DICTIONARIES = {
     "functions, numpy": lambda: _functions("numpy", np.asarray(_unit(0, 6, 10))),
     "complex": lambda: ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5) / 2),
     "joint": lambda: ur.dictionaries.Joint(_unit(0, 3, 5), 3),
+    "fourier": lambda: ur.dictionaries.fourier((2, 3)),
+    "coils": lambda: ur.dictionaries.coils(_complex(0, 2, 3)),
+    "wavelet": lambda: ur.dictionaries.wavelet((4, 2), "db2", 1),
+    "coils, some frequencies, wavelets": lambda: (
+        ur.dictionaries.fourier((2, 4), np.arange(4) != 1, axes=(1,))
+        @ ur.dictionaries.coils(_complex(0, 2, 4))
+        @ ur.dictionaries.wavelet((4,), "haar", 2)
+    ),
     "tall": lambda: _unit(0, 7, 4),
     "one atom": lambda: _unit(0, 1, 1),
     "dct": lambda: ur.dictionaries.dct(6, 9),

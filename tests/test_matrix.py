@@ -138,7 +138,7 @@ PRODUCTS = {
     "signal too short": (lambda D, x: x[:0] @ D, ValueError, "r @ D"),
     "signal of rank 0": (lambda D, x: x[0] @ D, ValueError, "r @ D"),
     "a factor per atom": (lambda D, x: (D * x) @ x, ValueError, "c D: c has shape"),
-    "a dictionary": (lambda D, x: (D @ D) * x, TypeError, "Composed"),
+    "a dictionary": (lambda D, x: (D @ D) * x, ValueError, "Composed: D_1 has|c D: c has shape"),
 }
 STRUCTURED = [name for name in registry.DICTIONARIES if name not in registry.ARRAYS]
 

@@ -76,6 +76,13 @@ def test_the_tables_of_parts_are_those_of_its_rows():
             assert line in text, (task, line)
 
 
+def test_the_table_of_mri_is_that_of_its_rows():
+    rows = json.loads((FOLDER / "mri.json").read_text())["rows"]
+    page = (FOLDER.parent / "notebooks" / "guide" / "mri.md").read_text()
+    for name, dB in rows.items():
+        assert f"| {name} | {np.mean(dB):.1f} | {min(dB):.1f} to {max(dB):.1f} |" in page
+
+
 def test_a_support_is_found_where_all_of_its_rows_are(script):
     truth = np.stack([np.arange(9), np.arange(9)])
     X = np.zeros((2, 60, 2))

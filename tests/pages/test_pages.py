@@ -36,6 +36,7 @@ LARGEST_BYTES = 300_000  # of a picture
 # What the examples take, at a size that runs in a second or two: all pages share few shapes.
 SMALLER = {
     "250, 500": "8, 12",
+    "n = 256": "n = 16",
     "50, 100)": "8, 12)",
     "(n, 100)": "(n, 12)",
     "100, 120": "8, 12",

@@ -14,6 +14,7 @@ from unrolled.dictionaries._base import scale_columns
 from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *
+from unrolled.dictionaries._imaging import *
 from unrolled.dictionaries._masked import *
 from unrolled.dictionaries._masked import known_entries, known_part, shared_part, signal_axes
 from unrolled.dictionaries._operands import *
@@ -45,6 +46,6 @@ from unrolled.dictionaries._parts import *
 
 _offer(
     __name__,
-    own="Dictionary Functions KINDS Operator Rescaled Structured Transposed WithIdentity "
-    "as_chain as_dictionary column_norms magnitudes pytree spectral_norm spread",
+    own="Coils Dictionary Functions KINDS Operator Rescaled Structured Transposed Unitary "
+    "WithIdentity as_chain as_dictionary column_norms magnitudes pytree spectral_norm spread",
 )

@@ -262,9 +262,7 @@ class Structured:
 
     def __matmul__(self, x: ArrayLike) -> Array:
         if isinstance(x, Structured):
-            raise TypeError(
-                "D_1 @ D_2: the product of two structured dictionaries is Composed(D_1, D_2)"
-            )
+            return KINDS["Composed"](self, x)
         if isinstance(x, Result):  # sparse codes know their product
             return NotImplemented
         x = _operand(x, self, "x", "D @ x")

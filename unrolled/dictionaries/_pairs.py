@@ -67,7 +67,7 @@ def complex_of(v: Any) -> Any:
     """The complex numbers of pairs, in numpy for a numpy array; half precision becomes float32."""
     if isinstance(v, np.ndarray):
         return v[..., 0::2] + 1j * v[..., 1::2]
-    return _from_pairs(v.astype(jnp.promote_types(v.dtype, jnp.float32)))
+    return _from_pairs(v.astype(jnp.float32) if v.dtype.itemsize < 4 else v)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ Reference: Massias, Gramfort, Salmon (2018) for working sets; Higham (2002), sec
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -35,6 +36,18 @@ _BYTES, _ATOMS = 2**25, 2**24  # of the products of a block, and of the atoms of
 _ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
 _KEPT = 0.98  # an atom with x_i = 0 stays in the set if |d_i . r| is above this share of lam_i
 _SLACK = 1e-11  # as in `lasso_batch`
+
+
+def _compiled(signatures: Any = None, **options: Any) -> Callable:
+    """`njit` without the GIL; the machine code is cached on disk if a folder is writable."""
+
+    def decorated(function: Callable) -> Callable:
+        try:
+            return njit(signatures, nogil=True, cache=True, **options)(function)
+        except (RuntimeError, OSError):
+            return njit(signatures, nogil=True, **options)(function)
+
+    return decorated
 
 
 class Matrix(NamedTuple):
@@ -276,7 +289,7 @@ def _violated(
     return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"}, cache=True)
+@_compiled(error_model="numpy", fastmath={"nnan", "nsz"})
 def _scan(products, lam, norms, sets, error, most, nonnegative, fresh, tops):
     """The compiled part of `_violated`: the largest excesses, by insertion."""
     d, several, excess = len(norms), lam.shape[1] > 1, np.zeros(fresh.shape[1])
@@ -304,7 +317,7 @@ def _scan(products, lam, norms, sets, error, most, nonnegative, fresh, tops):
             first = end + 1
 
 
-@njit(nogil=True, error_model="numpy", fastmath={"nnan", "nsz"}, cache=True)
+@_compiled(error_model="numpy", fastmath={"nnan", "nsz"})
 def _top(products, lam, norms, error, nonnegative, first, end):
     """The largest bound on |g_i| / lam_i of a range of atoms."""
     top, several = 0.0, len(lam) > 1
@@ -321,10 +334,8 @@ def _top(products, lam, norms, error, nonnegative, first, end):
 _MATRICES = [types.Array(number, 2, "A", readonly=True) for number in (types.f4, types.f8)]
 
 
-@njit(
-    [types.void(D, types.i8[::1], types.i8[::1], types.f8, types.f8[:, ::1]) for D in _MATRICES],
-    nogil=True,
-    cache=True,
+@_compiled(
+    [types.void(D, types.i8[::1], types.i8[::1], types.f8, types.f8[:, ::1]) for D in _MATRICES]
 )
 def _gather(D, indices, order, scale, atoms):
     """atoms = scale * D[:, indices].T in the given order; 0 for an index of -1."""

@@ -285,6 +285,18 @@ def test_machine_code_is_made_where_no_folder_keeps_it(monkeypatch):
     assert _active_set._entry.__wrapped__(_active_set._many, _active_set._MANY) is _active_set._many
 
 
+def test_working_sets_are_compiled_where_no_folder_keeps_machine_code(monkeypatch):
+    from unrolled.pursuit import _working_sets
+
+    def refusing(signatures, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: function
+
+    monkeypatch.setattr(_working_sets, "njit", refusing)
+    assert _working_sets._compiled(fastmath=True)(gaps) is gaps
+
+
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, float])
 def test_atoms_without_a_penalty_are_certified(dtype, nonnegative):
