@@ -74,12 +74,18 @@ def timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return made, 1e6 * min(taken) / TESTED_ON
 
 
+def problem_of(problem: str, seed: int) -> tuple[jax.Array, np.ndarray, np.ndarray, float]:
+    """D, signals for training, signals for tests, and lam."""
+    kind, share = PROBLEMS[problem]
+    rng = np.random.default_rng(seed)
+    D, signals = (A.astype(np.float32) for A in kind(rng, TRAINED_ON + TESTED_ON))
+    lam = float(f"{share * np.abs(signals[:TRAINED_ON] @ D).max(1).mean():.3g}")
+    return jnp.asarray(D), signals[:TRAINED_ON], signals[TRAINED_ON:], lam
+
+
 def measured(problem: str, seed: int) -> dict[str, Any]:
     """Measure one row."""
-    kind, share = PROBLEMS[problem]
-    D, signals = (A.astype(np.float32) for A in kind(np.random.default_rng(seed), TRAINED_ON + 500))
-    lam = float(f"{share * np.abs(signals[:TRAINED_ON] @ D).max(1).mean():.3g}")
-    train, Y, D = signals[:TRAINED_ON], signals[TRAINED_ON:], jnp.asarray(D)
+    D, train, Y, lam = problem_of(problem, seed)
 
     def mean_objective(X: Any) -> float:
         residuals = Y.astype(float) - np.asarray(X, float) @ np.asarray(D, float).T

@@ -1,7 +1,8 @@
-"""`ur.recommend` judged by an independent measurement, on kinds of signals of `_kinds.py`.
+"""`ur.recommend` judged by an independent measurement, on the problems of two other benchmarks.
 
 `recommend` sees the first 6,000 signals of a kind and measures 256 of them. All its untrained
-candidates and the exact solver then code the last 1,000 signals, in turns, with F* by
+candidates and the exact solver then code other signals (1,000 of the kinds in `_kinds.py`, 500 of
+the problems of 256 x 1024 in `recipe_large.py`), in turns, with F* by
 `lasso_batch` in float64. A row is one kind: the number of nonzeros, the microseconds of CPU time
 and the mean gaps of all candidates as `recommend` and as the independent measurement see them, and
 for gaps of 1e-2, 1e-3 and 1e-4 the untrained choice, and its cost over that of the cheapest
@@ -22,7 +23,10 @@ import jax
 import numpy as np
 from _kinds import KINDS
 from _measure import environment, markdown
-from recipe import objectives, problem_of
+from recipe import objectives
+from recipe import problem_of as problem_of_kind
+from recipe_large import PROBLEMS
+from recipe_large import problem_of as large_problem_of
 
 import unrolled as ur
 from unrolled.pursuit import in_turns
@@ -32,7 +36,7 @@ GAPS = 1e-2, 1e-3, 1e-4
 
 
 def measured(name: str) -> dict[str, Any]:
-    D, train, test, lam = problem_of(name, 0)
+    D, train, test, lam = (large_problem_of if name in PROBLEMS else problem_of_kind)(name, 0)
     began = time.process_time()
     advice = ur.recommend(D, train, lam=lam, gap=min(GAPS))
     seconds = time.process_time() - began
@@ -101,10 +105,10 @@ def table() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--problems", default=",".join(KINDS))
+    parser.add_argument("--problems", default=";".join((*KINDS, *PROBLEMS)))
     arguments = parser.parse_args()
     done = {row["problem"] for row in rows()}
-    for name in [] if arguments.table else arguments.problems.split(","):
+    for name in [] if arguments.table else arguments.problems.split(";"):
         if name not in done:
             with ROWS.open("a") as file:
                 file.write(json.dumps(measured(name)) + "\n")

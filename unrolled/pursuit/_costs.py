@@ -34,8 +34,8 @@ def clock() -> Callable[[], float]:
     return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
 
-def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int = _TURNS) -> dict[Any, Timing]:
-    """Time calls in `turns` turns, after a first call of each that compiles.
+def in_turns(calls: Mapping[Any, Callable[[], Any]]) -> dict[Any, Timing]:
+    """Time calls in turns, after a first call of each that compiles.
 
     On a CPU the time is the CPU time of this process: XLA computes on threads of its own, so that
     the CPU time of the calling thread omits nearly all of the work. No other thread should compute
@@ -44,7 +44,7 @@ def in_turns(calls: Mapping[Any, Callable[[], Any]], turns: int = _TURNS) -> dic
     times: dict[Any, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
-    for _ in range(turns):
+    for _ in range(_TURNS):
         for name, call in calls.items():
             if len(times[name]) < 2 or sum(times[name]) < _ENOUGH:
                 times[name].append(_turn(call, clock()))

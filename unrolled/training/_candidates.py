@@ -14,6 +14,7 @@ from unrolled.dictionaries import Operator, block_of, known_part, shared_part, s
 from unrolled.layers import FAMILIES, Layer, codes_of
 from unrolled.pursuit import (
     FEWEST,
+    clock,
     in_turns,
     lasso_batch,
     lasso_objective,
@@ -34,8 +35,9 @@ DEPTHS = 8, 16, 32, 64, 128  # numbers of steps of untrained layers
 _FAR = 0.1  # more steps are not measured if a mean gap is below this share of the wanted gap
 _REFERENCE = 1e-9  # the relative duality gap of F*
 _TOL = 1e-6  # that of the exact codes, unless the wanted gap is smaller
+_FEW = 128  # the fewest signals in a timed call: below, `lasso_batch` may take another method
 _STEPS = 300  # steps of each run that trains
-_SHORT, _LONG = 0.1, 0.5  # seconds of a timed call, if the number of signals allows it
+_SHORT, _LONG = 0.1, 0.25  # seconds of a timed call, if the number of signals allows it
 
 
 class Candidate(Result):
@@ -120,10 +122,11 @@ def measured(sample: Sample, gap: float) -> tuple[Candidate, ...]:
     """The exact solvers and the untrained layers, in turns, on at most all signals of a sample."""
     exact = _exact(sample, gap)
     jax.block_until_ready(exact())
-    seconds = in_turns({EXACT: exact}, 1)[EXACT].seconds
+    seconds = _seconds(exact)
     n = len(sample.Y)
-    few = sample.rows(slice(None, None, math.ceil(seconds / _LONG)))
-    times = min(max(1, int(_SHORT / seconds)), -(-FEWEST // n))
+    some = np.random.default_rng(0).permutation(n)  # signals may come in a periodic order
+    few = sample.rows(some[: max(_FEW, math.ceil(n * min(1, _LONG / seconds)))])
+    times = max(-(-_FEW // n), min(int(_SHORT / seconds), -(-FEWEST // n)))
     times = 1 if block_of(sample.D) > 1 else times  # a solver of parts compiles for each shape
     many = few.rows(np.tile(np.arange(len(few.Y)), times))
     calls: dict[tuple[str, int | None], Callable[[], Any]] = {(EXACT, None): _exact(many, gap)}
@@ -133,12 +136,12 @@ def measured(sample: Sample, gap: float) -> tuple[Candidate, ...]:
             (n, None): partial(f, many.D, many.Y, many.lam) for n, f in others if n != "exact"
         }
     gaps = {name: few.gaps(call()) for name, call in calls.items()}
-    most = in_turns({EXACT: calls[EXACT, None]}, 1)[EXACT].seconds
+    most = _seconds(calls[EXACT, None])
     for family in dict.fromkeys(("fista", untrained_family(sample.D, sample.known))):
         for K, call in _untrained(family, many):
             calls[family, K], gaps[family, K] = call, few.gaps(call())
             far = gaps[family, K].mean() <= _FAR * gap
-            if far or in_turns({K: call}, 1)[K].seconds > most:
+            if far or _seconds(call) > most:
                 break
     return tuple(
         Candidate(
@@ -152,6 +155,14 @@ def measured(sample: Sample, gap: float) -> tuple[Candidate, ...]:
         )
         for (method, K), timing in in_turns(calls).items()
     )
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The time of one call, which has run before."""
+    now = clock()
+    began = now()
+    jax.block_until_ready(call())
+    return max(now() - began, 1e-9)
 
 
 def untrained_family(D: Operator, known: Any) -> str:

@@ -180,8 +180,8 @@ def recommend(
 
     With a mask, or if D is structured, `fista` is the only layer. On a CPU a time is the CPU time
     of this process, in all threads, and no other thread should compute meanwhile; on other devices
-    it is that of the clock. The answer takes about 15 seconds for 256 x 1024 on one core, of which
-    most go into compiling. If you know complex codes, `recommend` chooses the family that ended
+    it is that of the clock. For 256 x 1024 the answer takes 10 to 25 seconds on one core, half of
+    which go into compiling. If you know complex codes, `recommend` chooses the family that ended
     with the lowest error on complex codes (benchmarks/parts.json).
 
     Args:

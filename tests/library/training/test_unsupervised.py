@@ -151,7 +151,7 @@ def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(train
     records = []
     again = unsupervised(D, Y, LAM, K, callbacks=[lambda r, _: records.append(r)], **QUICK)
     chex.assert_trees_all_equal(again.best, once.best)
-    assert len(again.tried) == 4 == len(once.tried) + 1
+    assert again.tried == once.tried and len(once.tried) == 3  # the last run repeats a trial
     assert [record.step for record in records] == [0, 50, 100, 120]
     assert shown == [4 * 120] + 4 * [0, 50, 100, 120]
     assert _unsupervised.run_lengths(ur.lfista_cp(K), 2000) == [300] * 4 + [1500, 300, 300, 2000]

@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         description="Measure the costs and the gaps of exact codes and of untrained layers on at "
         "most 256 signals, and\nsay which method is the cheapest, and after how many signals "
         "training is repaid. Let nothing else\ncompute meanwhile. For 256 x 1024 the answer takes "
-        "about 15 seconds.",
+        "10 to 25 seconds.",
         epilog="examples:\n"
         "  unrolled recommend D.npy Y.npy\n"
         "  unrolled recommend D.npy Y.npy --lam 0.1 --signals 1000000 --gap 1e-4",
