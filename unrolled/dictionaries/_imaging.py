@@ -224,13 +224,16 @@ def fourier(
         ((1, 16), [(4+0j), 0j])
     """
     grid, axes = _grid(shape, axes, "fourier")
-    D = Unitary(jnp.ones(()), "fourier", grid, axes, 1)
+    D = Unitary(jax.device_put(np.ones((), jnp.result_type(float))), "fourier", grid, axes, 1)
     if mask is None:
         return D
-    mask = checks.as_float(mask, "mask", "fourier")
-    if mask.shape != grid[len(grid) - mask.ndim :]:
-        raise ValueError(f"fourier: mask has shape {mask.shape}; expected {grid}, or its last axes")
-    return Masked(D, jnp.broadcast_to(mask, grid).reshape(-1))
+    known: Any = checks.on_host_or_device(mask, "mask", "fourier")
+    if known.shape != grid[len(grid) - known.ndim :]:
+        raise ValueError(
+            f"fourier: mask has shape {known.shape}; expected {grid}, or its last axes"
+        )
+    xp: Any = np if checks.is_concrete(known) else jnp
+    return Masked(D, xp.broadcast_to(known, grid).reshape(-1))
 
 
 @checked
@@ -280,7 +283,7 @@ def wavelet(
                 f"{where}: axis {axis} has length {grid[axis]}; expected a multiple of "
                 f"2^levels = {2**levels}, try fewer levels or a padded array"
             )
-    return Unitary(jnp.ones(()), name, grid, axes, levels)
+    return Unitary(jax.device_put(np.ones((), jnp.result_type(float))), name, grid, axes, levels)
 
 
 def _grid(shape: Any, axes: Any, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -82,7 +82,8 @@ class Masked(Structured):
     def __init__(self, D: Dictionary, mask: ArrayLike):
         where = "Masked"
         base = as_dictionary(D, where)
-        mask = checks.as_float(_flat(base, checks.as_float(mask, "mask", where), 0), "mask", where)
+        mask = _flat(base, checks.on_host_or_device(mask, "mask", where), 0)
+        mask = checks.as_float(mask, "mask", where)
         m = base.shape[0]
         if mask.shape != (m,):
             hint = "; for masks of many signals use jax.vmap" if mask.ndim == 2 else ""
@@ -164,7 +165,8 @@ def _flat(base: Operator, mask: Any, batch: int) -> Any:
     """The mask with one number for each real entry of a signal, if the shape of the mask fits."""
     block = block_of(base)
     if block > 1 and mask.shape[batch:] == (base.shape[0] // block,):
-        return jnp.repeat(mask, block, axis=batch)
+        known = checks.is_concrete(mask)
+        return (np if known else jnp).repeat(np.asarray(mask) if known else mask, block, axis=batch)
     seen = base.view(mask, batch) if isinstance(base, Structured) else None
     return mask if seen is None else seen[0]
 

@@ -44,7 +44,7 @@ _NAME = "unsupervised"
 # of mean norm 1.
 _TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
-_TIMED = 5  # timed steps, of which the seconds of a training are predicted
+_TIMED = 5  # timed steps, from which the seconds of all steps are predicted
 
 
 @checked
