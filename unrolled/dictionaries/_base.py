@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -260,9 +260,14 @@ class Structured:
         """D', as a dictionary."""
         return Transposed(self)
 
-    def __matmul__(self, x: ArrayLike) -> Array:
+    @overload
+    def __matmul__(self, x: "Structured") -> "Structured": ...
+    @overload
+    def __matmul__(self, x: ArrayLike) -> Array: ...
+    def __matmul__(self, x: Any) -> Any:
         if isinstance(x, Structured):
-            return KINDS["Composed"](self, x)
+            product: Any = KINDS["Composed"]
+            return product(self, x)
         if isinstance(x, Result):  # sparse codes know their product
             return NotImplemented
         x = _operand(x, self, "x", "D @ x")

@@ -198,7 +198,7 @@ def _curvature(roots: np.ndarray) -> float:
 @checked
 def fourier(
     shape: Sequence[int], mask: ArrayLike | None = None, *, axes: Sequence[int] | None = None
-) -> Operator:
+) -> Unitary | Masked:
     """The unitary Fourier transform of complex arrays, on the measured frequencies.
 
     D x is the transform of the array x, `np.fft.fftn(x, norm="ortho")`, times the mask; arrays are
@@ -365,7 +365,7 @@ def coils(maps: Any) -> Coils:
         `fourier((c, *shape), mask, axes=...) @ coils(maps)`, with the axes of `shape`.
 
     Raises:
-        TypeError: the maps are not numbers.
+        TypeError: the maps are not numbers, or their rows have different lengths.
         ValueError: the maps have fewer than two axes, or are not finite.
 
     Reference: Pruessmann, Weiger, Scheidegger, Boesiger (1999).
@@ -376,7 +376,11 @@ def coils(maps: Any) -> Coils:
         >>> D.shape
         (8, 4)
     """
-    maps = maps if isinstance(maps, jax.Array) else np.asarray(maps)
+    try:
+        maps = maps if isinstance(maps, jax.Array) else np.asarray(maps)
+    except ValueError as error:
+        message = "coils: maps have rows of different lengths; expected (c, *shape)"
+        raise TypeError(message) from error
     if not jnp.iscomplexobj(maps):
         maps = checks.as_float(maps, "maps", "coils")
     if maps.ndim < 2:

@@ -52,7 +52,7 @@ def as_dictionary(
         on_host: whether known numbers that are not in an array of JAX stay in numpy.
 
     Raises:
-        TypeError: D is complex, or not numeric.
+        TypeError: D is complex, or not numeric, or on_host is not a bool.
         ValueError: D is not 2-D, is a batch of dictionaries, has a zero dimension, or has a known
             entry that is not finite.
 
@@ -60,7 +60,7 @@ def as_dictionary(
         >>> ur.dictionaries.as_dictionary([[1, 2], [3, 4]], "caller").dtype
         dtype('float32')
     """
-    raw = D
+    raw, on_host = D, checks.as_bool(on_host, "on_host", where)
     if not isinstance(D, Structured):
         D = (checks.on_host_or_device if on_host else checks.as_float)(D, name, where)
         if D.ndim != 2:

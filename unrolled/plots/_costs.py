@@ -39,6 +39,11 @@ def costs(
     panel.xaxis.set_minor_formatter(NullFormatter())
     if gap is not None:
         panel.axhline(gap, color="#808080", linestyle="--", linewidth=1, label="_wanted gap")
-    tidy(panel, title="Gap and cost", xlabel="microseconds per signal", ylabel="mean (F - F*) / F*")
+    tidy(
+        panel,
+        title="Mean gap and cost",
+        xlabel="time per signal, microseconds",
+        ylabel="(F - F*) / F*",
+    )
     name_lines(panel)
     return fig

@@ -343,7 +343,8 @@ def test_every_axis_has_a_label_with_its_unit(draw):
 def test_labels_in_the_sources_have_their_units(folder):
     """Of the figures that take longer to draw: studies, experiments, benchmarks."""
     more = {"products with a matrix, per signal", "(F - F*) / F* on other pictures"}
-    more |= {"CPU time per signal, microseconds", "ratio c(S)", "share of the supports"}
+    more |= {"CPU time per signal, microseconds", "time per signal, microseconds"}
+    more |= {"ratio c(S)", "share of the supports"}
     more |= {"measurements g", "supports recovered"}
     more |= {"training loss", "NMSE"}  # of classes; and of a docstring
     sources = (p.read_text() for p in (Path(ur.__file__).parents[1] / folder).rglob("*.py"))
