@@ -439,6 +439,14 @@ def test_a_zero_dictionary_is_refused(family):
         ur.layers.FAMILIES[family](2).init(None, jnp.zeros((3, 5)))
 
 
+@pytest.mark.parametrize("power", [-80, 80])
+def test_sums_of_squares_of_known_arrays_are_in_the_range(power):
+    """XLA knows the array, and would compute (x c)^2 as x^2 c^2."""
+    x = np.ldexp(np.arange(1, 5, dtype=np.float32), power)
+    e, k = jax.jit(lambda: numbers.energy(jnp.asarray(x)))()
+    assert np.ldexp(float(e), 2 * (int(k) - power)) == 30
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("family", ["lamp", "lamp_bg", "tista", "vamp_bg"])
 def test_codes_have_no_scale_of_the_dictionary(D32, family):

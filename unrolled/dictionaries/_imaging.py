@@ -153,8 +153,8 @@ def scaling_filter(name: str) -> np.ndarray:
     .. math:: 2 \left(\tfrac{1 + \cos w}{2}\right)^N \sum_k \binom{N - 1 + k}{k}
         \left(\tfrac{1 - \cos w}{2}\right)^k.
 
-    Daubechies wavelets take the roots outside the unit circle, the symlets those roots whose phase
-    is nearest to a linear one in the mean square.
+    Daubechies wavelets take the roots outside the unit circle. Of each pair of roots z and 1 / z,
+    symlets take one, such that the phase is nearest to a linear phase in the mean square.
     """
     N = 1 if name == "haar" else int(name.removeprefix("db").removeprefix("sym"))
     # With y = (2 - z - 1/z) / 4, every root y gives a pair of roots z and 1 / z.

@@ -514,6 +514,15 @@ class Layer(Looped):
             params: None takes `init(None, D)`.
             mask: bools, in the shape of Y or of one signal, True where an entry is known. The codes
                 then fit only the known entries; unknown entries of Y may be NaN.
+
+        Raises:
+            TypeError, ValueError: as in `check` and `apply`, or the mask does not fit Y.
+
+        Example:
+            >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
+            >>> Y, _ = ur.problems.sampler(D, batch=5)(jax.random.key(1))
+            >>> ur.layers.bcd(8, lam=0.1).encode(D, Y).shape
+            (5, 40)
         """
         D = as_dictionary(D, self.family)
         params = self.init(None, D) if params is None else params

@@ -30,7 +30,9 @@ class Timing(NamedTuple):
 
 
 def clock() -> Callable[[], float]:
-    """The seconds of this process on a CPU, in all threads; on other devices those of the clock."""
+    """A function that returns CPU seconds of this process, in all threads; seconds of the clock if
+    the device is not a CPU.
+    """
     return time.process_time if jax.default_backend() == "cpu" else time.perf_counter
 
 

@@ -146,7 +146,7 @@ def _solved(D: Any, l2: Any, V: Any, X: Any, change: Any) -> np.ndarray:
     all_places = np.zeros((len(X), counts.max(initial=0)), int)  # of the supports in `used`
     all_places[owners, slots] = np.searchsorted(used, supports)
     atoms = _columns(D, used)
-    # One large product is about eight times as fast as those of the supports, and their atoms.
+    # One large product is about eight times as fast as the small products of the supports.
     squared = V is None and len(used) ** 2 <= 8 * np.sum(counts**2)
     gram = atoms @ atoms.T if squared else None
     root = None if V is None else np.sqrt(np.asarray(V).astype(float))

@@ -14,7 +14,15 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled._base.threads import threads
-from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, as_flat, dense
+from unrolled.dictionaries import (
+    Dictionary,
+    Operator,
+    Structured,
+    as_dictionary,
+    as_flat,
+    dense,
+    is_complex,
+)
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions, with_derivative
 from unrolled.pursuit._problem import Grid, Pursuit, least_of
@@ -37,9 +45,12 @@ def operands_of_many(
     some, grid = _problem.flat_signal(D, Y[:1] if mapped else Y, where, batch=1)
     D, some = as_dictionary(D, where, on_host=True), checks.on_host_or_device(some, "Y", where)
     if some.ndim != 2 or some.shape[1] != D.shape[0]:
-        shape = Y.shape if mapped else some.shape
+        shape, m = Y.shape if mapped else some.shape, D.shape[0]
+        entries = f"{m})"
+        if is_complex(D):
+            entries = f"{m // 2}) of complex numbers, or (batch, {m}) of pairs"
         raise ValueError(
-            f"{where}: Y has shape {shape}; expected (batch, {D.shape[0]}), signals in rows"
+            f"{where}: Y has shape {shape}; expected (batch, {entries}, signals in rows"
             f"{checks.flattened('Y', shape)}"
         )
     some = Y if mapped and not flat else Y.reshape(len(Y), -1) if mapped else some

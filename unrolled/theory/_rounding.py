@@ -197,7 +197,7 @@ class Rounding(NamedTuple):
 
 
 def _column_norms(D: Any) -> Any:
-    """The norms of atoms of numpy arrays; those of a matrix without a program."""
+    """The norms of the atoms of a dictionary of numpy arrays; a matrix needs no program."""
     if isinstance(D, np.ndarray):
         e, k = host_energy(D, 0)
         return np.ldexp(np.sqrt(e), k)

@@ -34,7 +34,7 @@ EXACT = "lasso_batch"  # the exact solver that `recommend` recommends
 DEPTHS = 8, 16, 32, 64, 128  # numbers of steps of untrained layers
 _FAR = 0.1  # more steps are not measured if a mean gap is below this share of the wanted gap
 _REFERENCE = 1e-9  # the relative duality gap of F*
-_TOL = 1e-6  # that of the exact codes, unless the wanted gap is smaller
+TOL = 1e-6  # duality gap of the exact codes, unless the wanted gap is smaller
 _FEW = 128  # the fewest signals in a timed call: below, `lasso_batch` may take another method
 _STEPS = 300  # steps of each run that trains
 _SHORT, _LONG = 0.1, 0.25  # seconds of a timed call, if the number of signals allows it
@@ -178,7 +178,7 @@ def _exact(sample: Sample, gap: float) -> Callable[[], Any]:
 
 def exact_options(gap: float) -> dict[str, float]:
     """The options of `lasso_batch` for codes within a gap."""
-    return {} if gap >= _TOL else {"tol": gap}
+    return {} if gap >= TOL else {"tol": gap}
 
 
 def _untrained(family: str, sample: Sample) -> Iterator[tuple[int, Callable[[], Any]]]:

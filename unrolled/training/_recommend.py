@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from unrolled import metrics, plots
@@ -30,6 +31,7 @@ from unrolled.pursuit import MOST_SPREAD, default_lam, lasso_batch
 from unrolled.theory import mutual_coherence
 from unrolled.training._candidates import (
     EXACT,
+    TOL,
     Candidate,
     Sample,
     Training,
@@ -178,9 +180,9 @@ def recommend(
 
     With a mask, or if D is structured, `fista` is the only layer. On a CPU a time is the CPU time
     of this process, in all threads, and no other thread should compute meanwhile; on other devices
-    it is that of the clock. For 256 x 1024 the answer takes 10 to 25 seconds on one core, half of
-    which go into compiling. If you know complex codes, `recommend` chooses the family that ended
-    with the lowest error on complex codes (benchmarks/parts.json).
+    a time is the time of the clock. For 256 x 1024 the answer takes 10 to 25 seconds on one core,
+    and half of this time is compilation. If you know complex codes, `recommend` chooses the family
+    that ended with the lowest error on complex codes (benchmarks/parts.json).
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -410,6 +412,8 @@ def _of_unknown(
     why = f"{_costs(rows, best, gap, len(sample.Y))} {_gain(training, best, n)}"
     why += _doubt(rows)
     layer, method, options = None, best.method, exact_options(gap)
+    if best.method == EXACT:
+        why += _unprovable(checks.common_dtype(D, data[1]), options)
     if training is not None and n > training.repaid:
         method, options = training.layer.family, options_of(training.layer)
     elif best.K is not None:
@@ -461,6 +465,17 @@ def _gain(training: Training | None, best: Candidate, n: int) -> str:
         f"instead of {short(best.microseconds)}. The training would take about "
         f"{short(training.seconds)} s, and be repaid after {repaid:,.0f} signals; there are {n:,} "
         "signals to code."
+    )
+
+
+def _unprovable(dtype: np.dtype, options: dict[str, float]) -> str:
+    """A warning if the rounding of codes to this dtype may leave duality gaps above tol."""
+    least = 4 * float(jnp.finfo(dtype).eps)
+    if options.get("tol", TOL) >= least:
+        return ""
+    return (
+        f" The rounding of codes to {dtype.name} leaves duality gaps of up to about {least:.0e}. "
+        "Hence `converged` may be False: cast D and Y to a wider dtype if you need the proof."
     )
 
 

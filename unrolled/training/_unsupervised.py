@@ -165,7 +165,8 @@ def run_lengths(layer: Layer, steps: int) -> list[int]:
 def seconds_of_training(layer: Layer, signals: Signals, lam: float, steps: int) -> float:
     """The seconds of `unsupervised` for a layer that `trained_layer` makes, predicted.
 
-    The seconds are those of compiling a training step, and of all steps at the mean of a few.
+    The seconds are the sum of the seconds that compile a training step and of all steps, at the
+    mean of a few steps.
     """
     now, how = clock(), Run(progress=False)
     began, problem = now(), _Problem.of(signals, lam, False)

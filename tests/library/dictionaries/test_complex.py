@@ -212,6 +212,10 @@ def test_functions_of_complex_numbers_train_with_and_without_codes_and_are_expor
 def test_norms_of_complex_atoms_are_those_given_or_measured():
     for D in (of("numpy", norms=np.ones(N)), of("jax")):
         np.testing.assert_allclose(ud.column_norms(-2.0 * D), 2, rtol=8 * EPS)
+    B = np.array([[1, 2j, 0], [1j, 0, 3]])
+    D = ud.from_functions(lambda x: B @ x, lambda r: B.conj().T @ r, B.shape, complex=True)
+    norms = np.repeat(np.sqrt([2, 4, 9]), 2)
+    np.testing.assert_allclose(ud.column_norms(D), norms, rtol=8 * EPS)
 
 
 def test_lanczos_bounds_the_norm_of_a_complex_operator(monkeypatch):

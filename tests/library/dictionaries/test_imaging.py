@@ -48,6 +48,15 @@ def test_a_wavelet_has_the_published_filter(name):
     np.testing.assert_allclose(v @ ud.wavelet((16,), name, 1), expected, rtol=0, atol=1e-11)
 
 
+def test_symlets_have_the_direction_of_the_published_filters():
+    """The first entries for 2 to 10 vanishing moments, as PyWavelets 1.8 stores them."""
+    first = [-0.129409523, 0.035226292, -0.075765715, 0.027333068, 0.015404109, 0.002681815]
+    first += [-0.003382416, 0.001400916, 0.00077016]
+    for moments, expected in enumerate(first, 2):
+        atom = ud.dense(ud.wavelet((32,), f"sym{moments}", 1))[:, 0]
+        np.testing.assert_allclose(atom[moments], expected, rtol=0, atol=2e-9)
+
+
 @pytest.mark.few(4)
 @pytest.mark.parametrize("name", WAVELETS)
 def test_wavelets_are_orthonormal_and_have_vanishing_moments(name):

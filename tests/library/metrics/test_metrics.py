@@ -33,6 +33,16 @@ def test_nmse_formulas(codes):
     assert float(metrics.mean_nmse(estimates, X)) == pytest.approx(np.mean(by_signal), rel=1e-13)
 
 
+def test_one_of_two_arrays_may_be_traced(codes):
+    """The other one is a constant of numpy, in either place."""
+    for metric in (metrics.nmse, metrics.signal_nmse, metrics.mean_nmse, metrics.psnr):
+        expected = np.asarray(metric(*codes))
+        for place in (0, 1):
+            pair = list(codes)
+            traced = jax.jit(lambda v: metric(*[*pair[:place], v, *pair[place + 1 :]]))  # noqa: B023
+            np.testing.assert_allclose(traced(codes[place]), expected, rtol=64 * EPS)
+
+
 def test_gradients_are_finite_where_the_metrics_are():
     """At a zero code, which counts for nothing, and at an estimate that is exact."""
     X = np.array([[1.0, 2.0], [0.0, 0.0], [3.0, 1.0]])

@@ -583,6 +583,37 @@ def test_working_sets_use_products_and_columns_alone(by_sets, monkeypatch):
         np.testing.assert_allclose(sets.x, gram.x, atol=1e-6, err_msg=kind)
 
 
+@pytest.mark.parametrize("kind", ["numpy", "functions"])
+def test_unused_slots_of_a_working_set_stay_empty(kind, by_sets):
+    """One signal needs 20 atoms and the others one; atom 0 fits all and stays below lam."""
+    rng = np.random.default_rng(0)
+    A = np.linalg.qr(rng.normal(size=(64, 64)))[0]
+    A[:, 0] = A[:, 0] / 2 + A[:, 1:22].sum(1) / 9
+    signals = 8 * np.stack([A[:, 1:21].sum(1), *A[:, 21:24].T]) + 3 * A[:, 0]
+    D = (
+        A
+        if kind == "numpy"
+        else dictionaries.from_functions(lambda x: A @ x, lambda r: A.T @ r, A.shape)
+    )
+    by_sets(A.size)
+    exact = pursuit.lasso_batch(A, signals, 5.0, tol=1e-11)
+    by_sets(0)
+    sets = pursuit.lasso_batch(D, signals, 5.0, tol=1e-11)
+    assert sets.how == "working sets" and sets.converged.all()
+    assert (np.count_nonzero(exact.x, axis=1).min(), exact.x[1, 0]) == (1, 0)
+    np.testing.assert_allclose(sets.x, exact.x, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_norms_for_the_rounding_of_products_are_upper_bounds_within_a_thousandth(dtype):
+    from unrolled.pursuit import _working_sets
+
+    for A in (D, np.ldexp(D, -np.arange(N) * 3), normal(0, 2000, 7)):
+        f, k = _working_sets._norms(A.astype(dtype))
+        ratio = np.ldexp(f, k) / np.linalg.norm(A.astype(dtype).astype(float), axis=0)
+        assert (ratio > 1.0005).all() and (ratio < 1.002).all()
+
+
 @pytest.mark.parametrize("dtype, power", [("f4", -100), ("f4", 100), ("f8", -1000), ("f8", 1000)])
 def test_working_sets_scale_with_dictionaries_of_any_size(dtype, power, by_sets):
     """The squares of entries leave the range; the codes follow bit for bit."""

@@ -72,6 +72,16 @@ def test_products_are_complete_before_they_are_added():
         assert np.abs(np.asarray(jax.jit(add)(W, r, x), float) - 1).min() == m * u
 
 
+@pytest.mark.parametrize("power", [0, 20, -200])
+def test_the_largest_norm_of_an_atom_is_rounded_up_at_any_scale(power):
+    """Of a matrix, on the host, and of a structured dictionary, by a program."""
+    A = np.ldexp(RNG.standard_normal((5, 7)), power)
+    exact = np.ldexp(np.linalg.norm(np.ldexp(A, -power), axis=0).max(), power)
+    for D in (A, ur.dictionaries.Composed(A, np.eye(7))):
+        ratio = _rounding.Rounding.of(A, D, np.float64).atom / exact
+        assert 1 <= ratio < _rounding.UP * (1 + 8 * np.finfo(float).eps)
+
+
 @pytest.mark.parametrize("s", [0, 3])
 def test_the_rounding_of_products_is_at_most_the_bound(s):
     """In float32, next to float64; with atoms for which the roundings of a sum add up."""

@@ -18,7 +18,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     ),
     "--lam": dict(type=float, help="weight of the LASSO (default: chosen on the signals)"),
     "--signals": dict(
-        type=int, metavar="N", help="number of signals to code (default: those of the file)"
+        type=int, metavar="N", help="number of signals to code (default: the signals of the file)"
     ),
     "--gap": dict(
         type=float,
