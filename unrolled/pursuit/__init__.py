@@ -17,6 +17,7 @@ from unrolled.pursuit._by_name import (
     pursue,
     zero_beside_largest,
 )
+from unrolled.pursuit._choose_lam import *
 from unrolled.pursuit._costs import (
     EXACT,
     FEWEST,
@@ -44,7 +45,7 @@ from unrolled.pursuit._splitting import *
 
 _offer(
     __name__,
-    results="Constrained DeepPursuit Layered Path Pursuit SparseCodes",
+    results="ChosenLam Constrained DeepPursuit Layered Path Pursuit SparseCodes",
     own="Momentum PURSUITS State extrapolated fista_step half_quadratic_step ista_step "
     "lipschitz ml_ista_step register sweep",
 )
