@@ -23,7 +23,6 @@ from unrolled import (
 from unrolled._base import checks, threads
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
-from unrolled._base.results import Result
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_unknown, to_show
 from unrolled.app.studies._steps import (
@@ -38,7 +37,8 @@ from unrolled.app.studies._steps import (
     resampler,
     timed,
 )
-from unrolled.comparison import Comparison, with_seconds
+from unrolled.app.studies._study import Compared
+from unrolled.comparison import with_seconds
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -63,23 +63,16 @@ _CALIBRATED = "alista", "alista_ss"  # left out by default, because known codes 
 Methods = dict[str, tuple[Layer, Unrolled]]
 
 
-class UnknownCodes(Result):
+class UnknownCodes(Compared):
     """The study of methods on signals without known codes."""
 
     D: Operator  # the dictionary, (m, d)
     signals: Pictures  # the signals for training and for testing
     tested: Array  # (tested, m), the test signals in the comparison
     lam: float  # weight of the LASSO
-    depth: int  # K, the number of steps
     optimum: pursuit.Pursuit  # the LASSO codes of the tested signals, which serve as true codes
     methods: Methods  # layers and params by name
-    comparison: Comparison  # the comparison of the methods
-    remarks: list[str]  # sentences about the settings
-    seconds: dict[str, float]  # the seconds of training, by method
-
-    def text(self) -> str:
-        """`parts` as Markdown."""
-        return "\n".join(self.parts())
+    caption = "distance to the LASSO codes, objective gap, support, thresholds and weights"
 
     def parts(self) -> list[str]:
         """The setting, gaps to the optimum and weights as tables, and remarks."""
@@ -129,26 +122,9 @@ class UnknownCodes(Result):
         methods = self.comparison.methods.items()
         return {name: np.asarray(of.curve.psnr).tolist() for name, of in methods}
 
-    def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees this error."""
-        return self.comparison.answer()
-
-    def __repr__(self) -> str:
-        """The comparison, shortened to fit on a screen."""
-        return repr(self.comparison)
-
-    def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in any of its forms."""
-        return self.comparison.table(form)
-
     def to_dict(self) -> dict[str, Any]:
         """The comparison, PSNR, lam, and the seconds that training took."""
-        return {
-            "comparison": self.comparison,
-            "psnr": self.psnr,
-            "lam": self.lam,
-            "seconds": self.seconds,
-        }
+        return super().to_dict() | {"psnr": self.psnr, "lam": self.lam}
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every method after every step."""
@@ -181,8 +157,7 @@ class UnknownCodes(Result):
 
     def figures(self) -> dict[str, Callable[[], Any]]:
         """The functions that draw the figures, by caption."""
-        shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
-        drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
+        drawn = super().figures()
         if self.signals.picture is not None:
             caption = f"errors of the test picture, rebuilt from its codes after {self.depth} steps"
             original, *others = self.rebuilt().items()
@@ -277,8 +252,8 @@ def unknown_codes(
         learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
     worse = {name: m for name, m in learned.items() if result[name].curve.worse[-1] > 0}
     remarks += _of_guarded(worse, D, some, lam, optimum)
-    solved = D, signals, some, lam, run.depth, optimum
-    return UnknownCodes(*solved, trained, result, remarks, seconds)
+    solved = D, signals, some, lam, optimum
+    return UnknownCodes(run.depth, result, remarks, seconds, *solved, trained)
 
 
 def _trained_on_lasso(
