@@ -18,7 +18,7 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import ArrayLike, Key
 from unrolled._base.files import CheckpointError
 from unrolled._base.threads import one_thread
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, known_part, signal_axes
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
@@ -431,6 +431,7 @@ def unrolled(
     progress: Progress | bool | None = None,
     trainable: Any = None,
     validation: tuple | None = None,
+    mask: ArrayLike | None = None,
     **run: Unpack[training.OptionsWithoutProgress],
 ) -> Learned:
     r"""Learn a dictionary and the params of a layer by gradients through the steps of the layer.
@@ -455,6 +456,8 @@ def unrolled(
         progress: called as `progress(step)` at every evaluation, with a `Step`; or a bool, whether
             to show a progress bar.
         trainable, validation: as in `training.fit`; a validation batch is (Y, None).
+        mask: as in `ksvd`; the steps and the objective use only the known entries of each signal. A
+            validation batch is then (Y, None, mask).
         run: the other options of `training.Run`, by name.
 
     Returns:
@@ -479,7 +482,7 @@ def unrolled(
         ((6, 8), (50, 8))
     """
     where = "unrolled"
-    signals = weighted_signals(Y, where)
+    signals = weighted_signals(Y, where, None, mask)
     n = len(signals.Y)
     d = atom_count(d, n, where)
     batch = checks.as_index(batch, "batch", where, least=1)
@@ -490,7 +493,17 @@ def unrolled(
     key = checks.as_key(key, where)
     D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
     rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
+    known = None if signals.V is None else jnp.asarray(signals.V > 0)
+    if known is not None and validation is not None:
+        validation = training.known_batch(D, validation, D.dtype, where)
     loss = training.lasso_loss(lam)
+
+    def sample(key: Key) -> tuple:
+        chosen = jax.random.randint(key, (batch,), 0, n)
+        if known is None:
+            return rows[chosen], None
+        own, part = known_part(D, rows[chosen], known[chosen])
+        return part, None, own
 
     if callable(progress):
         tell: Any = progress  # for the type checker, to which a bool may be callable
@@ -499,7 +512,7 @@ def unrolled(
         layer,
         layer.init(key, D) if params is None else params,
         D,
-        lambda key: (rows[jax.random.randint(key, (batch,), 0, n)], None),
+        sample,
         optimizer=optax.adam(rate),
         steps=steps,
         key=key,
@@ -510,7 +523,7 @@ def unrolled(
         progress=progress is True,
         **run,
     )
-    X, objective = _encoded(layer, fit, rows, loss)
+    X, objective = _encoded(layer, fit, rows, known, loss)
     return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)
 
 
@@ -518,10 +531,15 @@ def _as_step(record: training.Record) -> Step:
     return Step(record.step, record.validation, record.seconds)
 
 
-def _encoded(layer: Layer, fit: training.Fit, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
+def _encoded(
+    layer: Layer, fit: training.Fit, Y: jax.Array, known: jax.Array | None, loss: Any
+) -> tuple[jax.Array, float]:
     """The codes of all signals, and the mean of the loss."""
-    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
-    parts = [Y[first : first + _TOGETHER] for first in range(0, len(Y), _TOGETHER)]
-    codes = [apply(fit.best, fit.D, part) for part in parts]
-    losses = [float(loss(X[None], None, fit.D, part)) * len(part) for X, part in zip(codes, parts)]
-    return jnp.concatenate(codes), sum(losses) / len(Y)
+    apply = jax.jit(jax.vmap(layer.apply, (None, signal_axes(known_part(fit.D, Y, known)[0]), 0)))
+    codes, total = [], 0.0
+    for first in range(0, len(Y), _TOGETHER):
+        rows = slice(first, first + _TOGETHER)
+        D, part = known_part(fit.D, Y[rows], None if known is None else known[rows])
+        codes.append(apply(fit.best, D, part))
+        total += float(loss(codes[-1][None], None, D, part)) * len(part)
+    return jnp.concatenate(codes), total / len(Y)

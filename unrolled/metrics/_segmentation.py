@@ -204,8 +204,8 @@ def _of_masks(
     valid = _is_mask(predicted, soft) & _is_mask(truth, False)
     axes = None if pooled else tuple(range(1, T.ndim))
     valid = valid.all(axes)
-    counts = (
+    tp, tn, fp, fn = (
         jnp.where(valid, jnp.sum(pixels, axes, dtype=jnp.int32).astype(float), jnp.nan)
         for pixels in (P & T, ~P & ~T, P & ~T, ~P & T)
     )
-    return _SCORES[score](_Confusion(*counts, empty=empty))
+    return _SCORES[score](_Confusion(tp, tn, fp, fn, empty))

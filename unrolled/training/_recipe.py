@@ -184,6 +184,8 @@ def by_recipe(
     steps: int | None = None,
     key: Key = 0,
     validation: tuple | None = None,
+    learn_dictionary: bool = False,
+    trainable: Any = None,
     **options: Annotated[Any, RunOptions],
 ) -> Made:
     """Prepare a layer of a family by its recipe and train the layer, if codes are known.
@@ -200,6 +202,7 @@ def by_recipe(
         steps: number of training steps; None takes the number of the recipe.
         key: the key from which signals, random params and training batches are drawn.
         validation: (Y, X), on which the recipe chooses; None holds signals back, or draws them.
+        learn_dictionary, trainable: as in `fit`; the recipe sets all params before training.
         options: options of the family, as for `prepare`, and of `training.Run`. A recipe may train
             several starts, each a run of its own: callbacks and log then see the runs in turn.
 
@@ -256,6 +259,7 @@ def by_recipe(
             f"by_recipe: the recipe of {cls.__name__} trains {len(starts)} starts, and a "
             f"checkpoint holds one run; try to set {tried}, or omit `checkpoint`"
         )
+    run |= {"learn_dictionary": learn_dictionary, "trainable": trainable}
     runs = [_trained(start, signals, sampler, steps, training, run) for start in starts]
     best, seconds = _best(runs), sum(each.fit.seconds for each in runs)
     best = best.replace(fit=best.fit.replace(seconds=seconds))
@@ -472,7 +476,8 @@ def _trained(
     schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
     # A scan would copy the matrices of each step. Steps of numbers compile faster as one scan.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
-    params = layers.unstack(start.params) if matrices and steps else start.params
+    stacked = not (matrices and steps) or run["trainable"] is not None  # a prefix of stacked params
+    params = start.params if stacked else layers.unstack(start.params)
     silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` shows both facts
     with checks.quiet(message=silent):
         trained = fit(
@@ -487,5 +492,5 @@ def _trained(
             validation=signals.later,
             **{"evaluate_every": max(1, min(_EVALUATE_EVERY, steps)), "progress": False, **run},
         )
-    nmse, worse = _nmse(layer, trained.best, signals.D, *signals.later)
+    nmse, worse = _nmse(layer, trained.best, trained.D, *signals.later)
     return Made(start, trained, _number(nmse), float(worse))

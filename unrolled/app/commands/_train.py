@@ -519,6 +519,7 @@ def _trained(
                 steps_per_stage=chosen.steps,
                 rate=chosen.rate,
                 optimizer=ready.optimizer,
+                learn_dictionary=chosen.learn_dictionary,
                 **shared,
             )
         cosine = chosen.schedule == "cosine"
