@@ -6,18 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
-from unrolled.dictionaries import (
-    Masked,
-    Operator,
-    block_of,
-    flat_batch,
-    known_entries,
-    known_part,
-    shared_part,
-)
+from unrolled.dictionaries import Masked, Operator
 from unrolled.problems import resampler
 from unrolled.training._types import Dictionaries, Sample, as_dictionaries
 
@@ -74,11 +67,11 @@ class Signals(NamedTuple):
         D = None if D is None else as_dictionaries(D, where)
         judged = where if validation is None else f"{where}, validation"
         if validation is not None:
-            validation = jax.tree.map(checks.as_array, flat_batch(D, validation))
+            validation = jax.tree.map(checks.as_array, dictionaries.flat_batch(D, validation))
         if mask is not None and not is_own(sample):
             raise ValueError(f"{where}: a mask is for arrays; a sampler returns (Y, X, Ds)")
         if is_own(sample):
-            arrays = flat_batch(D, sample)
+            arrays = dictionaries.flat_batch(D, sample)
             sample, validation = from_arrays(arrays, validation, dtype, D, where, mask)
         check_sample(sample, where)
         if validation is None:
@@ -148,13 +141,13 @@ def known_batch(D: Any, batch: tuple, dtype: Any, where: str) -> tuple:
         raise ValueError(f"{where}: a validation batch with a mask is (Y, X, mask)")
     Y, X, mask = batch
     known = each_known(D, Y, mask, f"{where}, validation")
-    own, Y = known_part(first_of(D), jnp.asarray(Y, dtype), known)
+    own, Y = dictionaries.known_part(first_of(D), jnp.asarray(Y, dtype), known)
     return Y, X, with_first(D, own)
 
 
 def each_known(D: Any, Y: Any, mask: Any, where: str) -> np.ndarray:
     """A mask of the known entries of each signal, (n, m)."""
-    known = known_entries(first_of(D), mask, len(Y), where)
+    known = dictionaries.known_entries(first_of(D), mask, len(Y), where)
     return np.broadcast_to(known, (len(Y), known.shape[-1]))
 
 
@@ -165,7 +158,7 @@ def first_of(D: Any) -> Any:
 
 def is_masked(own: Any) -> bool:
     """Whether the dictionaries of signals are one D, with a mask for each signal."""
-    return shared_part(first_of(own)) is not first_of(own)
+    return dictionaries.shared_part(first_of(own)) is not first_of(own)
 
 
 def with_first(D: Any, own: Operator) -> Any:
@@ -178,7 +171,7 @@ def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
     """Random signals, their codes, and their dictionaries."""
     rows = jax.random.randint(key, (_BATCH,), 0, len(arrays[0]))
     Y, X, known = jax.tree.map(lambda array: array[rows], arrays)
-    own, Y = known_part(first_of(D), Y, known)
+    own, Y = dictionaries.known_part(first_of(D), Y, known)
     return Y, X, with_first(D, own)
 
 
@@ -186,7 +179,7 @@ def check_width(Y: Array | np.ndarray, D: Dictionaries | None, where: str) -> No
     """Raise ValueError unless signals and atoms of the first dictionary have the same length."""
     if D is None:
         return
-    m, g = first_of(D).shape[0], block_of(first_of(D))
+    m, g = first_of(D).shape[0], dictionaries.block_of(first_of(D))
     if Y.shape[1] != m:
         hint = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
         if g > 1 and g * Y.shape[1] == m:

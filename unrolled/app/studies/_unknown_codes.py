@@ -25,27 +25,10 @@ from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, Key
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_unknown, to_show
-from unrolled.app.studies._steps import (
-    BY_DEFAULT,
-    PATCH,
-    SUPPORT,
-    Pictures,
-    Plan,
-    Samples,
-    Say,
-    compared,
-    resampler,
-    timed,
-)
+from unrolled.app.studies._steps import Pictures, Plan, Samples, Say
 from unrolled.app.studies._study import Compared
 from unrolled.comparison import with_seconds
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_dictionary,
-    check_batch,
-    refuse_parts,
-)
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
 from unrolled.vision import datasets
@@ -151,7 +134,7 @@ class UnknownCodes(Compared):
             rows = problems.synthesize(self.D, codes)
             shown[f"{name}, PSNR {float(metrics.psnr(rows, tiles)):.2f} dB"] = np.asarray(rows)
         return {
-            name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
+            name: datasets.from_patches(rows + picture.mean, picture.shape, _steps.PATCH)
             for name, rows in shown.items()
         }
 
@@ -172,7 +155,7 @@ def unknown_codes(
     D: Dictionary,
     signals: Pictures,
     *,
-    methods: tuple[str, ...] = BY_DEFAULT,
+    methods: tuple[str, ...] = _steps.BY_DEFAULT,
     pursuits: Mapping[str, Mapping[str, Any]] | None = None,
     depth: int = 16,
     lam: float | None = None,
@@ -224,11 +207,13 @@ def unknown_codes(
     """
     run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
     where = "unknown_codes"
-    D = as_dictionary(D, where)
+    D = dictionaries.as_dictionary(D, where)
     if certify:
-        refuse_parts(D, "compare", "certify needs codes of single entries, try compare without it")
+        dictionaries.refuse_parts(
+            D, "compare", "certify needs codes of single entries, try compare without it"
+        )
     for Y in (signals.training, signals.testing):
-        check_batch(D, Y, None, where)
+        dictionaries.check_batch(D, Y, None, where)
         checks.finite(Y, "Y", where)
     tested = checks.as_index(tested, "tested", where, least=1)
     rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
@@ -236,7 +221,7 @@ def unknown_codes(
     some = tiles[:: max(1, len(tiles) // tested)]
     say(f"solving {len(some)} LASSO problems to a duality gap")
     optimum = lasso_optima(D, some, lam)
-    samples = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
+    samples = Samples(D, _steps.resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
     seconds: dict[str, float] = {}
     remarks: list[str] = []
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, remarks, lam)
@@ -245,7 +230,9 @@ def unknown_codes(
     trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
     if certify:
         say("proving the codes of the test signals")
-    result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
+    result = _steps.compared(
+        {**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify
+    )
     learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
     for name, fit in run.weights.items():
         assert isinstance(fit.model, Layer)  # `compared` refuses a network next to a layer
@@ -276,7 +263,7 @@ def _trained_on_lasso(
         return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
 
     names = run.methods
-    if run.methods == BY_DEFAULT:
+    if run.methods == _steps.BY_DEFAULT:
         names = "lista_cp", training.family_without_codes(D)
         left = ", ".join(_CALIBRATED)
         remarks.append(
@@ -290,7 +277,7 @@ def _trained_on_lasso(
         broken: list[str] = []
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
-        with timed(spent, f"{name}, learned"):
+        with _steps.timed(spent, f"{name}, learned"):
             if rate is None:
                 learned = _by_recipe(samples, lam, run, family, name, broken)
             else:
@@ -321,7 +308,7 @@ def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Laye
         "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
         "bcd": ("BCD", layers.bcd(K, lam=lam), None),
         "alista": ("ALISTA", layers.alista(K, lam=lam), 1e-3),
-        "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=_steps.SUPPORT), 1e-3),
     }
     for name in run.others:
         if name not in families:
