@@ -93,7 +93,7 @@ def rows() -> list[dict[str, Any]]:
 
 def table() -> str:
     lines = []
-    of: dict[tuple, list[dict[str, Any]]] = {}
+    of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows():
         of.setdefault((row["problem"], *row["shape"], row["noise"]), []).append(row)
     for rule in (*RULES, CV, "oracle", "oracle, each"):

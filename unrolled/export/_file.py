@@ -29,7 +29,7 @@ from unrolled.networks import Network
 from unrolled.pursuit import PURSUITS
 from unrolled.training import digest, versions
 
-__all__ = ["PLATFORMS", "load", "save"]
+__all__ = ["PLATFORMS", "Exported", "load", "save"]
 
 
 # The platforms for which a file holds programs.

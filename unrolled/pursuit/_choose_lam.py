@@ -41,7 +41,7 @@ from unrolled.pursuit._many import operands_of_many
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["choose_lam"]
+__all__ = ["ChosenLam", "choose_lam"]
 
 SURE, GCV, DISCREPANCY, HELD_OUT = RULES = "sure", "gcv", "discrepancy", "held out"
 _SHARE = 0.2  # of the entries, held out at once
@@ -80,7 +80,7 @@ def choose_lam(
     share: float | None = None,
     by: str | None = None,
     each: bool = False,
-    lams: ArrayLike | None = None,
+    among: ArrayLike | None = None,
     nonnegative: bool = False,
     mask: ArrayLike | None = None,
     key: Key = 0,
@@ -127,9 +127,9 @@ def choose_lam(
         share: the share of the entries to hold out at once, at most 1/2.
         by: the rule: "sure", "gcv", "discrepancy" or "held out" (with a `share` of 0.2 unless you
             give another).
-        each: whether each signal gets its own lam, as for signals of different noise. A lam for all
-            signals is surer, because it depends on all signals.
-        lams: penalties, (k,). The default is 31 penalties from the least lam that gives codes of 0
+        each: whether each signal gets its own lam. This helps if signals differ much in size and
+            the noise level is known; "gcv" of a single signal often follows the noise.
+        among: the penalties to try, (k,). The default is 31 penalties from the least lam that gives codes of 0
             down to a thousandth; with `each`, these penalties differ from signal to signal.
         nonnegative: as in `lasso_batch`.
         mask: as in `lasso_batch`; rules then speak of the known entries. If D is a `Masked`, its
@@ -137,8 +137,8 @@ def choose_lam(
         key: of the random parts of the entries.
 
     Returns:
-        ChosenLam. `inside` is False if lam is the largest or the smallest computed penalty; try
-        other `lams`. For "discrepancy" the curve crosses sigma^2; for the other rules the chosen
+        ChosenLam. `inside` is False if lam is the largest or the smallest computed penalty; pass
+        other penalties by `among`. For "discrepancy" the curve crosses sigma^2; for the other rules the chosen
         lam has the least value of the curve.
 
     Raises:
@@ -164,10 +164,10 @@ def choose_lam(
     """
     where = "choose_lam"
     rule, folds = _rule(noise, share, by, where)
-    checks.on_host((D, Y, mask, lams), where, "an argument")
+    checks.on_host((D, Y, mask, among), where, "an argument")
     problem, b = _Problem.of(D, Y, mask, noise or 0.0, nonnegative, where)
     with nullcontext() if block_of(D) > 1 else jax.enable_x64(True):
-        grid = problem.penalties(each) if lams is None else _given(lams, b, problem, where)
+        grid = problem.penalties(each) if among is None else _given(among, b, problem, where)
         parts = problem.parts(folds, key)
         points = problem.held_out(grid, parts) if parts else problem.whole(grid)
         path = _walk(points, problem, each, rule)
@@ -204,11 +204,11 @@ def _rule(noise: float | None, share: float | None, by: str | None, where: str) 
     return rule, round(1 / (share or _SHARE)) if rule == HELD_OUT else 0
 
 
-def _given(lams: Any, b: int, problem: "_Problem", where: str) -> np.ndarray:
+def _given(among: Any, b: int, problem: "_Problem", where: str) -> np.ndarray:
     """The penalties of the caller, (k, n, 1), from large to small."""
-    lams = checks.host_floats(lams, "lams", where).astype(float)
+    lams = checks.host_floats(among, "among", where).astype(float)
     if lams.ndim != 1 or not len(lams) or not ((lams > 0) & np.isfinite(lams)).all():
-        raise ValueError(f"{where}: lams must be positive and finite numbers, (k,), got {lams}")
+        raise ValueError(f"{where}: among must be positive and finite numbers, (k,), got {lams}")
     ordered = np.ldexp(np.sort(lams)[::-1], -b)
     return np.broadcast_to(ordered[:, None, None], (len(lams), len(problem.Y), 1))
 

@@ -28,7 +28,7 @@ def test_sure_is_an_unbiased_estimate_of_the_squared_error(nonnegative):
     """Over 400 draws of the noise of one signal, at five penalties, within 4 standard errors."""
     draws = CLEAN[1] + NOISE * normal(8, 400, M)
     options = {"nonnegative": nonnegative}
-    choice = ur.choose_lam(D, draws, noise=NOISE, lams=LAMS, each=True, **options)
+    choice = ur.choose_lam(D, draws, noise=NOISE, among=LAMS, each=True, **options)
     for lam, estimates in zip(LAMS, choice.curve.T, strict=True):
         truth = ((codes(lam, draws, **options) @ D.T - CLEAN[1]) ** 2).mean(1)
         excess = estimates - truth
@@ -42,7 +42,7 @@ def test_the_degrees_of_freedom_of_parts_are_the_trace_of_the_derivative(kind):
     complex_ = dictionaries.Complex.of(unit(normal(4, 6, 8) + 1j * normal(5, 6, 8)))
     A = complex_ if kind == "complex" else dictionaries.Joint(unit(normal(6, 6, 8)), 2)
     matrix, y, lam, h = np.asarray(dictionaries.dense(A)), normal(7, A.shape[0]), 0.9, 1e-5
-    choice = ur.choose_lam(A, y[None], noise=NOISE, lams=[lam])
+    choice = ur.choose_lam(A, y[None], noise=NOISE, among=[lam])
     moved = np.concatenate([y + h * np.eye(len(y)), y - h * np.eye(len(y)), y[None]])
     fits = np.asarray(pursuit.lasso_batch(A, moved, lam, tol=1e-13).x) @ matrix.T
     df = np.trace(fits[: len(y)] - fits[len(y) : -1]) / (2 * h)
@@ -67,7 +67,7 @@ def test_the_residual_is_that_of_the_noise(each):
 @pytest.mark.parametrize("mask", [None, KNOWN])
 def test_held_out_errors_are_those_of_scikit_learn(mask):
     """Each part of the entries is predicted by a model of the other entries."""
-    choice = ur.choose_lam(D, Y, share=0.25, lams=LAMS, mask=mask, key=5)
+    choice = ur.choose_lam(D, Y, share=0.25, among=LAMS, mask=mask, key=5)
     known = np.ones((BATCH, M), bool) if mask is None else mask
     part_of = np.asarray(jax.random.permutation(jax.random.key(5), M)) % 4
     for lam, error in zip(LAMS, choice.curve, strict=True):
@@ -94,7 +94,7 @@ def test_the_choice_is_near_the_best_penalty(options):
 
 @pytest.mark.parametrize("each", [False, True])
 def test_generalised_cross_validation_is_its_formula(each):
-    choice = ur.choose_lam(D, Y, lams=LAMS, each=each)
+    choice = ur.choose_lam(D, Y, among=LAMS, each=each)
     for k, lam in enumerate(LAMS):
         X = codes(lam)
         S, df = ((Y - X @ D.T) ** 2).mean(1), (X != 0).mean(1) * N / M
@@ -150,7 +150,7 @@ test_refusals = rows(
     (lambda: ur.choose_lam(D, Y, by="gcv", noise=1.0), "'gcv' takes neither noise nor share"),
     (lambda: ur.choose_lam(D, Y, noise=0.0), "noise must be positive and finite, got 0.0"),
     (lambda: ur.choose_lam(D, Y, share=0.6), "share must be above 0 and at most 1/2, got 0.6"),
-    (lambda: ur.choose_lam(D, Y, lams=[0.1, 0.0]), "lams must be positive and finite numbers"),
+    (lambda: ur.choose_lam(D, Y, among=[0.1, 0.0]), "among must be positive and finite numbers"),
     (lambda: ur.choose_lam(D, 0 * Y), "all signals are zero"),
     (lambda: ur.choose_lam(D, Y[:, 1:]), "Y has shape .12, 15.; expected"),
     (lambda: ur.choose_lam(D, np.where(KNOWN, Y, np.inf)), "Y has NaN or infinite"),
