@@ -6,8 +6,7 @@ from typing import overload
 import jax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, checked
 from unrolled.activations import _activation
 from unrolled.activations._activation import Activation, _relu
 

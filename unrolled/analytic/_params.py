@@ -9,9 +9,7 @@ import numpy as np
 
 from unrolled import layers
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, DTypeLike
-from unrolled._base.programs import host_function
+from unrolled._base.doors import Array, DTypeLike, checked, host_function
 from unrolled.activations import Activation, relu
 from unrolled.analytic._schedules import (
     LARGEST_SHARE,

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
+from unrolled._base.doors import ArrayLike, host_function
 from unrolled.analytic._params import stored_thresholds
 from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, as_dictionary

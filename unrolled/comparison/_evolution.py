@@ -6,9 +6,7 @@ from typing import Any, overload
 import numpy as np
 
 from unrolled import plots
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, Result, checked
 from unrolled._base.text import markdown, screen, table, to_json
 from unrolled.comparison._weights import Coupling, Weights, coupling, step_means
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary

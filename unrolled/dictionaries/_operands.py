@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, DTypeLike
+from unrolled._base.doors import Array, ArrayLike, DTypeLike, checked, program
 from unrolled._base.numbers import exponent, largest_singular_value, norm, times_power
-from unrolled._base.programs import program
 from unrolled.dictionaries._base import (
     Dictionary,
     Operator,

@@ -11,10 +11,8 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, Key
+from unrolled._base.doors import Array, Key, checked, program
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two, times_power
-from unrolled._base.programs import program
 from unrolled.activations import relu
 from unrolled.dictionaries import (
     Complex,

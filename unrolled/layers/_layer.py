@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked
 from unrolled.dictionaries import (
     Dictionary,
     as_dictionary,

@@ -10,9 +10,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
 from unrolled.layers import _records

@@ -10,8 +10,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled._base.numbers import (
     energy,
     exponent,
@@ -22,7 +21,6 @@ from unrolled._base.numbers import (
     wide_dtype,
     widened,
 )
-from unrolled._base.programs import program
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers._ista import Step

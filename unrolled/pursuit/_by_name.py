@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.files import MappedRows
 from unrolled._base.numbers import norm
 from unrolled.dictionaries import (

@@ -11,8 +11,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, Operator, as_flat, column_norms, scale_columns
 from unrolled.penalties import L1, Penalty

@@ -14,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, checked, program
 from unrolled._base.packages import require
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled

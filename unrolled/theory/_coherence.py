@@ -12,11 +12,9 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import F, checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.arguments import F
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import exponent, largest, times_power, up, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Operator, Structured
 from unrolled.theory._rounding import Rounding, share
 

@@ -8,9 +8,7 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
+from unrolled._base.doors import ArrayLike, Result, host_function
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of

@@ -12,12 +12,10 @@ import optax
 
 from unrolled import dictionaries, layers, metrics
 from unrolled._base import checks
-from unrolled._base.arguments import checked, unknown_option
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.arguments import unknown_option
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked, program
 from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.analytic import calibrate
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, stable_step

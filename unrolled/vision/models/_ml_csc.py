@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 
 from unrolled._base import checks
-from unrolled._base.checks import Array
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, Result
 from unrolled.activations import by_name, relu
 from unrolled.layers import magnitude
 from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
