@@ -22,16 +22,11 @@ from unrolled.dictionaries import (
     shared_part,
     signal_axes,
 )
+from unrolled.pursuit import _layered
 from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
 from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
 from unrolled.pursuit._lasso import lasso
 from unrolled.pursuit._lasso_batch import lasso_batch
-from unrolled.pursuit._layered import (
-    layered_basis_pursuit,
-    layered_thresholding,
-    project,
-    threshold,
-)
 from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
 from unrolled.pursuit._omp import omp
 from unrolled.pursuit._omp_batch import omp_batch
@@ -119,7 +114,7 @@ def register(
 
 
 # `lasso_path` is not registered, because it returns one code per penalty.
-register(threshold, aims=False)
+register(_layered.threshold, aims=False)
 register(ista)
 register(fista)
 register(omp, one_of=("sparsity", "tol"), many="omp_batch")
@@ -131,9 +126,9 @@ register(lasso, one_of=("lam", "ratio"), many="lasso_batch")
 register(lasso_batch, one_of=("lam", "ratio"))
 register(local_error)
 register(local_sparsity)
-register(layered_thresholding, aims=False)
-register(layered_basis_pursuit)
-register(project, one_of=("sparsity", "lam"))
+register(_layered.layered_thresholding, aims=False)
+register(_layered.layered_basis_pursuit)
+register(_layered.project, one_of=("sparsity", "lam"))
 register(ml_ista)
 register(ml_fista)
 register(ml_basis_pursuit)
