@@ -333,9 +333,7 @@ class SparseCoder(_Coder):
                 raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
             return method
         if isinstance(method, str) and self.depth is not None:
-            if method not in FAMILIES:
-                names = ", ".join(FAMILIES)
-                raise ValueError(f"{_NAME}: unknown family {method!r}; expected one of {names}")
+            checks.one_of(method, FAMILIES, "family", _NAME)
             return FAMILIES[method](self.depth, **options)
         if not isinstance(method, Layer | Network):
             raise TypeError(
@@ -553,9 +551,7 @@ class DictionaryLearner(_Coder):
     def _choose(self, X: np.ndarray) -> None:
         """Choose values, which depend on X, for the options that are None."""
         where = "DictionaryLearner"
-        if self.method not in _METHODS:
-            names = ", ".join(_METHODS)
-            raise ValueError(f"{where}: unknown method {self.method!r}; expected one of {names}")
+        checks.one_of(self.method, _METHODS, "method", where)
         self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", where)
         wrong = "sparsity" if _is_online(self) else "lam"
         if getattr(self, wrong) is not None:

@@ -121,11 +121,7 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
         (elu(1), silu)
     """
     if isinstance(name, str):
-        if name not in NAMED:
-            raise ValueError(
-                f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
-                f"{checks.meant(name, NAMED)}"
-            )
+        checks.one_of(name, NAMED, "name", "activation")
         return NAMED[name]
     if not callable(name):
         raise TypeError(

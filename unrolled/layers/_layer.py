@@ -209,10 +209,7 @@ def unroll(
     """
     checks.arrays(D, "D", "unroll")
     checks.has(state, "x", "a State, whose x is the code", "state", "unroll")
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"unroll: unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
-        )
+    checks.one_of(precision, PRECISIONS, "precision", "unroll")
     length = _n_steps(params.steps, depth)
     if schedule is not None and length not in (None, len(schedule)):
         raise ValueError(

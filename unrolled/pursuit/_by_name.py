@@ -149,9 +149,7 @@ class Coded(NamedTuple):
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
     """Raise ValueError unless the pursuit `name` has these options and requires no other option."""
-    if name not in PURSUITS:
-        names = ", ".join(PURSUITS)
-        raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
+    checks.one_of(name, PURSUITS, "pursuit", where)
     own, needs = PURSUITS[name].options, PURSUITS[name].needs
     if wrong := [option for option in options if option not in own]:
         raise ValueError(

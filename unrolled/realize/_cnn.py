@@ -275,8 +275,7 @@ def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tup
         TypeError: the kernel size or the stride is not an integer.
         ValueError: no network has this kernel size and stride, or the form is unknown.
     """
-    if not isinstance(form, str) or form not in FORMS:
-        raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
+    checks.one_of(form, FORMS, "form", where)
     s = checks.as_index(kernel_size, "kernel_size", where)
     t = s if stride is None else checks.as_index(stride, "stride", where)
     if s < 2 or t < 2:

@@ -511,11 +511,8 @@ def rounding_guard(
     checks.nonnegative(bound, "bound", "rounding_guard")
     checks.nonnegative(noise, "noise", "rounding_guard")
     s = checks.as_index(sparsity, "sparsity", "rounding_guard")
-    if precision is not None and precision not in _FORMATS:
-        raise ValueError(
-            f"rounding_guard: unknown precision {precision!r}; expected one of "
-            f"{', '.join(_FORMATS)}"
-        )
+    if precision is not None:
+        checks.one_of(precision, _FORMATS, "precision", "rounding_guard")
     dtype = checks.common_dtype(W, D)
     if dtype == np.float64 and precision not in (None, "highest"):
         dtype = np.dtype(np.float32)

@@ -93,8 +93,7 @@ class Noise(NamedTuple):
         """Check the arguments. `confidence` is that of `at_once` such statements together."""
         deltas, D = noise_of(noise, n, where), measured.D
         norm = ("l1" if dictionaries.block_of(D) == 1 else "l2") if norm is None else norm
-        if norm not in NORMS:
-            raise ValueError(f"{where}: unknown noise_norm {norm!r}; expected one of {NORMS}")
+        checks.one_of(norm, NORMS, "noise_norm", where)
         confidence = checks.as_fraction(confidence, "confidence", where)
         if norm != "gaussian":
             return cls(deltas, norm)

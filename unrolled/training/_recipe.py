@@ -278,11 +278,7 @@ def _run_of(cls: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
 def _family(family: Any, where: str) -> type[Layer]:
     if isinstance(family, type) and issubclass(family, Layer):
         return family
-    if family not in FAMILIES:
-        raise ValueError(
-            f"{where}: unknown family {checks.brief(family)}; expected one of "
-            f"{', '.join(layers.FAMILIES)}"
-        )
+    checks.one_of(family, FAMILIES, "family", where)
     return FAMILIES[family]
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from unrolled import export, pursuit
+from unrolled._base import checks
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs
@@ -133,10 +134,7 @@ def _check_source(
         return _inputs.weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
-    if method not in _inputs.names():
-        raise ValueError(
-            f"encode: unknown method {method!r}; expected one of {', '.join(_inputs.names())}"
-        )
+    checks.one_of(method, _inputs.names(), "method", "encode")
     pursuit.check_options(method, options, "encode")
     if not paths:
         raise ValueError("encode: --method needs --dictionary")

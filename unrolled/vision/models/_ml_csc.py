@@ -353,10 +353,7 @@ class MLCSC(nnx.Module):
         constrained: bool = False,
         rngs: nnx.Rngs,
     ):
-        if not isinstance(method, str) or method not in PURSUITS:
-            raise ValueError(
-                f"MLCSC: unknown method {method!r}; expected one of {', '.join(PURSUITS)}"
-            )
+        checks.one_of(method, PURSUITS, "method", "MLCSC")
         constrained = checks.as_bool(constrained, "constrained", "MLCSC")
         if not callable(classifier):
             raise TypeError(f"MLCSC: classifier must make a module, got {classifier!r}")
