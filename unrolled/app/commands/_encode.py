@@ -87,22 +87,25 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         _ARGUMENTS
         | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(_inputs.names())}")},
-        help="compute codes of signals with saved weights or a pursuit",
-        description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals,\nor run a pursuit with --method. A .npy file can hold any number of signals. "
-        "If no option\nhas the units of the signals, as with --ratio or --sparsity alone, a "
-        "signal whose norm is\nbelow 8 roundings (float32) of the largest norm counts as zero: "
-        "the command codes the\nsignal as zero, and prints the number of such signals.",
-        epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
-        "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
-        "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
     )
     _inputs.add_options(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the codes, and print a summary."""
+    """Compute codes of signals with saved weights or a pursuit.
+
+    Run the layer or the chain of a weights file, as `unrolled train` writes it, on signals,
+    or run a pursuit with --method. A .npy file can hold any number of signals. If no option
+    has the units of the signals, as with --ratio or --sparsity alone, a signal whose norm is
+    below 8 roundings (float32) of the largest norm counts as zero: the command codes the
+    signal as zero, and prints the number of such signals.
+
+    Examples:
+        unrolled encode run/weights.npz Y.npy --output codes.npy
+        unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy
+        unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy
+    """
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(
         _check_source(arguments.weights, arguments.method, options, paths, arguments.certify),
@@ -522,16 +525,18 @@ def add_export_parser(commands: argparse._SubParsersAction) -> argparse.Argument
         "export",
         run_export,
         _EXPORTED,
-        help="write trained weights as a program that runs without this library",
-        description="Write the layer or network of a weights file, with its dictionary, as one "
-        "\nStableHLO program for any number of signals. To run the program, install only jax and "
-        "flatbuffers.",
-        epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
     )
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Write the file, and print a summary."""
+    """Write trained weights as a program that runs without this library.
+
+    Write the layer or network of a weights file, with its dictionary, as one StableHLO program for
+    any number of signals. To run the program, install only jax and flatbuffers.
+
+    Example:
+        unrolled export weights.npz --output net.stablehlo
+    """
     weights, given = _inputs.weights_of(arguments.weights), arguments.dictionary or []
     check_not_read([arguments.output], [weights, *given])
     model = _inputs.restore_model(weights, given)
