@@ -103,12 +103,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled certify`."""
-    return add_command(
-        commands,
-        "certify",
-        run,
-        _ARGUMENTS,
-    )
+    return add_command(commands, "certify", run, _ARGUMENTS)
 
 
 def run(arguments: argparse.Namespace) -> None:

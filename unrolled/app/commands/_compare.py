@@ -106,12 +106,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "folders of `unrolled train`, and pursuits, shown as horizontal lines "
         f"({','.join(_pursuits())})",
     )
-    parser = add_command(
-        commands,
-        "compare",
-        run,
-        {**_ARGUMENTS, "--method": method},
-    )
+    parser = add_command(commands, "compare", run, {**_ARGUMENTS, "--method": method})
     _inputs.add_options(parser, _OPTIONS)
     return parser
 

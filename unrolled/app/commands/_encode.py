@@ -520,12 +520,7 @@ _EXPORTED: dict[str, dict[str, Any]] = {
 
 def add_export_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled export`."""
-    return add_command(
-        commands,
-        "export",
-        run_export,
-        _EXPORTED,
-    )
+    return add_command(commands, "export", run_export, _EXPORTED)
 
 
 def run_export(arguments: argparse.Namespace) -> None:

@@ -142,12 +142,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         table[f"--{name}"] = dict(choices=choices, help=text)
     for name, text in _SWITCHES:
         table[f"--{name}"] = dict(action="store_true", help=text)
-    parser = add_command(
-        commands,
-        "experiment",
-        run,
-        table,
-    )
+    parser = add_command(commands, "experiment", run, table)
     parser.set_defaults(output=Path("unrolled-experiment"), constrained=None)
     return parser
 

@@ -70,12 +70,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled learn`."""
-    return add_command(
-        commands,
-        "learn",
-        run,
-        _ARGUMENTS,
-    )
+    return add_command(commands, "learn", run, _ARGUMENTS)
 
 
 class Summary(NamedTuple):

@@ -31,12 +31,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled recommend`."""
-    return add_command(
-        commands,
-        "recommend",
-        run,
-        _ARGUMENTS,
-    )
+    return add_command(commands, "recommend", run, _ARGUMENTS)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -290,12 +290,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled train`, with a flag for every option of every known family."""
-    parser = add_command(
-        commands,
-        "train",
-        run,
-        _ARGUMENTS,
-    )
+    parser = add_command(commands, "train", run, _ARGUMENTS)
     groups: dict[str | None, Any] = {None: parser}
     for option in _config.all_options().values():
         if option.section not in groups:
