@@ -1,6 +1,7 @@
 """Transformers of scikit-learn: codes of samples, in a given or a learned dictionary."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
@@ -62,6 +63,7 @@ class _Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
 
+@dataclass(eq=False, repr=False)
 class SparseCoder(_Coder):
     r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
 
@@ -149,54 +151,29 @@ class SparseCoder(_Coder):
         True
     """
 
-    def __init__(
-        self,
-        dictionary: Any = None,
-        method: str | Layer | Network = "omp",
-        *,
-        depth: int | None = None,
-        params: Any = None,
-        random_state: Any = 0,
-        split_sign: bool = False,
-        lam: Any = None,
-        ratio: Any = None,
-        l2: float | None = None,
-        nonnegative: bool | None = None,
-        sparsity: int | None = None,
-        selection: str | None = None,
-        eps: float | None = None,
-        theta: Any = None,
-        radius: float | None = None,
-        p: float | None = None,
-        lams: Any = None,
-        thetas: Any = None,
-        zeros: Any = None,
-        step: float | None = None,
-        tol: float | None = None,
-        max_steps: int | None = None,
-    ):
-        self.dictionary = dictionary
-        self.method = method
-        self.depth = depth
-        self.params = params
-        self.random_state = random_state
-        self.split_sign = split_sign
-        self.lam = lam
-        self.ratio = ratio
-        self.l2 = l2
-        self.nonnegative = nonnegative
-        self.sparsity = sparsity
-        self.selection = selection
-        self.eps = eps
-        self.theta = theta
-        self.radius = radius
-        self.p = p
-        self.lams = lams
-        self.thetas = thetas
-        self.zeros = zeros
-        self.step = step
-        self.tol = tol
-        self.max_steps = max_steps
+    dictionary: Any = None
+    method: str | Layer | Network = "omp"
+    _: KW_ONLY
+    depth: int | None = None
+    params: Any = None
+    random_state: Any = 0
+    split_sign: bool = False
+    lam: Any = None
+    ratio: Any = None
+    l2: float | None = None
+    nonnegative: bool | None = None
+    sparsity: int | None = None
+    selection: str | None = None
+    eps: float | None = None
+    theta: Any = None
+    radius: float | None = None
+    p: float | None = None
+    lams: Any = None
+    thetas: Any = None
+    zeros: Any = None
+    step: float | None = None
+    tol: float | None = None
+    max_steps: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
         """Check the dictionary, the method and its options against X.
@@ -418,6 +395,7 @@ def _is_online(learner: "DictionaryLearner") -> bool:
     return learner.method == "online"
 
 
+@dataclass(eq=False, repr=False)
 class DictionaryLearner(_Coder):
     r"""A dictionary learned from samples, and the codes of samples as features.
 
@@ -471,28 +449,16 @@ class DictionaryLearner(_Coder):
         ((300, 12), (8, 12), 2)
     """
 
-    def __init__(
-        self,
-        n_components: int | None = None,
-        method: str = "online",
-        *,
-        lam: float | None = None,
-        sparsity: int | None = None,
-        sweeps: int = 10,
-        batch_size: int = 256,
-        start: Any = "data",
-        random_state: Any = 0,
-        split_sign: bool = False,
-    ):
-        self.n_components = n_components
-        self.method = method
-        self.lam = lam
-        self.sparsity = sparsity
-        self.sweeps = sweeps
-        self.batch_size = batch_size
-        self.start = start
-        self.random_state = random_state
-        self.split_sign = split_sign
+    n_components: int | None = None
+    method: str = "online"
+    _: KW_ONLY
+    lam: float | None = None
+    sparsity: int | None = None
+    sweeps: int = 10
+    batch_size: int = 256
+    start: Any = "data"
+    random_state: Any = 0
+    split_sign: bool = False
 
     def fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Learn the dictionary."""
