@@ -270,7 +270,7 @@ class SparseCoder(_Coder):
         ):
             return X
         with jax.enable_x64(True):
-            faint = pursuit.zero_beside_largest(np.nan_to_num(X))
+            faint = pursuit.negligible(np.nan_to_num(X))
         if not faint.any():
             return X
         checks.warn(

@@ -201,12 +201,12 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
     return not any(np.any(options.get(option)) for option in names)
 
 
-def zero_beside_largest(Y: Any) -> np.ndarray:
+def negligible(Y: Any) -> np.ndarray:
     """Mark nonzero signals whose norm is below `ROUNDINGS` rounding errors of the largest norm.
 
     Example:
-        >>> from unrolled.pursuit._by_name import zero_beside_largest
-        >>> zero_beside_largest(np.float32([[1.0], [0.0], [1e-8]])).tolist()
+        >>> from unrolled.pursuit._by_name import negligible
+        >>> negligible(np.float32([[1.0], [0.0], [1e-8]])).tolist()
         [False, False, True]
     """
     size = np.asarray(norm(Y, 1), float)
@@ -222,7 +222,7 @@ def pursue(
     If a batch solver has the same options, `pursue` calls the batch solver, because under `vmap`
     the loop of a pursuit runs for all signals until the slowest signal has converged. `pursue` does
     not work under `jit`, because it checks the values of the options. If no option has the units of
-    the signals, the signals that `zero_beside_largest` marks get the code 0.
+    the signals, the signals that `negligible` marks get the code 0.
 
     If `known` is given, bools in the shape of Y, the codes fit only the known entries; the other
     entries of Y must be 0.
@@ -236,7 +236,7 @@ def pursue(
     named, zeros = PURSUITS[name], 0
     if is_relative(name, options):
         Y = jnp.asarray(Y)
-        faint = zero_beside_largest(Y)
+        faint = negligible(Y)
         zeros = int(faint.sum())
         Y = jnp.where(faint[:, None], 0, Y) if zeros else Y
     if named.many and _fits(Ds[0]) and set(options) <= set(PURSUITS[named.many].options):

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -396,26 +396,19 @@ def _lasso(
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
     """Write the codes of all chunks into the file, and return the lines of the chunks."""
-    lines, now_and_then = [], seldom(say, _PERIOD)
+    lines, headers, archived = [], job.headers, output.suffix == ".npz"
     with ExitStack() as stack:
-        parts: dict[str, Any] = {"": file}
-        if output.suffix == ".npz":  # its entries are written one after another
-            beside = partial(tempfile.TemporaryFile, dir=target(output).parent)
-            parts = {name: stack.enter_context(beside()) for name in job.headers}
-        for part, header in zip(parts.values(), job.headers.values()):
+        parts = _temporary(stack, output, headers) if archived else {"": file}
+        for part, header in zip(parts.values(), headers.values()):
             np.lib.format.write_array_header_1_0(part, header)
-        for first in range(0, len(job.Y), _CHUNK):
-            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
-            for part, name in zip(parts.values(), job.headers):
+        for arrays, line in _chunks(job, say):
+            for part, name in zip(parts.values(), headers):
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
-            lines.append(counted)
-            now_and_then(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
-        if output.suffix == ".npz":
+            lines.append(line)
+        if archived:  # its entries are written one after another
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():
-                part.seek(0)
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    shutil.copyfileobj(part, entry, 2**20)
+                _copy(part, archive, name)
     return lines
 
 
@@ -424,26 +417,18 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
 
     Memory holds one chunk of codes and a number per signal.
     """
-    lines, counts, now_and_then = [], [np.zeros(1, int)], seldom(say, _PERIOD)
-    (name, header), n = next(iter(job.headers.items())), len(job.Y)
-    beside, dtypes = (
-        partial(tempfile.TemporaryFile, dir=target(output).parent),
-        {
-            "data": header["descr"],
-            "indices": "<i8",
-        },
-    )
+    lines, counts = [], [np.zeros(1, int)]
+    name, header = next(iter(job.headers.items()))
+    dtypes = {"data": header["descr"], "indices": "<i8"}
     with ExitStack() as stack:
-        parts: dict[str, Any] = {part: stack.enter_context(beside()) for part in dtypes}
-        for first in range(0, n, _CHUNK):
-            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
+        parts = _temporary(stack, output, dtypes)
+        for arrays, line in _chunks(job, say):
             codes = np.ascontiguousarray(arrays[name], "<f4").view(dtypes["data"])
             rows, columns = np.nonzero(codes)
             counts.append(np.count_nonzero(codes, axis=1))
             for part, values in (("data", codes[rows, columns]), ("indices", columns)):
                 parts[part].write(np.ascontiguousarray(values, dtypes[part]).data)
-            lines.append(counted)
-            now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+            lines.append(line)
         starts = np.cumsum(np.concatenate(counts))
         whole = {"indptr": starts, "format": np.array(b"csr"), "shape": np.array(header["shape"])}
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))
@@ -451,12 +436,32 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
             with archive.open(f"{part}.npy", "w") as entry:
                 np.lib.format.write_array(entry, array)
         for part, source in parts.items():
-            source.seek(0)
             shape = {"descr": dtypes[part], "fortran_order": False, "shape": (int(starts[-1]),)}
-            with archive.open(f"{part}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array_header_1_0(entry, shape)
-                shutil.copyfileobj(source, entry, 2**20)
+            _copy(source, archive, part, shape)
     return lines
+
+
+def _chunks(job: _Job, say: Say) -> Iterator[tuple[dict[str, np.ndarray], Line]]:
+    """The codes of every chunk and their counts, with messages on the progress."""
+    n, now_and_then = len(job.Y), seldom(say, _PERIOD)
+    for first in range(0, n, _CHUNK):
+        yield job.chunk(first, _rows(job.Y, job.path, first))
+        now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+
+
+def _temporary(stack: ExitStack, output: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Temporary files next to the output, by name."""
+    folder = target(output).parent
+    return {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}
+
+
+def _copy(part: BinaryIO, archive: zipfile.ZipFile, name: str, header: Any = None) -> None:
+    """Copy a temporary file, after a header if it has none, into an archive."""
+    part.seek(0)
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        if header is not None:
+            np.lib.format.write_array_header_1_0(entry, header)
+        shutil.copyfileobj(part, entry, 2**20)
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
