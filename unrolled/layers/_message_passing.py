@@ -26,7 +26,7 @@ from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
 from unrolled.layers import _records
 from unrolled.layers._ista import Step
 from unrolled.layers._layer import Acting, Law, Layer, Prepared, Recipe
-from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled
+from unrolled.layers._records import RELATIVE, Fixed, Matrix, Number, Shape, Unrolled
 from unrolled.layers._shrinking import Shrinking
 from unrolled.pursuit import State
 from unrolled.records import option
@@ -53,9 +53,7 @@ class Message(NamedTuple):
     """One step of LAMP."""
 
     W: Matrix
-    alpha: Annotated[
-        Array, Shape("", "d", role=_records.RELATIVE)
-    ]  # threshold per unit of the noise level
+    alpha: Annotated[Array, Shape("", "d", role=RELATIVE)]  # threshold per unit of the noise level
 
 
 class Corrected(NamedTuple):
