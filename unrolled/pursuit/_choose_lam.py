@@ -102,7 +102,8 @@ def choose_lam(
       .. math:: \|y - D x\|^2 / (1 - df / m)^2.
 
     - "discrepancy" takes the lam at which norm(y - D x)^2 = m sigma^2. It needs no distribution of
-      the noise, but its codes are sparser and have a larger error.
+      the noise, but its codes are sparser and have a larger error. With `each`, the codes are
+      those of `bpdn` with eps = sqrt(m) sigma.
     - "held out" (the default if `share` is given) is for signals with missing entries. It divides
       the entries into 1 / share random parts, predicts each part from the codes of all other parts,
       and takes the lam with the least squared error. If a part is missing, atoms are shorter, and
@@ -129,8 +130,8 @@ def choose_lam(
             give another).
         each: whether each signal gets its own lam. This helps if signals differ much in size and
             the noise level is known; "gcv" of a single signal often follows the noise.
-        among: the penalties to try, (k,). The default is 31 penalties from the least lam that gives codes of 0
-            down to a thousandth; with `each`, these penalties differ from signal to signal.
+        among: the penalties to try, (k,). The default is 31 penalties from the least lam that gives
+            codes of 0 down to a thousandth; with `each`, they differ from signal to signal.
         nonnegative: as in `lasso_batch`.
         mask: as in `lasso_batch`; rules then speak of the known entries. If D is a `Masked`, its
             nonzero entries are known.
@@ -138,8 +139,8 @@ def choose_lam(
 
     Returns:
         ChosenLam. `inside` is False if lam is the largest or the smallest computed penalty; pass
-        other penalties by `among`. For "discrepancy" the curve crosses sigma^2; for the other rules the chosen
-        lam has the least value of the curve.
+        other penalties by `among`. For "discrepancy" the curve crosses sigma^2; for the other rules
+        the chosen lam has the least value of the curve.
 
     Raises:
         TypeError: an argument is traced, or D, Y or the mask has a wrong type.

@@ -64,6 +64,13 @@ def test_the_residual_is_that_of_the_noise(each):
         assert ((ratio < 1) == largest)[~choice.inside].all() and (~choice.inside).any()
 
 
+def test_codes_of_the_discrepancy_are_those_of_bpdn():
+    choice = ur.choose_lam(D, Y[:2], noise=NOISE, by="discrepancy", each=True)
+    for y, x in zip(Y[:2], codes(choice.lam, Y[:2])):
+        other = pursuit.bpdn(D, y, NOISE * np.sqrt(M), tol=1e-8).x
+        assert x == pytest.approx(np.asarray(other), abs=1e-4)
+
+
 @pytest.mark.parametrize("mask", [None, KNOWN])
 def test_held_out_errors_are_those_of_scikit_learn(mask):
     """Each part of the entries is predicted by a model of the other entries."""
