@@ -89,11 +89,11 @@ def lasso(
         max_steps: maximum number of steps of FISTA, rounded up to a multiple of 10.
 
     Returns:
-        Pursuit; `steps` counts steps of ADMM and FISTA. If lam >= lam_max, then x = 0, without a step. Atoms
-        with a lam of 0 are not penalised; such free atoms can model a mean or a trend. If all atoms
-        are free, x is a least squares code. (If lam is a single traced number with the value 0, the
-        gap is loose; for a tight gap, pass one lam per atom.) See `duality_gap` for the effect of
-        rounding on the bound.
+        Pursuit; `steps` counts steps of ADMM and FISTA. If lam >= lam_max, then x = 0, without a
+        step. Atoms with a lam of 0 are not penalised; such free atoms can model a mean or a trend.
+        If all atoms are free, x is a least squares code. (If lam is a single traced number with the
+        value 0, the gap is loose; for a tight gap, pass one lam per atom.) See `duality_gap` for
+        the effect of rounding on the bound.
 
     Raises:
         TypeError: an operand is not real, or tol or max_steps is traced.

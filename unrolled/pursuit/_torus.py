@@ -89,6 +89,7 @@ class Torus:
         By the formula of Woodbury, the minimiser is x + D'(D D' + ridge)^{-1} (y - D x).
         """
         G = self.gram
+        ridge = jnp.asarray(ridge, G.real.dtype).astype(G.dtype)
         own = jnp.eye(len(G), dtype=G.dtype).reshape(*G.shape[:2], *(1,) * (G.ndim - 2))
         unit = ridge + 1  # norm(D, 2) is near 1
         inverses = inverse((G + ridge * own) / unit) / unit
@@ -103,7 +104,7 @@ def inverse(G: Array) -> Array:
     def eliminate(k, A):
         e = (jnp.arange(len(A)) == k).astype(A.dtype).reshape(-1, *(1,) * (A.ndim - 2))
         row, column = A[k] + e, A[:, k] - e  # the pivot itself becomes its inverse
-        return A - column[:, None] * (row / A[k, k])[None]
+        return A - column[:, None] * (row / A[k, k][None])[None]
 
     return programs.fori_loop(0, len(G), eliminate, G)
 
@@ -139,7 +140,7 @@ class Convolved:
         self.D, self.y, self.lam, self.l2 = problem
         self.torus, self.mask, self.penalty = torus, mask, penalty
         # Only the span of free atoms needs a dictionary with norms.
-        self.product = self.D if self.lam.ndim or isinstance(self.D, Masked) else torus
+        self.product: Any = self.D if self.lam.ndim or isinstance(self.D, Masked) else torus
         self.Y = torus.padded(self.y, torus.D.signal_grid)
         self.spectrum = torus.forward(self.Y)
         self.advance = admm(self._nearest, self._prox, 1.8)
@@ -176,9 +177,10 @@ class Convolved:
         h = torus.back(torus.adjoint(torus.forward(r)))
         own = torus.cut(h, grid) - self.l2 * x
         u = h - torus.padded(own - self.penalty.within(own, self.lam), grid)
-        v, u = (maps, u) if self.mask is None else ((_WEIGHT * image, maps), (-r / _WEIGHT, u))
-        u = jax.tree.map(lambda u: u / rho, u)
-        return Splits(v, u, rho, jnp.zeros((), int))
+        both: Any = maps, u
+        if self.mask is not None:
+            both = (_WEIGHT * image, maps), (-r / _WEIGHT, u)
+        return Splits(both[0], jax.tree.map(lambda u: u / rho, both[1]), rho, jnp.zeros((), int))
 
     def code(self, state: Splits) -> Array:
         """The sparse code of a state."""
