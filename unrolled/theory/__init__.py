@@ -14,6 +14,7 @@ from unrolled.theory._coherence import (
     diagonal,
     inner_products,
     product_sizes,
+    row_maxima,
     weights_coherence,
 )
 from unrolled.theory._convergence import *
