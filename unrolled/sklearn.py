@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from unrolled import dictionary_learning, problems
+from unrolled import dictionary_learning, problems, pursuit
 from unrolled._base import checks
 from unrolled._base.numbers import mean_norm
 from unrolled._base.packages import absent
@@ -20,15 +20,6 @@ from unrolled.dictionaries import (
 )
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
-from unrolled.pursuit import (
-    PURSUITS,
-    check_dictionaries,
-    check_options,
-    is_relative,
-    lasso_problem,
-    pursue,
-    zero_beside_largest,
-)
 from unrolled.theory import CodeCertificate, LassoCertificate, certify_code, certify_lasso
 from unrolled.training import has_recipe, unsupervised
 
@@ -219,8 +210,8 @@ class SparseCoder(_Coder):
             self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", _NAME)
             self.method_, self.options_, params = self._method(), self._options(), None
             if isinstance(self.method_, str):
-                check_options(self.method_, self.options_, _NAME)
-                check_dictionaries(self.method_, len(Ds), _NAME)
+                pursuit.check_options(self.method_, self.options_, _NAME)
+                pursuit.check_dictionaries(self.method_, len(Ds), _NAME)
             else:
                 params = self._params(Ds, X)
             # A pickle would return arrays of JAX in float32.
@@ -280,7 +271,7 @@ class SparseCoder(_Coder):
             raise ValueError(f"{_NAME}: certify is for one dictionary, got {len(self.dictionary_)}")
         D, problem = self.dictionary_[0], None if lam is None else {"lam": lam}
         if isinstance(self.method_, str) and problem is None:
-            problem = lasso_problem(self.method_, self.options_, D, X)
+            problem = pursuit.lasso_problem(self.method_, self.options_, D, X)
         if problem is not None:
             return certify_lasso(D, X, codes, **problem)
         return certify_code(D, X, codes, finish=finish)
@@ -297,10 +288,12 @@ class SparseCoder(_Coder):
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
         """Set samples that are negligible next to the largest sample to 0, and warn."""
-        if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
+        if not isinstance(self.method_, str) or not pursuit.is_relative(
+            self.method_, self.options_
+        ):
             return X
         with jax.enable_x64(True):
-            faint = zero_beside_largest(np.nan_to_num(X))
+            faint = pursuit.zero_beside_largest(np.nan_to_num(X))
         if not faint.any():
             return X
         checks.warn(
@@ -334,7 +327,7 @@ class SparseCoder(_Coder):
         """The name of the pursuit, or the layer or network."""
         method, options = self.method, self._options()
         if isinstance(method, str) and self.depth is None:
-            if method in FAMILIES and method not in PURSUITS:
+            if method in FAMILIES and method not in pursuit.PURSUITS:
                 raise ValueError(f"{_NAME}: {method} is a family of layers; give its depth")
             if self.params is not None:
                 raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
@@ -372,7 +365,7 @@ class SparseCoder(_Coder):
         """The last codes, and how many of these codes miss their tolerance."""
         known, Y = _known(Y), np.nan_to_num(Y)
         if isinstance(self.method_, str):
-            pursued = pursue(self.method_, Ds, Y, self.options_, known)
+            pursued = pursuit.pursue(self.method_, Ds, Y, self.options_, known)
             return pursued.codes[-1], pursued.missed
         layer: Any = self.method_
         own, Y = known_part(Ds[0], Y, known)

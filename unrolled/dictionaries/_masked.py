@@ -1,7 +1,6 @@
 """The dictionary of signals with missing entries, or with entries of different accuracy."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
 from unrolled.dictionaries._base import (
     DENSE_LIMIT,
+    Derived,
     Dictionary,
     Operator,
     Structured,
@@ -24,8 +24,6 @@ from unrolled.dictionaries._base import (
 from unrolled.dictionaries._operands import (
     as_dictionary,
     block_of,
-    inner_terms,
-    is_complex,
     magnitudes,
     shapes_of,
     spectral_norm,
@@ -37,7 +35,7 @@ __all__ = ["Masked"]
 
 @pytree(data=("base", "mask"))
 @dataclass(frozen=True, eq=False, init=False)
-class Masked(Structured):
+class Masked(Derived, Structured):
     r"""diag(mask) D: the dictionary of the known entries of a signal.
 
     A code x of the known entries solves
@@ -96,18 +94,6 @@ class Masked(Structured):
         checks.in_range(jnp.abs(mask), base.dtype, "mask", where)
         vars(self).update(base=base, mask=mask.astype(base.dtype))
 
-    @classmethod
-    def _of(cls, base: Operator, mask: Array) -> "Masked":
-        """A `Masked` of checked arguments, which may have a batch axis."""
-        self = object.__new__(cls)
-        vars(self).update(base=base, mask=mask)
-        return self
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, d = self.base.shape[-2:]
-        return m, d
-
     @property
     def ndim(self) -> int:
         return max(self.base.ndim, self.mask.ndim + 1)
@@ -136,21 +122,6 @@ class Masked(Structured):
 
     def magnitudes(self) -> "Masked":
         return Masked._of(magnitudes(self.base), jnp.abs(self.mask))
-
-    @property
-    def inner_terms(self) -> int:
-        return inner_terms(self.base) + 1
-
-    @property
-    def is_complex(self) -> bool:
-        return is_complex(self.base)
-
-    @property
-    def block(self) -> int:
-        return block_of(self.base)
-
-    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        return self.base.view(y, batch) if isinstance(self.base, Structured) else None
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -216,7 +187,7 @@ def signal_axes(D: Any) -> Any:
     if isinstance(D, tuple):
         return tuple(map(signal_axes, D))
     if shared_part(D) is not D:
-        return Masked._of(None, 0)  # type: ignore[arg-type]
+        return Masked._of(None, 0)
     return 0 if getattr(D, "ndim", 2) == 3 else None
 
 

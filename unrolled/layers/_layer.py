@@ -25,19 +25,8 @@ from unrolled.dictionaries import (
     refuse_parts,
     signal_axes,
 )
-from unrolled.layers._records import (
-    RELATIVE,
-    STEP_SIZE,
-    THRESHOLD,
-    WEIGHTS,
-    Unrolled,
-    by_role,
-    check_forms,
-    check_params,
-    depth_of,
-    mean_thresholds,
-    records_of,
-)
+from unrolled.layers import _records
+from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lasso_objective
 from unrolled.records import Interned, option
 
@@ -264,7 +253,7 @@ def unroll(
 def _n_steps(steps: Any, depth: int | None) -> int | None:
     if type(steps) is tuple:
         return len(steps)
-    return depth if steps is None else depth_of(steps)
+    return depth if steps is None else _records.depth_of(steps)
 
 
 PRECISIONS = (
@@ -427,10 +416,10 @@ class Layer(Looped):
                 "layers.Coupled, or of layers.Shrinking"
             )
         if cls.init is not Layer.init and cls.step is not Layer.step:
-            check_forms(cls.forms, cls.__name__)
+            _records.check_forms(cls.forms, cls.__name__)
             checks.register(FAMILIES, cls, "family")
             if FAMILIES.get(cls.__name__) is cls:
-                for record in records_of(cls.forms).values():
+                for record in _records.records_of(cls.forms).values():
                     programs.exportable(record)
 
     @property
@@ -477,12 +466,14 @@ class Layer(Looped):
         follow from the roles of the fields and from the mean norms `signal` and `atom`; all units
         are 1 if both norms are 1.
         """
-        numbers = {THRESHOLD: signal / atom, RELATIVE: 1 / atom}
-        return by_role(start, numbers | {STEP_SIZE: atom**-2, WEIGHTS: 1 / atom})
+        numbers = {_records.THRESHOLD: signal / atom, _records.RELATIVE: 1 / atom}
+        return _records.by_role(
+            start, numbers | {_records.STEP_SIZE: atom**-2, _records.WEIGHTS: 1 / atom}
+        )
 
     def thresholds(self, params: Unrolled) -> np.ndarray | None:
         """The mean threshold of each step of stacked params, (K,); None without thresholds."""
-        return mean_thresholds(params.steps)
+        return _records.mean_thresholds(params.steps)
 
     def prepare(self, params: Unrolled, D: Dictionary) -> Prepared:
         """What the steps need and does not depend on the signal, computed once for all steps.
@@ -551,12 +542,12 @@ class Layer(Looped):
         D = as_dictionary(D, self.family)
         if not self.takes_parts:
             refuse_parts(D, self.family, "try layers.alista or lista_cp")
-        check_params(params, D, self.forms, self.depth, self.family)
+        _records.check_params(params, D, self.forms, self.depth, self.family)
 
     @property
     def records(self) -> dict[str, type]:
         """The classes of records in the params, by their names."""
-        return records_of(self.forms)
+        return _records.records_of(self.forms)
 
 
 @partial(jax.jit, static_argnames="model")

@@ -15,6 +15,7 @@ from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.programs import program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
+from unrolled.layers import _records
 from unrolled.layers._ista import fista
 from unrolled.layers._layer import (
     Acting,
@@ -27,17 +28,7 @@ from unrolled.layers._layer import (
     selecting_untied,
     untied,
 )
-from unrolled.layers._records import (
-    Matrix,
-    Number,
-    Shape,
-    Square,
-    Theta,
-    Unrolled,
-    Weights,
-    repeat,
-    stack,
-)
+from unrolled.layers._records import Matrix, Number, Shape, Square, Theta, Unrolled, Weights
 from unrolled.layers._shrinking import (
     PUBLISHED_SUPPORT,
     Coupled,
@@ -104,7 +95,7 @@ def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         matrices = Matrices(A / L, jnp.eye(d, dtype=D.dtype) - A.T @ A / L)
-    return matrices if depth is None else repeat(matrices, depth)
+    return matrices if depth is None else _records.repeat(matrices, depth)
 
 
 @program()
@@ -153,7 +144,7 @@ class lista(FromISTA, Selecting):
         matrices, params = coupled_matrices(W, D), self.init(key, D)
         if self.tied:
             return Unrolled(matrices, params.steps)
-        B, S = repeat(matrices, self.depth)
+        B, S = _records.repeat(matrices, self.depth)
         return Unrolled(None, MatricesAndThreshold(B, S, params.steps.theta))
 
     def step(self, shared, p, D, y, state, fraction=None):
@@ -221,7 +212,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
     def from_theory(self, W, theta):
         if self.tied:
             return Unrolled(Weights(W), Threshold(theta))
-        return Unrolled(None, WeightsAndThreshold(repeat(W, len(theta)), theta))
+        return Unrolled(None, WeightsAndThreshold(_records.repeat(W, len(theta)), theta))
 
 
 class lista_cpss(lista_cp):
@@ -300,7 +291,7 @@ class lfista(FromISTA, Shrinking):
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        B, S = repeat(coupled_matrices(W, D), self.depth)
+        B, S = _records.repeat(coupled_matrices(W, D), self.depth)
         steps = MomentumMatrices(B, S, jnp.zeros_like(S), self.init(key, D).steps.theta)
         return Unrolled(None, steps)
 
@@ -377,13 +368,13 @@ class lfista_cp(FromISTA, Shrinking):
         """Params whose steps are the steps of `fista` with params `params`: W_k = gamma_k D."""
         D = as_dictionary(D, self.family)
         fista(self.depth).check(params, D)
-        gamma, theta = stack(params).steps
+        gamma, theta = _records.stack(params).steps
         return _along(D, gamma, theta)
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         steps = self.init(key, D).steps
         beta = jnp.zeros_like(steps.beta)  # FISTA's momentum is for steps with W = D / L
-        return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))
+        return Unrolled(None, steps._replace(W=_records.repeat(W, self.depth), beta=beta))
 
     def start(self, D, y):
         x, signal = jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y)
@@ -473,11 +464,13 @@ class glista(FromISTA, Selecting):
     def at_ista(self, D, L, theta):
         gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
         slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
-        return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))
+        return Unrolled(
+            None, Gated(_records.repeat(D / L, self.depth), theta, gain, slope, overshoot)
+        )
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         start = self.init(key, D)
-        return start._replace(steps=start.steps._replace(W=repeat(W, self.depth)))
+        return start._replace(steps=start.steps._replace(W=_records.repeat(W, self.depth)))
 
     def start(self, D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)
@@ -569,7 +562,7 @@ class liht(Layer):
         return Unrolled(None, with_step_size(_matrices(D, self.depth), D, self.family))
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        return Unrolled(None, repeat(coupled_matrices(W, D), self.depth))
+        return Unrolled(None, _records.repeat(coupled_matrices(W, D), self.depth))
 
     def step(self, shared, p, D, y, state):
         return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))

@@ -26,6 +26,7 @@ from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
 from unrolled.training._signals import *
+from unrolled.training._signals import known_batch
 from unrolled.training._stages import run_stages
 from unrolled.training._types import *
 from unrolled.training._types import as_dictionaries

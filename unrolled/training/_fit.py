@@ -68,7 +68,7 @@ def fit(
             from keys that training does not use, or holds signals back if `sample` is arrays.
         mask: bools in the shape of Y, only if `sample` is arrays. True marks a known entry; unknown
             entries may be NaN. The model and the loss get `dictionaries.Masked(D, mask)` of each
-            signal. A validation batch is then (Y, X, mask).
+            signal; a learned D is one for all signals. A validation batch is then (Y, X, mask).
         run: the options of `training.Run`, by name: evaluations, patience, checkpoints, devices.
 
     Returns:

@@ -14,34 +14,17 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from unrolled import export
+from unrolled import export, pursuit
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs
 from unrolled.app.commands._certify import CertifiedCodes, ProvedCodes, proved, uncertified
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
-from unrolled.app.commands._inputs import (
-    check_length,
-    code_names,
-    in_float32,
-    nonzeros,
-    open_signals,
-    residual_norms,
-    restore_model,
-    weights_of,
-)
+from unrolled.app.commands._inputs import nonzeros
 from unrolled.app.commands._report import check_not_read
 from unrolled.app.studies import seldom
 from unrolled.dictionaries import Operator, block_of
-from unrolled.pursuit import (
-    PURSUITS,
-    ROUNDINGS,
-    check_dictionaries,
-    check_options,
-    is_relative,
-    lasso_problem,
-)
 from unrolled.vision import datasets
 
 _PERIOD = 5.0  # seconds between two lines of progress
@@ -147,17 +130,17 @@ def _check_source(
         allowed = _PENALTY if certify and {"lam", "ratio"} & set(options) else ()
         if needing := [option for option in options if option not in allowed]:
             raise ValueError(f"encode: --{', --'.join(needing)} needs --method")
-        return weights_of(weights)
+        return _inputs.weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
     if method not in _inputs.names():
         raise ValueError(
             f"encode: unknown method {method!r}; expected one of {', '.join(_inputs.names())}"
         )
-    check_options(method, options, "encode")
+    pursuit.check_options(method, options, "encode")
     if not paths:
         raise ValueError("encode: --method needs --dictionary")
-    check_dictionaries(method, len(paths), "encode")
+    pursuit.check_dictionaries(method, len(paths), "encode")
     return method
 
 
@@ -256,11 +239,11 @@ class _Job(NamedTuple):
         Ds, nothing = self.coder.Ds, (_norms(signals) < self.least) & signals.any(1)
         parts, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
         codes = [np.asarray(X) for X in parts]
-        norms = residual_norms(Ds, signals, codes)
+        norms = _inputs.residual_norms(Ds, signals, codes)
         _check_finite(codes, norms, first)
         unproved, optima, distance = self._proofs(signals, codes[0])
         certified = np.isin(np.arange(len(signals)), unproved, invert=True)
-        names = code_names(len(Ds), self.coder.chained)
+        names = _inputs.code_names(len(Ds), self.coder.chained)
         line = Line(
             len(signals),
             [nonzeros(D, X) for D, X in zip(Ds, codes)],
@@ -359,7 +342,7 @@ def _advice(source: Path | str) -> str:
     """Advice that is printed if all codes are zero."""
     if isinstance(source, Path):
         return "a smaller threshold"
-    options = PURSUITS[source].options
+    options = pursuit.PURSUITS[source].options
     more = " or a larger sparsity" if "sparsity" in options else ""
     less = [name for name in _SILENCING if name in options] or ["tol"]
     return f"a smaller {' or '.join(less)}{more}"
@@ -382,16 +365,16 @@ def _job(
     Ds = coder.Ds
     if certify and len(Ds) > 1:
         raise ValueError(f"encode: --certify is for one dictionary, got {len(Ds)}")
-    Y = open_signals(signals, Ds[0])
-    check_length(signals, Y, Ds[0])
+    Y = _inputs.open_signals(signals, Ds[0])
+    _inputs.check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    columns = {n: D.shape[1] for n, D in zip(code_names(len(Ds), coder.chained), Ds)}
+    columns = {n: D.shape[1] for n, D in zip(_inputs.code_names(len(Ds), coder.chained), Ds)}
     if suffix == ".npy":  # a .npy file has one array: the last codes
         columns = dict([columns.popitem()])
     elif certify:
         columns = {"certified": 1, **columns}
-    relative = isinstance(source, str) and is_relative(source, options)
+    relative = isinstance(source, str) and pursuit.is_relative(source, options)
     least = _least_norm(Y, signals) if relative else 0.0
     name = source if isinstance(source, str) else "lasso"
     problem = partial(_lasso, name, options, Ds[0])
@@ -403,7 +386,11 @@ def _lasso(
     name: str, options: dict[str, Any], D: Operator, signals: np.ndarray
 ) -> dict[str, Any] | None:
     """The LASSO whose optimum a proof compares with the codes, if a penalty is given."""
-    return lasso_problem(name, options, D, signals) if {"lam", "ratio"} & set(options) else None
+    return (
+        pursuit.lasso_problem(name, options, D, signals)
+        if {"lam", "ratio"} & set(options)
+        else None
+    )
 
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
@@ -472,7 +459,7 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
-    return in_float32(datasets.read_rows(Y, path, first, _CHUNK), path, first)
+    return _inputs.in_float32(datasets.read_rows(Y, path, first, _CHUNK), path, first)
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:
@@ -482,7 +469,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 def _least_norm(Y: np.ndarray, path: Path) -> float:
     """The norm below which a signal is negligible next to the largest signal of the file."""
     largest = max(_norms(_rows(Y, path, first)).max() for first in range(0, len(Y), _CHUNK))
-    return ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
+    return pursuit.ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
 
 
 def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
@@ -547,9 +534,9 @@ def add_export_parser(commands: argparse._SubParsersAction) -> argparse.Argument
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the file, and print a summary."""
-    weights, given = weights_of(arguments.weights), arguments.dictionary or []
+    weights, given = _inputs.weights_of(arguments.weights), arguments.dictionary or []
     check_not_read([arguments.output], [weights, *given])
-    model = restore_model(weights, given)
+    model = _inputs.restore_model(weights, given)
     path = export.save(
         arguments.output,
         model.layer,
