@@ -130,11 +130,12 @@ def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
 def jump_relu(v: ArrayLike, theta: ArrayLike, bandwidth: float = 1e-3) -> Array:
     r"""v where v > theta, else 0, with a surrogate derivative in theta. NaN stays NaN.
 
-    The function jumps at theta, so its derivative in theta is 0 almost everywhere. The surrogate
-    is the derivative of the expected value under a small uniform noise:
+    The function jumps at theta, so its derivative in theta is 0 almost everywhere. But its mean
+    over values v with density p has the derivative -theta p(theta), which the mean of the surrogate
+    estimates:
 
-    .. math:: \frac{\partial}{\partial\theta} \approx
-        -\frac{\theta}{h} \, 1\!\left[|v - \theta| < h / 2\right], \qquad h = \text{bandwidth}.
+    .. math:: -\frac{\theta}{h} \, 1\!\left[|v - \theta| < h / 2\right], \qquad
+        h = \text{bandwidth}.
 
     Args:
         v: any shape.

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import layers
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.files import check_file
 from unrolled._base.packages import require
-from unrolled.layers import Encoder, Unrolled, repeat, sae
+from unrolled.layers import Encoder, Unrolled, repeat
 from unrolled.sae._sae import SAE
 from unrolled.training import from_safetensors
 
@@ -101,7 +102,7 @@ def load(
     if not centered:  # the encoder sees the activation itself, y + center
         steps = steps._replace(bias=steps.bias + center @ steps.W)
     params = Unrolled(None, repeat(Encoder(*map(jnp.asarray, steps)), 1))
-    return SAE(sae(1, sparsity=k), params, jnp.asarray(D), jnp.asarray(center))
+    return SAE(layers.sae(1, sparsity=k), params, jnp.asarray(D), jnp.asarray(center))
 
 
 class Weights(NamedTuple):

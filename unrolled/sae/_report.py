@@ -30,7 +30,7 @@ _CERTIFIED, _GRAM = 100, 8192  # signals whose optimum is certified, for up to s
 _TWINS = 0.95  # the inner product of unit atoms from which they are twins
 _TOL = 1e-5  # duality gap of the exact codes
 _ENTRIES = 2**25  # of the codes that are in memory while atoms are counted
-_RATE = 0.01  # learning rate of Adam, in units of the mean size of a weight
+_RATE = 0.004  # learning rate of Adam, in units of the mean size of a weight
 
 
 class Row(Result):
@@ -108,7 +108,7 @@ class Report:
 
 @checked
 def report(
-    sae: SAE, A: ArrayLike | Any, *, depth: int = 4, steps: int = 1000, key: Key = 0
+    sae: SAE, A: ArrayLike | Any, *, depth: int = 4, steps: int = 500, key: Key = 0
 ) -> Report:
     r"""Compare the codes of an autoencoder with better codes for the same decoder.
 
@@ -141,7 +141,7 @@ def report(
 
     Example:
         >>> D = ur.dictionaries.gaussian(0, 16, 32)
-        >>> A, _ = ur.problems.sampler(D, batch=500, sparsity=3)(jax.random.key(0))
+        >>> A, _ = ur.problems.sampler(D, batch=500, probability=0.1)(jax.random.key(0))
         >>> weights = {"W_enc": D, "b_enc": jnp.zeros(32), "W_dec": D.T}
         >>> found = ur.sae.report(ur.sae.load(weights, kind="topk", k=3), A, steps=0)
         >>> [row.method for row in found.rows][:2]
@@ -286,5 +286,5 @@ def used_atoms(sae: SAE, A: Any) -> np.ndarray:
 def nearest_atoms(D: Array) -> np.ndarray:
     """The largest inner product of each atom with another, for atoms of norm 1, (d,)."""
     norms = jnp.linalg.norm(D, axis=0)
-    unit = D / jnp.where(norms > 0, norms, 1)
+    unit = D / jnp.where(norms > 0, norms, 1)[None]
     return np.asarray(theory.row_maxima(unit, unit))

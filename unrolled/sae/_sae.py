@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import layers
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import program
 from unrolled._base.results import Result
-from unrolled.layers import Encoder, Unrolled, ista, sae, stack
+from unrolled.layers import Encoder, Unrolled, ista, stack
 
 __all__ = ["SAE", "unroll"]
 
@@ -33,7 +34,7 @@ class SAE(Result):
         (sae(1, sparsity=2), (3, 8), (3, 4))
     """
 
-    layer: sae
+    layer: layers.sae
     params: Unrolled
     D: Array  # (m, d), the decoder: an atom is the direction of a feature
     center: Array  # (m,), the bias of the decoder
@@ -45,7 +46,7 @@ class SAE(Result):
             raise ValueError(
                 f"SAE: activations have shape {A.shape}; expected (n, {len(self.center)})"
             )
-        return A.astype(self.D.dtype) - self.center
+        return A.astype(self.D.dtype) - self.center[None]
 
     def encode(self, A: ArrayLike) -> Array:
         """The codes of activations, (n, m) -> (n, d)."""
@@ -53,7 +54,7 @@ class SAE(Result):
 
     def decode(self, X: ArrayLike) -> Array:
         """The activations of codes, (n, d) -> (n, m)."""
-        return jnp.asarray(X) @ self.D.T + self.center
+        return jnp.asarray(X) @ self.D.T + self.center[None]
 
     def unit(self) -> "SAE":
         """The same autoencoder with atoms of norm 1, whose codes are in units of activations.
@@ -69,10 +70,10 @@ class SAE(Result):
                 "SAE.unit: the atoms of a TopK autoencoder have unequal norms; rescaled codes "
                 "have other largest entries"
             )
-        size = jnp.where(norms > 0, norms, 1)
+        size = jnp.where(norms > 0, norms, 1)[None]
         W, bias, theta = self.params.steps
-        theta = jnp.broadcast_to(jnp.atleast_2d(theta.T).T, bias.shape)
-        steps = Encoder(W * size, bias * size, theta * size)
+        theta = jnp.broadcast_to(theta.reshape(len(bias), -1), bias.shape)
+        steps = Encoder(W * size[None], bias * size, theta * size)
         return self.replace(params=Unrolled(None, steps), D=self.D / size)
 
 
@@ -113,7 +114,7 @@ def unroll(sae: SAE, A: ArrayLike, depth: int, *, sparsity: int | None = None) -
         >>> D = ur.dictionaries.gaussian(0, 16, 32)
         >>> weights = {"W_enc": D, "b_enc": jnp.zeros(32), "W_dec": D.T}
         >>> one = ur.sae.load(weights, kind="topk", k=2)
-        >>> A, _ = ur.problems.sampler(D, batch=50, sparsity=2)(jax.random.key(0))
+        >>> A, _ = ur.problems.sampler(D, batch=50, probability=0.06)(jax.random.key(0))
         >>> deep = ur.sae.unroll(one, A, 4)
         >>> deep.layer
         sae(4, sparsity=2)
@@ -133,7 +134,7 @@ def unroll(sae: SAE, A: ArrayLike, depth: int, *, sparsity: int | None = None) -
         )
     if not len(Y := sae.signals(A[:_SAMPLE])):
         raise ValueError(f"{where}: there are no activations; expected at least 1")
-    layer = type(given)(depth, sparsity=sparsity, bandwidth=given.bandwidth)
+    layer = layers.sae(depth, sparsity=sparsity, bandwidth=given.bandwidth)
     sizes, D = _step_sizes(sae.D), sae.D
     steps, zero = [jax.tree.map(lambda leaf: leaf[0], sae.params.steps)], jnp.zeros(D.shape[1])
     state = _stepped(layer, steps[0], D, Y, jax.vmap(layer.start, (None, 0))(D, Y))
@@ -154,6 +155,6 @@ def _step_sizes(D: Array) -> list[float]:
 
 
 @program("layer")
-def _stepped(layer: sae, step: Encoder, D: Array, Y: Array, states: Any) -> Any:
+def _stepped(layer: layers.sae, step: Encoder, D: Array, Y: Array, states: Any) -> Any:
     """The states of all signals after a step."""
     return jax.vmap(layer.step, (None, None, None, 0, 0))(None, step, D, Y, states)
