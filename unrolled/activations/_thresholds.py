@@ -12,10 +12,9 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked, program
 from unrolled._base.numbers import widened
-from unrolled._base.programs import compiler_splits, program
+from unrolled._base.programs import compiler_splits
 from unrolled.activations._activation import relu
 
 __all__ = [
