@@ -12,7 +12,6 @@ from unrolled import layers
 from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.files import check_file
-from unrolled._base.packages import require
 from unrolled.layers import Encoder, Unrolled, repeat
 from unrolled.sae._sae import SAE
 from unrolled.training import from_safetensors
@@ -21,6 +20,11 @@ __all__ = ["load"]
 
 
 KINDS = "relu", "topk", "batchtopk", "jumprelu", "gated"
+_NEEDED: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("relu", "topk"), ("b_enc",)),
+    **dict.fromkeys(("batchtopk", "jumprelu"), ("b_enc", "threshold")),
+    "gated": ("b_gate", "r_mag", "b_mag"),
+}
 # The names of the kinds in the configurations of other libraries.
 _KINDS = {
     **{name: name for name in KINDS},
@@ -49,10 +53,10 @@ def load(
         \theta = \max(0, b_m - e^r b_g), \quad g = W'y.
 
     Args:
-        source: a folder with `cfg.json` or `config.json` and the weights; a file of weights:
-            `.safetensors`, `.npz` (Gemma Scope), or `.pt` with torch; or the weights by name.
-            Names are those of SAELens (W_enc, b_enc, W_dec, b_dec, threshold; b_gate, r_mag, b_mag)
-            or of dictionary_learning (encoder.weight, decoder.weight, ...).
+        source: a folder with `cfg.json` or `config.json` and the weights; a file of weights,
+            `.safetensors` or `.npz` (Gemma Scope); or the weights by name. Names are those of
+            SAELens (W_enc, b_enc, W_dec, b_dec, threshold; b_gate, r_mag, b_mag) or of
+            dictionary_learning (encoder.weight, decoder.weight, ...).
         kind: "relu", "topk", "batchtopk", "jumprelu" or "gated"; None reads the kind from the
             configuration, or from the names of the weights if these decide.
         k: number of nonzeros of a TopK code; None reads it from the configuration or the weights.
@@ -63,10 +67,10 @@ def load(
         SAE, in float32 or wider, with one step.
 
     Raises:
-        FileNotFoundError, ImportError: a file, or the package that reads it, is missing.
-        ValueError: weights are missing, have other shapes or are not finite; the kind or k is not
-            known; or activations are normalised token by token, which an encoder of this form
-            cannot do.
+        FileNotFoundError: there is no such file.
+        ValueError: the file has another format; weights are missing, have other shapes or are not
+            finite; the kind or k is not known; or activations are normalised token by token, which
+            an encoder of this form cannot do.
 
     Reference: Rajamanoharan et al. (2024) for gated encoders as JumpReLU.
 
@@ -84,9 +88,7 @@ def load(
     kind = _kind(kind, weights, config)
     k = _number(k, weights, config) if kind == "topk" else None
     arrays = {name: _array(value, name) for name, value in weights.arrays.items()}
-    needed = {"gated": ("b_gate", "r_mag", "b_mag")}.get(kind, ("b_enc",))
-    needed += ("threshold",) if kind in ("jumprelu", "batchtopk") else ()
-    if missing := {"W_enc", "W_dec", *needed} - arrays.keys():
+    if missing := {"W_enc", "W_dec", *_NEEDED[kind]} - arrays.keys():
         raise ValueError(
             f"{where}: a {kind} autoencoder needs {', '.join(sorted(missing))}; the weights have "
             f"{', '.join(sorted(given))}"
@@ -130,9 +132,10 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, Any]]:
         path = files[0]
     check_file(path)
     if path.suffix not in _READERS:
+        how = "; with torch, try safetensors.torch.save_file(torch.load(file), other)"
         raise ValueError(
             f"sae.load: {path.name} has the suffix {path.suffix!r}; expected one of "
-            f"{', '.join(_READERS)}"
+            f"{', '.join(_READERS)}{how if path.suffix in ('.pt', '.pth') else ''}"
         )
     return _READERS[path.suffix](path), config
 
@@ -147,15 +150,7 @@ def _npz(path: Path) -> Mapping[str, Any]:
         return dict(file)
 
 
-def _torch(path: Path) -> Mapping[str, Any]:
-    require("sae.load", "torch")
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: value.float().numpy() for name, value in state.items()}
-
-
-_READERS = {".safetensors": _safetensors, ".npz": _npz, ".pt": _torch}
+_READERS = {".safetensors": _safetensors, ".npz": _npz}
 
 # The names of dictionary_learning, whose matrices are transposed.
 _NAMES = {
@@ -226,7 +221,7 @@ def _array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def _encoder(kind: str, W: np.ndarray, arrays: Mapping[str, np.ndarray]) -> Encoder:
+def _encoder(kind: str, W: Any, arrays: Mapping[str, Any]) -> Encoder:
     """The step of an encoder that sees activations minus b_dec."""
     zero = np.zeros(W.shape[-1:], W.dtype)
     if kind == "gated":

@@ -108,7 +108,7 @@ class Report:
 
 @checked
 def report(
-    sae: SAE, A: ArrayLike | Any, *, depth: int = 4, steps: int = 500, key: Key = 0
+    sae: SAE, A: Array | np.ndarray, *, depth: int = 4, steps: int = 500, key: Key = 0
 ) -> Report:
     r"""Compare the codes of an autoencoder with better codes for the same decoder.
 
@@ -158,41 +158,48 @@ def report(
             f"n at least {_LEAST}"
         )
     tested = min(_MOST, len(A) // 5)
-    coded = _Coded.of(sae, A[-tested:])
+    coded = _Coded.of(sae, np.asarray(A[-tested:]))
     deep = unroll(sae, A[:tested], depth, sparsity=coded.k)
-    rows = [coded.row("encoder", partial(_codes, sae, coded.Y))]
-    rows.append(coded.row("encoder, least squares", partial(coded.least_squares, coded.X)))
-    rows.append(coded.row(f"unrolled, {depth} steps", partial(_codes, deep, coded.Y)))
+    lam = coded.lam_of_nonzeros()
+    layer = bcd(_SWEEPS, lam=lam, nonnegative=True)
+    D, Y, k, params = coded.D, coded.Y, coded.k, layer.init(None, sae.D)
+
+    def optimum() -> np.ndarray:
+        return np.asarray(lasso_batch(D, Y, lam, nonnegative=True, tol=_TOL).x)
+
+    methods: dict[str, Callable[[], Any]] = {
+        "encoder": partial(_codes, sae, Y),
+        "encoder, least squares": lambda: coded.least_squares(_codes(sae, Y)),
+        f"unrolled, {depth} steps": partial(_codes, deep, Y),
+    }
     if steps:
         deep = trained(deep, A[:-tested], steps, key)
-        rows.append(coded.row(f"trained, {depth} steps", partial(_codes, deep, coded.Y)))
-    lam = coded.lam_of_nonzeros()
-    optimum = partial(lasso_batch, coded.D, coded.Y, lam, nonnegative=True, tol=_TOL)
-    exact = np.asarray(optimum().x)
-    layer = bcd(_SWEEPS, lam=lam, nonnegative=True)
-    sweeps = partial(layer.encode, sae.D, coded.Y, layer.init(None, sae.D))
-    rows.append(coded.row(f"bcd, {_SWEEPS} sweeps", sweeps))
-    rows.append(coded.row("LASSO", lambda: optimum().x))
-    rows.append(coded.row("LASSO, least squares", lambda: coded.least_squares(optimum().x)))
-    for name, nonnegative in (("OMP, x >= 0", True), ("OMP", False)):
-        pursue = partial(omp_batch, coded.D, coded.Y, coded.k, nonnegative=nonnegative)
-        rows.append(coded.row(name, lambda pursue=pursue: pursue().x))
-    ratios = coded.objectives(coded.X, lam) / coded.objectives(exact, lam)
-    certified = np.nan
-    if sae.D.shape[1] <= _GRAM:
-        some = slice(_CERTIFIED)
-        proof = theory.certify_lasso(coded.D, coded.Y[some], exact[some], lam, nonnegative=True)
-        certified = float(np.mean(proof.unique))
-    nearest = nearest_atoms(sae.D)
+        methods[f"trained, {depth} steps"] = partial(_codes, deep, Y)
+    methods |= {
+        f"bcd, {_SWEEPS} sweeps": partial(layer.encode, sae.D, Y, params),
+        "LASSO": optimum,
+        "LASSO, least squares": lambda: coded.least_squares(optimum()),
+        "OMP, x >= 0": lambda: omp_batch(D, Y, k, nonnegative=True).x,
+        "OMP": lambda: omp_batch(D, Y, k).x,
+    }
+    exact, nearest = optimum(), nearest_atoms(sae.D)
     return Report(
-        rows=tuple(rows),
+        rows=tuple(coded.row(name, code) for name, code in methods.items()),
         lam=lam,
-        amortisation=float(np.mean(ratios) - 1),
-        certified=certified,
+        amortisation=float(np.mean(coded.objectives(coded.X, lam) / coded.objectives(exact, lam)))
+        - 1,
+        certified=_certified(D, Y[:_CERTIFIED], exact[:_CERTIFIED], lam),
         dead=float(np.mean(~used_atoms(sae, A))),
         twins=float(np.mean(nearest > _TWINS)),
         coherence=float(nearest.max()),
     )
+
+
+def _certified(D: np.ndarray, Y: np.ndarray, X: np.ndarray, lam: float) -> float:
+    """The share of codes that are proved to be the only optimum; nan for many atoms."""
+    if D.shape[1] > _GRAM:
+        return np.nan
+    return float(np.mean(theory.certify_lasso(D, Y, X, lam, nonnegative=True).unique))
 
 
 class _Coded:
@@ -237,9 +244,9 @@ class _Coded:
         low = 1e-4 * high
         for _ in range(_BISECTIONS):
             lam = float(np.sqrt(low * high))
-            X = lasso_batch(self.D, Y, lam, nonnegative=True, tol=1e-3).x
+            X = lasso_batch(self.D, Y, lam, nonnegative=True, tol=_TOL).x
             low, high = (lam, high) if np.mean((X != 0).sum(1)) > self.k else (low, lam)
-        return float(f"{high:.3g}")
+        return high
 
     def least_squares(self, X: ArrayLike) -> np.ndarray:
         """Codes with the supports of X that are the nearest to the signals, over x >= 0."""

@@ -78,7 +78,7 @@ class SAE(Result):
 
 
 @checked
-def unroll(sae: SAE, A: ArrayLike, depth: int, *, sparsity: int | None = None) -> SAE:
+def unroll(sae: SAE, A: Array | np.ndarray, depth: int, *, sparsity: int | None = None) -> SAE:
     r"""The autoencoder with `depth` steps: its encoder, and then steps that see the residual.
 
     The further steps start as projected gradient steps on 1/2 norm(y - D x)^2,

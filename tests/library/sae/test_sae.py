@@ -128,14 +128,6 @@ def test_weights_in_half_precision_become_float32(weights, A):
     np.testing.assert_array_equal(made.D.T, half["W_dec"].astype(np.float32))
 
 
-def test_a_file_of_torch(weights, A, tmp_path):
-    torch = pytest.importorskip("torch")
-    state = {name: torch.tensor(array) for name, array in only(weights, "b_enc").items()}
-    torch.save(state, tmp_path / "ae.pt")
-    expected = sae.load(only(weights, "b_enc")).encode(A)
-    np.testing.assert_array_equal(sae.load(tmp_path / "ae.pt").encode(A), expected)
-
-
 REFUSED = {
     "has neither a kind nor a configuration": (dict(k=3), {}, "kind is not known"),
     "is of an unknown kind": ({}, dict(kind="vanilla"), "unknown kind 'vanilla'"),
@@ -162,6 +154,9 @@ def test_folders_and_files_are_refused_in_words(weights, tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.npz"):
         sae.load(tmp_path / "gone.npz")
     (tmp_path / "a.txt").touch()
+    (tmp_path / "ae.pt").touch()
+    with pytest.raises(ValueError, match="with torch, try safetensors.torch.save_file"):
+        sae.load(tmp_path / "ae.pt")
     with pytest.raises(ValueError, match=r"suffix '\.txt'; expected one of \.safetensors"):
         sae.load(tmp_path / "a.txt")
     write(tmp_path / "a.npz", only(weights, "b_enc"))

@@ -13,8 +13,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "weights": dict(
         type=Path,
         metavar="SAE",
-        help="a folder of SAELens or dictionary_learning, or a file of weights (.safetensors, "
-        ".npz, or .pt with torch)",
+        help="a folder of SAELens or dictionary_learning, or a file of weights (.safetensors or "
+        ".npz)",
     ),
     "data": dict(
         type=Path,
@@ -35,23 +35,19 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled sae`."""
-    return add_command(
-        commands,
-        "sae",
-        run,
-        _ARGUMENTS,
-        help="compare a sparse autoencoder with better codes for its decoder",
-        description="Code held-out activations by the encoder, by its unrolled form, and by exact "
-        "solvers for the same\ndecoder, at equal numbers of nonzeros; print the unexplained "
-        "variance and the time of each.",
-        epilog="examples:\n"
-        "  unrolled sae layer_8/ activations.npy\n"
-        "  unrolled sae ae.safetensors activations.npy --kind topk --k 32 --figure codes.png",
-    )
+    return add_command(commands, "sae", run, _ARGUMENTS)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Load, measure, print the table, and save the figure."""
+    """Compare a sparse autoencoder with better codes for its decoder.
+
+    Code held-out activations by the encoder, by its unrolled form, and by exact solvers for the
+    same decoder, at equal numbers of nonzeros. Print the unexplained variance and the time of each.
+
+    Examples:
+        unrolled sae layer_8/ activations.npy
+        unrolled sae ae.safetensors activations.npy --kind topk --k 32 --figure codes.png
+    """
     if arguments.figure is not None:
         check_figure(arguments.figure)
         check_not_read([arguments.figure], [arguments.weights, arguments.data])
