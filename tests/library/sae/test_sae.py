@@ -251,7 +251,8 @@ def test_the_report_compares_codes_with_equally_many_nonzeros(planted):
     assert rows["encoder, least squares"].unexplained <= rows["encoder"].unexplained
     assert rows["LASSO, least squares"].unexplained <= rows["LASSO"].unexplained
     assert rows["OMP, x >= 0"].unexplained < 0.5 * rows["encoder"].unexplained
-    assert all(row.nonzeros <= 3.5 and row.microseconds > 0 for row in found.rows)
+    assert all(rows[name].nonzeros <= 3 for name in rows if not name.startswith("bcd"))
+    assert all(row.microseconds > 0 for row in found.rows)
     assert 0.9 <= found.certified <= 1 and "above the optimum" in found.table()
     assert repr(found).startswith("Report: the encoder leaves 0.")
     assert len(found.plot().axes[0].lines) == len(rows)
