@@ -19,8 +19,7 @@ except ImportError as error:
 
 from unrolled import training
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network

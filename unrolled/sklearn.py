@@ -1,6 +1,7 @@
 """Transformers of scikit-learn: codes of samples, in a given or a learned dictionary."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
@@ -62,6 +63,7 @@ class _Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
 
+@dataclass(eq=False, repr=False)
 class SparseCoder(_Coder):
     r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
 
@@ -149,54 +151,29 @@ class SparseCoder(_Coder):
         True
     """
 
-    def __init__(
-        self,
-        dictionary: Any = None,
-        method: str | Layer | Network = "omp",
-        *,
-        depth: int | None = None,
-        params: Any = None,
-        random_state: Any = 0,
-        split_sign: bool = False,
-        lam: Any = None,
-        ratio: Any = None,
-        l2: float | None = None,
-        nonnegative: bool | None = None,
-        sparsity: int | None = None,
-        selection: str | None = None,
-        eps: float | None = None,
-        theta: Any = None,
-        radius: float | None = None,
-        p: float | None = None,
-        lams: Any = None,
-        thetas: Any = None,
-        zeros: Any = None,
-        step: float | None = None,
-        tol: float | None = None,
-        max_steps: int | None = None,
-    ):
-        self.dictionary = dictionary
-        self.method = method
-        self.depth = depth
-        self.params = params
-        self.random_state = random_state
-        self.split_sign = split_sign
-        self.lam = lam
-        self.ratio = ratio
-        self.l2 = l2
-        self.nonnegative = nonnegative
-        self.sparsity = sparsity
-        self.selection = selection
-        self.eps = eps
-        self.theta = theta
-        self.radius = radius
-        self.p = p
-        self.lams = lams
-        self.thetas = thetas
-        self.zeros = zeros
-        self.step = step
-        self.tol = tol
-        self.max_steps = max_steps
+    dictionary: Any = None
+    method: str | Layer | Network = "omp"
+    _: KW_ONLY
+    depth: int | None = None
+    params: Any = None
+    random_state: Any = 0
+    split_sign: bool = False
+    lam: Any = None
+    ratio: Any = None
+    l2: float | None = None
+    nonnegative: bool | None = None
+    sparsity: int | None = None
+    selection: str | None = None
+    eps: float | None = None
+    theta: Any = None
+    radius: float | None = None
+    p: float | None = None
+    lams: Any = None
+    thetas: Any = None
+    zeros: Any = None
+    step: float | None = None
+    tol: float | None = None
+    max_steps: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
         """Check the dictionary, the method and its options against X.
@@ -293,7 +270,7 @@ class SparseCoder(_Coder):
         ):
             return X
         with jax.enable_x64(True):
-            faint = pursuit.zero_beside_largest(np.nan_to_num(X))
+            faint = pursuit.negligible(np.nan_to_num(X))
         if not faint.any():
             return X
         checks.warn(
@@ -333,9 +310,7 @@ class SparseCoder(_Coder):
                 raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
             return method
         if isinstance(method, str) and self.depth is not None:
-            if method not in FAMILIES:
-                names = ", ".join(FAMILIES)
-                raise ValueError(f"{_NAME}: unknown family {method!r}; expected one of {names}")
+            checks.one_of(method, FAMILIES, "family", _NAME)
             return FAMILIES[method](self.depth, **options)
         if not isinstance(method, Layer | Network):
             raise TypeError(
@@ -420,6 +395,7 @@ def _is_online(learner: "DictionaryLearner") -> bool:
     return learner.method == "online"
 
 
+@dataclass(eq=False, repr=False)
 class DictionaryLearner(_Coder):
     r"""A dictionary learned from samples, and the codes of samples as features.
 
@@ -473,28 +449,16 @@ class DictionaryLearner(_Coder):
         ((300, 12), (8, 12), 2)
     """
 
-    def __init__(
-        self,
-        n_components: int | None = None,
-        method: str = "online",
-        *,
-        lam: float | None = None,
-        sparsity: int | None = None,
-        sweeps: int = 10,
-        batch_size: int = 256,
-        start: Any = "data",
-        random_state: Any = 0,
-        split_sign: bool = False,
-    ):
-        self.n_components = n_components
-        self.method = method
-        self.lam = lam
-        self.sparsity = sparsity
-        self.sweeps = sweeps
-        self.batch_size = batch_size
-        self.start = start
-        self.random_state = random_state
-        self.split_sign = split_sign
+    n_components: int | None = None
+    method: str = "online"
+    _: KW_ONLY
+    lam: float | None = None
+    sparsity: int | None = None
+    sweeps: int = 10
+    batch_size: int = 256
+    start: Any = "data"
+    random_state: Any = 0
+    split_sign: bool = False
 
     def fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Learn the dictionary."""
@@ -553,9 +517,7 @@ class DictionaryLearner(_Coder):
     def _choose(self, X: np.ndarray) -> None:
         """Choose values, which depend on X, for the options that are None."""
         where = "DictionaryLearner"
-        if self.method not in _METHODS:
-            names = ", ".join(_METHODS)
-            raise ValueError(f"{where}: unknown method {self.method!r}; expected one of {names}")
+        checks.one_of(self.method, _METHODS, "method", where)
         self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", where)
         wrong = "sparsity" if _is_online(self) else "lam"
         if getattr(self, wrong) is not None:

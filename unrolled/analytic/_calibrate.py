@@ -13,9 +13,8 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks, programs
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, host_function, program
 from unrolled._base.numbers import exponent, times_power
-from unrolled._base.programs import host_function, program
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 from unrolled.networks import Network, codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero

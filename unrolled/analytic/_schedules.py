@@ -11,10 +11,8 @@ import numpy as np
 
 from unrolled import dictionaries, theory
 from unrolled._base import checks, text
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, host_function, program
 from unrolled._base.numbers import UP, largest, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled._base.text import line, screen, table_of
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator

@@ -152,9 +152,8 @@ def methods_of(given: Mapping[str, Any], reference: str | None) -> dict[str, Met
         raise TypeError('compare: methods must be a dict by name, as in {"ISTA": (layer, params)}')
     if not given:
         raise ValueError("compare: expected at least one method, got none")
-    if reference is not None and reference not in given:
-        names = ", ".join(given)
-        raise ValueError(f"compare: unknown reference {reference!r}; expected one of {names}")
+    if reference is not None:
+        checks.one_of(reference, given, "reference", "compare")
     methods = {name: _method(name, value) for name, value in given.items()}
     kinds = {method.chained: name for name, method in methods.items()}
     if len(kinds) > 1:

@@ -10,11 +10,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import KNOWN, checked, matrix_or
-from unrolled._base.checks import Array, ArrayLike, DTypeLike, TypeAliasType
+from unrolled._base.arguments import KNOWN, matrix_or
+from unrolled._base.checks import TypeAliasType
+from unrolled._base.doors import Array, ArrayLike, DTypeLike, Result, checked, program
 from unrolled._base.numbers import largest_singular_value, norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.dictionaries._pairs import from_pairs, to_pairs
 
 __all__ = [

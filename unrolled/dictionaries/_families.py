@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled._base.numbers import norm
-from unrolled._base.programs import program
 from unrolled.dictionaries import _base
 from unrolled.dictionaries._base import (
     DENSE_LIMIT,

@@ -11,16 +11,8 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
-from unrolled.dictionaries._base import (
-    DENSE_LIMIT,
-    Derived,
-    Dictionary,
-    Operator,
-    Structured,
-    dense,
-    pytree,
-    scale_columns,
-)
+from unrolled.dictionaries import _base
+from unrolled.dictionaries._base import Derived, Dictionary, Operator, Structured, scale_columns
 from unrolled.dictionaries._operands import (
     as_dictionary,
     block_of,
@@ -33,7 +25,7 @@ from unrolled.dictionaries._operands import (
 __all__ = ["Masked"]
 
 
-@pytree(data=("base", "mask"))
+@_base.pytree(data=("base", "mask"))
 @dataclass(frozen=True, eq=False, init=False)
 class Masked(Derived, Structured):
     r"""diag(mask) D: the dictionary of the known entries of a signal.
@@ -111,13 +103,13 @@ class Masked(Derived, Structured):
         return Masked._of(scale_columns(self.base, c), self.mask)
 
     def column_norms(self) -> Array:
-        rows = dense(self.base)  # without the product that makes the masked matrix
+        rows = _base.dense(self.base)  # without the product that makes the masked matrix
         return norm(self.mask[:, None] * rows, 0)
 
     def spectral_norm(self) -> Array:
         """norm(diag(mask) D, 2); for a large D the bound max(abs(mask)) norm(D, 2)."""
-        if math.prod(self.shape) <= DENSE_LIMIT:
-            return spectral_norm(dense(self))
+        if math.prod(self.shape) <= _base.DENSE_LIMIT:
+            return spectral_norm(_base.dense(self))
         return jnp.max(jnp.abs(self.mask)) * spectral_norm(self.base)
 
     def magnitudes(self) -> "Masked":

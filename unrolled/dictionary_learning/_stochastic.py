@@ -14,8 +14,7 @@ import optax
 
 from unrolled import training
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike, Key
+from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled._base.files import CheckpointError
 from unrolled._base.threads import one_thread
 from unrolled.dictionaries import Dictionary, known_part, signal_axes

@@ -10,33 +10,14 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
-from unrolled.layers import _records
+from unrolled.layers import _layer, _records, _shrinking
 from unrolled.layers._ista import fista
-from unrolled.layers._layer import (
-    Acting,
-    Law,
-    Layer,
-    Recipe,
-    judging,
-    least,
-    selecting,
-    selecting_untied,
-    untied,
-)
+from unrolled.layers._layer import Acting, Law, Layer, Recipe, least
 from unrolled.layers._records import Matrix, Number, Shape, Square, Theta, Unrolled, Weights
-from unrolled.layers._shrinking import (
-    PUBLISHED_SUPPORT,
-    Coupled,
-    FromISTA,
-    Selecting,
-    Shrinking,
-    support_option,
-)
+from unrolled.layers._shrinking import Coupled, FromISTA, Selecting, Shrinking
 from unrolled.pursuit import State, lipschitz, with_step_size
 from unrolled.records import option
 
@@ -128,7 +109,7 @@ class lista(FromISTA, Selecting):
     tied: bool = option(default=True, help="start with one B and S for all steps, not one per step")
 
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
-    recipe = Recipe(rate=3e-4, options=untied, calibrated=True, weighted=True)
+    recipe = Recipe(rate=3e-4, options=_layer.untied, calibrated=True, weighted=True)
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         announce_squares(D, None if self.tied else self.depth, self.family)
@@ -169,9 +150,9 @@ class lista_ss(lista):
         (0.012, 0.024)
     """
 
-    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
+    support: tuple[float, float] | None = _shrinking.support_option(_shrinking.PUBLISHED_SUPPORT)
 
-    recipe = lista.recipe._replace(rate=3e-5, options=selecting_untied)
+    recipe = lista.recipe._replace(rate=3e-5, options=_layer.selecting_untied)
 
 
 class WeightsAndThreshold(NamedTuple):
@@ -201,7 +182,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
     tied: bool = option(default=True, help="start with one W for all steps, not one per step")
 
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
-    recipe = Recipe(rate=5e-4, options=untied, calibrated=True, weighted=True)
+    recipe = Recipe(rate=5e-4, options=_layer.untied, calibrated=True, weighted=True)
 
     def at_ista(self, D, L, theta):
         return self.from_theory(D / L, theta)
@@ -228,9 +209,9 @@ class lista_cpss(lista_cp):
         (lista_cpss(2), (0.012, 0.024))
     """
 
-    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
+    support: tuple[float, float] | None = _shrinking.support_option(_shrinking.PUBLISHED_SUPPORT)
 
-    recipe = lista_cp.recipe._replace(options=selecting_untied)
+    recipe = lista_cp.recipe._replace(options=_layer.selecting_untied)
 
 
 class MomentumMatrices(NamedTuple):
@@ -359,7 +340,9 @@ class lfista_cp(FromISTA, Shrinking):
     )
 
     forms = (Unrolled(None, WeightsAndMomentum),)
-    recipe = Recipe(5e-4, options=judging, calibrated=True, weighted=True, without_codes=(2.5e-4,))
+    recipe = Recipe(
+        5e-4, options=_layer.judging, calibrated=True, weighted=True, without_codes=(2.5e-4,)
+    )
 
     def at_ista(self, D, L, theta):
         return _along(D, jnp.full_like(theta, 1 / L), theta)
@@ -459,7 +442,7 @@ class glista(FromISTA, Selecting):
     gain: float = option(default=0.0, least=0, help="gain of the gate at the start")
 
     forms = (Unrolled(None, Gated),)
-    recipe = Recipe(rate=5e-4, options=selecting, calibrated=True, weighted=True)
+    recipe = Recipe(rate=5e-4, options=_layer.selecting, calibrated=True, weighted=True)
 
     def at_ista(self, D, L, theta):
         gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, checked, program
 
 __all__ = ["mean_class_accuracy", "mean_class_precision", "mean_iou", "pixel_accuracy"]
 

@@ -13,9 +13,8 @@ import numpy as np
 
 from unrolled import dictionaries, layers
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.programs import exportable, program
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
+from unrolled._base.programs import exportable
 from unrolled.activations import Activation, relu, shrink
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import (

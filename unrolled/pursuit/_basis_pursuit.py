@@ -17,17 +17,9 @@ from unrolled._base.programs import on_auto_axes
 from unrolled.dictionaries import Dictionary, Operator, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.penalties import L1
-from unrolled.pursuit import _problem
+from unrolled.pursuit import _lasso, _problem
 from unrolled.pursuit._gap import relative_gap
-from unrolled.pursuit._lasso import (
-    Penalized,
-    code,
-    on_branch,
-    on_parts,
-    on_support,
-    slope,
-    units_of_small_atoms,
-)
+from unrolled.pursuit._lasso import Penalized, on_support
 from unrolled.pursuit._problem import Found, Problem, Pursuit, StaticPart
 
 __all__ = ["basis_pursuit", "bpdn"]
@@ -132,7 +124,7 @@ def _solution(D: Array, y: Array, tol: float, kept: np.dtype):
 def _derivative(tol, kept, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
     x, gap, steps, met = _solution(D, y, tol, kept)
-    units = units_of_small_atoms(D)
+    units = _lasso.units_of_small_atoms(D)
     on_support = jnp.where((x != 0)[None, :], ldexp(D, units[None, :]), 0)
     with jax.default_matmul_precision("highest"):
         dx = ldexp(pseudo_inverse(on_support) @ (dy - dD @ x), units)
@@ -339,7 +331,9 @@ def _bpdn_derivative(primals, tangents):
 def _code(x: Array, D: Operator, y: Array, lam: Array) -> Array:
     """x, with the derivative of the code of a LASSO."""
     problem, penalty = Penalized(D, y, lam, jnp.zeros((), y.dtype)), L1.of(D)
-    return on_branch(partial(slope, penalty=penalty), 10 * min(D.shape), problem, x, penalty)
+    return _lasso.on_branch(
+        partial(_lasso.slope, penalty=penalty), 10 * min(D.shape), problem, x, penalty
+    )
 
 
 def _search(
@@ -388,9 +382,9 @@ def _tried(
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at, penalty = Penalized(D, y, lam, zero), L1.of(D)
-    x, gap, steps = code(penalty, accuracy, method.max_steps, at, s.latest, size)
+    x, gap, steps = _lasso.code(penalty, accuracy, method.max_steps, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.
-    finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
+    finish = on_support if penalty.block == 1 else partial(_lasso.on_parts, penalty)
     exact = finish(at, x, jnp.asarray(2 * min(D.shape)))
     allowed = jnp.maximum(gap, accuracy)
     x = jnp.where(relative_gap(D, y, lam, exact, zero, penalty) <= allowed, exact, x)

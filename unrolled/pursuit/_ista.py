@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import widened
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, spectral_norm, spread

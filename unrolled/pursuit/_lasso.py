@@ -12,9 +12,8 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks, programs
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result
 from unrolled._base.numbers import exponent, ldexp, times_power
-from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, column_norms
 from unrolled.penalties import L1, NONNEGATIVE, Penalty

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks, programs
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result
 from unrolled._base.numbers import (
     any_nonzero,
     exponent,
@@ -23,7 +23,6 @@ from unrolled._base.numbers import (
     times_power,
     wide_dtype,
 )
-from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import (
     Conv,

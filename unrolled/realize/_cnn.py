@@ -14,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, checked, program
 from unrolled._base.packages import require
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
@@ -278,8 +275,7 @@ def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tup
         TypeError: the kernel size or the stride is not an integer.
         ValueError: no network has this kernel size and stride, or the form is unknown.
     """
-    if not isinstance(form, str) or form not in FORMS:
-        raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
+    checks.one_of(form, FORMS, "form", where)
     s = checks.as_index(kernel_size, "kernel_size", where)
     t = s if stride is None else checks.as_index(stride, "stride", where)
     if s < 2 or t < 2:

@@ -12,10 +12,8 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, host_function, program
 from unrolled._base.numbers import UP, norm, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.theory._coherence import BLOCK, of_real_entries

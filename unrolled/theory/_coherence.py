@@ -12,11 +12,9 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import F, checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.arguments import F
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import exponent, largest, times_power, up, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Operator, Structured
 from unrolled.theory._rounding import Rounding, share
 
@@ -513,11 +511,8 @@ def rounding_guard(
     checks.nonnegative(bound, "bound", "rounding_guard")
     checks.nonnegative(noise, "noise", "rounding_guard")
     s = checks.as_index(sparsity, "sparsity", "rounding_guard")
-    if precision is not None and precision not in _FORMATS:
-        raise ValueError(
-            f"rounding_guard: unknown precision {precision!r}; expected one of "
-            f"{', '.join(_FORMATS)}"
-        )
+    if precision is not None:
+        checks.one_of(precision, _FORMATS, "precision", "rounding_guard")
     dtype = checks.common_dtype(W, D)
     if dtype == np.float64 and precision not in (None, "highest"):
         dtype = np.dtype(np.float32)

@@ -11,11 +11,8 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, largest, up
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
 from unrolled.theory import _coherence
 from unrolled.theory._coherence import Coherence, diagonal

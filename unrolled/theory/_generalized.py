@@ -11,11 +11,8 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks, interior_point, threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import largest
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.theory import _atom_programs
 from unrolled.theory._atom_programs import (

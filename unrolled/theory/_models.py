@@ -11,11 +11,9 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, DTypeLike
+from unrolled._base.doors import Result, checked, host_function, program
 from unrolled._base.numbers import norm
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Conv, Dictionary, Operator, Structured
 from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound, without_parts
 from unrolled.theory._schedules import host_numbers

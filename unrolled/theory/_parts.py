@@ -9,10 +9,8 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, program
 from unrolled._base.numbers import largest, largest_singular_value, norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Joint, Operator
 from unrolled.theory._coherence import refuse_cut_atoms
 from unrolled.theory._convergence import atom_products

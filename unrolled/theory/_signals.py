@@ -8,17 +8,11 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
+from unrolled._base.doors import ArrayLike, Result, host_function
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, Operator
+from unrolled.theory import _parts
 from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
-from unrolled.theory._parts import (
-    chunks,
-    part_norms,
-    spectral_norms,
-)
 from unrolled.theory._schedules import known, tail_of
 
 __all__ = ["Signals", "certify_signals"]
@@ -99,8 +93,7 @@ class Noise(NamedTuple):
         """Check the arguments. `confidence` is that of `at_once` such statements together."""
         deltas, D = noise_of(noise, n, where), measured.D
         norm = ("l1" if dictionaries.block_of(D) == 1 else "l2") if norm is None else norm
-        if norm not in NORMS:
-            raise ValueError(f"{where}: unknown noise_norm {norm!r}; expected one of {NORMS}")
+        checks.one_of(norm, NORMS, "noise_norm", where)
         confidence = checks.as_fraction(confidence, "confidence", where)
         if norm != "gaussian":
             return cls(deltas, norm)
@@ -525,17 +518,17 @@ def _sizes_of(W: Operator, rows: int, columns: int) -> np.ndarray:
         return np.asarray(dictionaries.dense(dictionaries.magnitudes(W)))
     m, d = W.shape
     blocks = np.asarray(dictionaries.dense(W)).reshape(rows, m // rows, columns, d // columns)
-    return spectral_norms(blocks.swapaxes(1, 2))
+    return _parts.spectral_norms(blocks.swapaxes(1, 2))
 
 
 def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
     """For each step, the columns of gamma |D'W| with |1 - gamma w_i . d_i| on the diagonal."""
     D, d = measured.D, measured.parts
-    columns = list(chunks(d, _COLUMNS // measured.block))
+    columns = list(_parts.chunks(d, _COLUMNS // measured.block))
     kept = list[np.ndarray]()
     for step in measured.steps:
         parts: Iterable[np.ndarray] = (
-            np.ascontiguousarray(part_norms(D, step.W, some)) for some in columns
+            np.ascontiguousarray(_parts.part_norms(D, step.W, some)) for some in columns
         )
         if d <= _KEPT:
             parts = kept = kept if kept and step.tied else list(parts)

@@ -12,12 +12,9 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._base.numbers import pseudo_inverse as cut_pseudo_inverse
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Complex, Conv, Dictionary, Joint, Operator, Structured
 from unrolled.theory._coherence import refuse_cut_atoms, without_parts
 from unrolled.theory._uniqueness import as_supports

@@ -10,10 +10,8 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, host_function, program
 from unrolled._base.numbers import UP, largest
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Composed, Dictionary, Operator
 from unrolled.theory import _uniqueness
 from unrolled.theory._coherence import coherence, diagonal, measured, weights_coherence

@@ -8,9 +8,7 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
+from unrolled._base.doors import ArrayLike, Result, host_function
 from unrolled.dictionaries import Dictionary
 from unrolled.theory._parts import signed_products, spectral_norms, without_measurements
 from unrolled.theory._rounding import sum_error

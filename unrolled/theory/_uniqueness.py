@@ -11,19 +11,10 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, norm, up, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Operator, Structured
-from unrolled.theory._coherence import (
-    max_sparsity,
-    measured,
-    mutual_coherence,
-    sparsity_bound,
-    without_parts,
-)
+from unrolled.theory import _coherence
 from unrolled.theory._models import effective, host_chain, layer_counts, of_length
 from unrolled.theory._parts import part_products
 from unrolled.theory._schedules import host_numbers, times
@@ -64,7 +55,7 @@ def uniqueness(
     sparsities: Sequence[int],
     *,
     counts: Sequence[int] | None = None,
-    coherence: Callable[..., ArrayLike] = mutual_coherence,
+    coherence: Callable[..., ArrayLike] = _coherence.mutual_coherence,
 ) -> Uniqueness:
     r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one sparse solution, for every y.
 
@@ -121,9 +112,9 @@ def uniqueness(
     where = "uniqueness"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, parts=True)
-        if coherence is not mutual_coherence:
+        if coherence is not _coherence.mutual_coherence:
             for D in Ds:
-                without_parts(D, where)
+                _coherence.without_parts(D, where)
         s = bounded_counts(sparsities, Ds, where)
         nonzeros = s if counts is None else bounded_counts(counts, Ds, where, "counts")
         for D in Ds:
@@ -138,8 +129,8 @@ def uniqueness(
             if (g := dictionaries.block_of(Ds[j0 - 1])) > 1:
                 return _mu_of_parts(dictionaries.normalized(D)[0], g)
             value = (
-                measured(D)[0]
-                if coherence is mutual_coherence
+                _coherence.measured(D)[0]
+                if coherence is _coherence.mutual_coherence
                 else coherence(dictionaries.normalized(D)[0])
             )
             number, rounding = host_numbers(where, coherence=value)[0], up(value)
@@ -153,7 +144,7 @@ def uniqueness(
             for j, (n, D) in enumerate(zip(nonzeros, Ds), start=1)
         ]
     unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
-    bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
+    bounds = np.array([_coherence.sparsity_bound(m) if m < math.inf else 0.0 for m in best])
     return Uniqueness(unique, bounds, bounds - (nonzeros + s) / 2, path, l1, bool(unique.all()))
 
 
@@ -186,7 +177,9 @@ def _admits(mu: float, pair: int, d: int) -> bool:
     The condition is pair < 1 + 1/mu, with the guard of `max_sparsity` against rounding.
     """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
-    return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
+    return pair == 0 or (
+        mu < math.inf and int(pair) <= _coherence.max_sparsity(mu / (2 + mu), 2 * d)
+    )
 
 
 def _weighted(mu: float, D: Dictionary) -> float:
@@ -269,7 +262,7 @@ def recover_on_supports(
     where = "recover_on_supports"
     Ds = dictionaries.as_chain(Ds, where)
     for D in Ds:
-        without_parts(D, where)
+        _coherence.without_parts(D, where)
     supports = as_supports(supports, Ds, where)
     _, y, Ds = dictionaries.operands(Ds[0], y, where, params=Ds)
     return _recovered(tuple(Ds), y, *_on_and_off(Ds, supports))

@@ -14,9 +14,7 @@ from jax import lax
 
 from unrolled import metrics
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked
 from unrolled.dictionaries import (
     Dictionary,
     as_dictionary,

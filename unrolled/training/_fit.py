@@ -6,8 +6,7 @@ import numpy as np
 import optax
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked
 from unrolled.layers import fista
 from unrolled.training._losses import supervised
 from unrolled.training._objective import Data, Objective

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, checked
 from unrolled.dictionaries import Masked, normalize, normalized, shared_part, signal_axes
 from unrolled.layers import Layer, fold_thresholds, is_trained
 from unrolled.networks import Network, codes_of_ista, lam_of

@@ -12,12 +12,10 @@ import optax
 
 from unrolled import dictionaries, layers, metrics
 from unrolled._base import checks
-from unrolled._base.arguments import checked, unknown_option
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.arguments import unknown_option
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked, program
 from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.analytic import calibrate
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, stable_step
@@ -280,11 +278,7 @@ def _run_of(cls: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
 def _family(family: Any, where: str) -> type[Layer]:
     if isinstance(family, type) and issubclass(family, Layer):
         return family
-    if family not in FAMILIES:
-        raise ValueError(
-            f"{where}: unknown family {checks.brief(family)}; expected one of "
-            f"{', '.join(layers.FAMILIES)}"
-        )
+    checks.one_of(family, FAMILIES, "family", where)
     return FAMILIES[family]
 
 

@@ -103,31 +103,28 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled certify`."""
-    return add_command(
-        commands,
-        "certify",
-        run,
-        _ARGUMENTS,
-        help="certify a dictionary, a chain or saved weights by theory",
-        description="Print certified coherence, admissible sparsity, rate and number of steps,\n"
-        "for W = D, the closed-form W and the minimax W. With --sparsity, also count the drawn\n"
-        "codes that a layer is proved to find, beyond the worst case. For several dictionaries,\n"
-        "also print uniqueness, stability, and a plan of the chain. For saved weights, analytic\n"
-        "or learned, print the error that the weights guarantee, layer by layer. For codes from\n"
-        "any solver, print which codes, after least squares on their supports, are proved to be\n"
-        "the only codes of least l1 norm.",
-        epilog="examples:\n"
-        "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
-        "  unrolled certify D.npy --sparsity 11 --output report\n"
-        "  unrolled certify D.npy --sparsity 3 --signals Y.npy\n"
-        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
-        "  unrolled certify run/weights.npz --sparsity 10,2\n"
-        "  unrolled certify D.npy --code X.npy --signals Y.npy",
-    )
+    return add_command(commands, "certify", run, _ARGUMENTS)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the certificates, and save the figure if `--figure` names a file."""
+    """Certify a dictionary, a chain or saved weights by theory.
+
+    Print certified coherence, admissible sparsity, rate and number of steps,
+    for W = D, the closed-form W and the minimax W. With --sparsity, also count the drawn
+    codes that a layer is proved to find, beyond the worst case. For several dictionaries,
+    also print uniqueness, stability, and a plan of the chain. For saved weights, analytic
+    or learned, print the error that the weights guarantee, layer by layer. For codes from
+    any solver, print which codes, after least squares on their supports, are proved to be
+    the only codes of least l1 norm.
+
+    Examples:
+        unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png
+        unrolled certify D.npy --sparsity 11 --output report
+        unrolled certify D.npy --sparsity 3 --signals Y.npy
+        unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json
+        unrolled certify run/weights.npz --sparsity 10,2
+        unrolled certify D.npy --code X.npy --signals Y.npy
+    """
     if arguments.figure is not None or arguments.output is not None:
         require("certify", "matplotlib")
     if arguments.code is not None:

@@ -106,28 +106,26 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "folders of `unrolled train`, and pursuits, shown as horizontal lines "
         f"({','.join(_pursuits())})",
     )
-    parser = add_command(
-        commands,
-        "compare",
-        run,
-        {**_ARGUMENTS, "--method": method},
-        help="compare analytic and learned weights in a report",
-        description="Compare the weights that theory sets with learned weights, and write a report "
-        "with\ntables and figures. Without arguments, the report covers the standard benchmark, "
-        "patches of\nphotographs, and a certified chain.",
-        epilog="examples:\n  unrolled compare --quick\n"
-        "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
-        "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"
-        "  unrolled compare --dictionary D.npy --method ista,omp,bpdn --sparsity 5 --eps 0.1\n"
-        "  unrolled compare --dictionary D_1.npy D_2.npy D_3.npy\n"
-        "  unrolled compare --signals one.png two.png",
-    )
+    parser = add_command(commands, "compare", run, {**_ARGUMENTS, "--method": method})
     _inputs.add_options(parser, _OPTIONS)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the studies, write the report and print its text, or its data as JSON."""
+    """Compare analytic and learned weights in a report.
+
+    Compare the weights that theory sets with learned weights, and write a report with
+    tables and figures. Without arguments, the report covers the standard benchmark, patches of
+    photographs, and a certified chain.
+
+    Examples:
+        unrolled compare --quick
+        unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report
+        unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp
+        unrolled compare --dictionary D.npy --method ista,omp,bpdn --sparsity 5 --eps 0.1
+        unrolled compare --dictionary D_1.npy D_2.npy D_3.npy
+        unrolled compare --signals one.png two.png
+    """
     require("compare", "matplotlib")
     say, folder = progress_printer(), arguments.output
     asked = _asked(arguments, say)

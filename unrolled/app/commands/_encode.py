@@ -6,7 +6,7 @@ import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from unrolled import export, pursuit
+from unrolled._base import checks
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs
@@ -86,22 +87,25 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         _ARGUMENTS
         | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(_inputs.names())}")},
-        help="compute codes of signals with saved weights or a pursuit",
-        description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals,\nor run a pursuit with --method. A .npy file can hold any number of signals. "
-        "If no option\nhas the units of the signals, as with --ratio or --sparsity alone, a "
-        "signal whose norm is\nbelow 8 roundings (float32) of the largest norm counts as zero: "
-        "the command codes the\nsignal as zero, and prints the number of such signals.",
-        epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
-        "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
-        "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
     )
     _inputs.add_options(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the codes, and print a summary."""
+    """Compute codes of signals with saved weights or a pursuit.
+
+    Run the layer or the chain of a weights file, as `unrolled train` writes it, on signals,
+    or run a pursuit with --method. A .npy file can hold any number of signals. If no option
+    has the units of the signals, as with --ratio or --sparsity alone, a signal whose norm is
+    below 8 roundings (float32) of the largest norm counts as zero: the command codes the
+    signal as zero, and prints the number of such signals.
+
+    Examples:
+        unrolled encode run/weights.npz Y.npy --output codes.npy
+        unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy
+        unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy
+    """
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(
         _check_source(arguments.weights, arguments.method, options, paths, arguments.certify),
@@ -133,10 +137,7 @@ def _check_source(
         return _inputs.weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
-    if method not in _inputs.names():
-        raise ValueError(
-            f"encode: unknown method {method!r}; expected one of {', '.join(_inputs.names())}"
-        )
+    checks.one_of(method, _inputs.names(), "method", "encode")
     pursuit.check_options(method, options, "encode")
     if not paths:
         raise ValueError("encode: --method needs --dictionary")
@@ -395,26 +396,19 @@ def _lasso(
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
     """Write the codes of all chunks into the file, and return the lines of the chunks."""
-    lines, now_and_then = [], seldom(say, _PERIOD)
+    lines, headers, archived = [], job.headers, output.suffix == ".npz"
     with ExitStack() as stack:
-        parts: dict[str, Any] = {"": file}
-        if output.suffix == ".npz":  # its entries are written one after another
-            beside = partial(tempfile.TemporaryFile, dir=target(output).parent)
-            parts = {name: stack.enter_context(beside()) for name in job.headers}
-        for part, header in zip(parts.values(), job.headers.values()):
+        parts = _temporary(stack, output, headers) if archived else {"": file}
+        for part, header in zip(parts.values(), headers.values()):
             np.lib.format.write_array_header_1_0(part, header)
-        for first in range(0, len(job.Y), _CHUNK):
-            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
-            for part, name in zip(parts.values(), job.headers):
+        for arrays, line in _chunks(job, say):
+            for part, name in zip(parts.values(), headers):
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
-            lines.append(counted)
-            now_and_then(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
-        if output.suffix == ".npz":
+            lines.append(line)
+        if archived:  # its entries are written one after another
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():
-                part.seek(0)
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    shutil.copyfileobj(part, entry, 2**20)
+                _copy(part, archive, name)
     return lines
 
 
@@ -423,26 +417,18 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
 
     Memory holds one chunk of codes and a number per signal.
     """
-    lines, counts, now_and_then = [], [np.zeros(1, int)], seldom(say, _PERIOD)
-    (name, header), n = next(iter(job.headers.items())), len(job.Y)
-    beside, dtypes = (
-        partial(tempfile.TemporaryFile, dir=target(output).parent),
-        {
-            "data": header["descr"],
-            "indices": "<i8",
-        },
-    )
+    lines, counts = [], [np.zeros(1, int)]
+    name, header = next(iter(job.headers.items()))
+    dtypes = {"data": header["descr"], "indices": "<i8"}
     with ExitStack() as stack:
-        parts: dict[str, Any] = {part: stack.enter_context(beside()) for part in dtypes}
-        for first in range(0, n, _CHUNK):
-            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
+        parts = _temporary(stack, output, dtypes)
+        for arrays, line in _chunks(job, say):
             codes = np.ascontiguousarray(arrays[name], "<f4").view(dtypes["data"])
             rows, columns = np.nonzero(codes)
             counts.append(np.count_nonzero(codes, axis=1))
             for part, values in (("data", codes[rows, columns]), ("indices", columns)):
                 parts[part].write(np.ascontiguousarray(values, dtypes[part]).data)
-            lines.append(counted)
-            now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+            lines.append(line)
         starts = np.cumsum(np.concatenate(counts))
         whole = {"indptr": starts, "format": np.array(b"csr"), "shape": np.array(header["shape"])}
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))
@@ -450,12 +436,32 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
             with archive.open(f"{part}.npy", "w") as entry:
                 np.lib.format.write_array(entry, array)
         for part, source in parts.items():
-            source.seek(0)
             shape = {"descr": dtypes[part], "fortran_order": False, "shape": (int(starts[-1]),)}
-            with archive.open(f"{part}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array_header_1_0(entry, shape)
-                shutil.copyfileobj(source, entry, 2**20)
+            _copy(source, archive, part, shape)
     return lines
+
+
+def _chunks(job: _Job, say: Say) -> Iterator[tuple[dict[str, np.ndarray], Line]]:
+    """The codes of every chunk and their counts, with messages on the progress."""
+    n, now_and_then = len(job.Y), seldom(say, _PERIOD)
+    for first in range(0, n, _CHUNK):
+        yield job.chunk(first, _rows(job.Y, job.path, first))
+        now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+
+
+def _temporary(stack: ExitStack, output: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Temporary files next to the output, by name."""
+    folder = target(output).parent
+    return {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}
+
+
+def _copy(part: BinaryIO, archive: zipfile.ZipFile, name: str, header: Any = None) -> None:
+    """Copy a temporary file, after a header if it has none, into an archive."""
+    part.seek(0)
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        if header is not None:
+            np.lib.format.write_array_header_1_0(entry, header)
+        shutil.copyfileobj(part, entry, 2**20)
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
@@ -519,21 +525,18 @@ _EXPORTED: dict[str, dict[str, Any]] = {
 
 def add_export_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled export`."""
-    return add_command(
-        commands,
-        "export",
-        run_export,
-        _EXPORTED,
-        help="write trained weights as a program that runs without this library",
-        description="Write the layer or network of a weights file, with its dictionary, as one "
-        "\nStableHLO program for any number of signals. To run the program, install only jax and "
-        "flatbuffers.",
-        epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
-    )
+    return add_command(commands, "export", run_export, _EXPORTED)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Write the file, and print a summary."""
+    """Write trained weights as a program that runs without this library.
+
+    Write the layer or network of a weights file, with its dictionary, as one StableHLO program for
+    any number of signals. To run the program, install only jax and flatbuffers.
+
+    Example:
+        unrolled export weights.npz --output net.stablehlo
+    """
     weights, given = _inputs.weights_of(arguments.weights), arguments.dictionary or []
     check_not_read([arguments.output], [weights, *given])
     model = _inputs.restore_model(weights, given)

@@ -290,27 +290,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled train`, with a flag for every option of every known family."""
-    parser = add_command(
-        commands,
-        "train",
-        run,
-        _ARGUMENTS,
-        help="train a layer or a chain, configured by a TOML file and flags",
-        description="Train a layer, and write its weights, the history and checkpoints into a run\n"
-        "folder. On signals without codes the command trains bcd by one recipe, unless you\n"
-        "give a family, a start, a loss or a method. The exit status is 3 if the best codes are\n"
-        "worse than zero codes, or than codes of ISTA of the same depth, on the validation\n"
-        "signals.\n"
-        "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides\n"
-        "the file. To train a chain, write a table [[model]] for each layer, and a list of files\n"
-        "as the dictionary.",
-        epilog="examples:\n  unrolled train run.toml --output run\n"
-        "  unrolled train --dictionary D.npy --signals Y.npy --output run\n"
-        "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
-        "  unrolled train --output run --resume\n"
-        "  unrolled train --import my_module --family my_family --output run\n"
-        "  srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run",
-    )
+    parser = add_command(commands, "train", run, _ARGUMENTS)
     groups: dict[str | None, Any] = {None: parser}
     for option in _config.all_options().values():
         if option.section not in groups:
@@ -322,7 +302,25 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print the summary; exit with status 3 if zero codes or ISTA's are better."""
+    """Train a layer or a chain, configured by a TOML file and flags.
+
+    Train a layer, and write its weights, the history and checkpoints into a run
+    folder. On signals without codes the command trains bcd by one recipe, unless you
+    give a family, a start, a loss or a method. The exit status is 3 if the best codes are
+    worse than zero codes, or than codes of ISTA of the same depth, on the validation
+    signals.
+    Set any option below in the TOML file, under its heading, or as a flag; a flag overrides
+    the file. To train a chain, write a table [[model]] for each layer, and a list of files
+    as the dictionary.
+
+    Examples:
+        unrolled train run.toml --output run
+        unrolled train --dictionary D.npy --signals Y.npy --output run
+        unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run
+        unrolled train --output run --resume
+        unrolled train --import my_module --family my_family --output run
+        srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run
+    """
     require("train", "matplotlib", "tomli_w")
     flags = {name: getattr(arguments, name) for name in _config.all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)

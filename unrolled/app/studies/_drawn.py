@@ -10,9 +10,7 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Key, Result, checked
 from unrolled._base.text import markdown, table_of
 from unrolled.app.studies._steps import Say, silent
 from unrolled.app.studies._study import Study

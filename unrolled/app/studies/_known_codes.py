@@ -9,8 +9,7 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers, networks, theory, training
 from unrolled._base import threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Key
+from unrolled._base.doors import Key, checked
 from unrolled._base.text import markdown
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_known, to_show

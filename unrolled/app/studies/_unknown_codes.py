@@ -21,8 +21,7 @@ from unrolled import (
     training,
 )
 from unrolled._base import checks, threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, Key
+from unrolled._base.doors import Array, Key, checked
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_unknown, to_show
 from unrolled.app.studies._steps import Pictures, Plan, Samples, Say

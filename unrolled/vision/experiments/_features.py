@@ -14,10 +14,8 @@ from flax import nnx
 
 from unrolled import metrics, plots, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked
 from unrolled._base.files import CheckpointError, write_whole
-from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, sealed, table, to_json, unsealed
 from unrolled.dictionaries import Conv, dense
 from unrolled.training import restore_tree

@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 
 from unrolled._base import checks
-from unrolled._base.checks import Array
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, Result
 from unrolled.activations import by_name, relu
 from unrolled.layers import magnitude
 from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
@@ -354,10 +353,7 @@ class MLCSC(nnx.Module):
         constrained: bool = False,
         rngs: nnx.Rngs,
     ):
-        if not isinstance(method, str) or method not in PURSUITS:
-            raise ValueError(
-                f"MLCSC: unknown method {method!r}; expected one of {', '.join(PURSUITS)}"
-            )
+        checks.one_of(method, PURSUITS, "method", "MLCSC")
         constrained = checks.as_bool(constrained, "constrained", "MLCSC")
         if not callable(classifier):
             raise TypeError(f"MLCSC: classifier must make a module, got {classifier!r}")
