@@ -21,6 +21,7 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,7 @@ _DEPENDENT = 1e-10  # largest squared sine of the angle of a dependent atom to t
 _POLISH = 3  # maximum number of successive moves that only correct rounding
 _PAD = 8  # extra columns of a square workspace, as rows of 2^k entries would share cache lines
 _VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
+_GRADIENT, _RESIDUAL = 8, 10  # two of the vectors
 _UNBOUNDED = 2**62
 _LOWEST = -(2**12)  # an exponent below all exponents of float64
 _SHARE = 1 / 64  # of tol, at which moves end if a code missed tol only after it was rounded
@@ -44,7 +46,7 @@ _FINEST = 1e-3  # while the gap is above tol, the slack falls to about this shar
 
 
 class Problem(NamedTuple):
-    """The data that all signals share, in float64; of each signal, with a leading axis."""
+    """The data that all signals share, in float64."""
 
     D: np.ndarray  # (m, d)
     atoms: np.ndarray  # (d, m) D'
@@ -77,6 +79,47 @@ class Minima(NamedTuple):
     moves: np.ndarray  # (n,)
     rounds: np.ndarray  # (n,) number of times that atoms joined the working set
     margin: np.ndarray  # (n,) distance of the code from a change of its support
+
+
+class Held(NamedTuple):
+    """The state of n signals with a dictionary of their own, of at most w atoms, in w slots.
+
+    A call of `resume` goes on where the last call ended, with the atoms that came in between.
+    """
+
+    D: np.ndarray  # (n, w, m), atoms in rows
+    gram: np.ndarray  # (n, w, w)
+    inverse: np.ndarray  # (n, w), as in `Problem`
+    products: np.ndarray  # (n, w)
+    lam: np.ndarray  # (n, w)
+    x: np.ndarray  # (n, w), rounded
+    squares: np.ndarray  # the workspaces
+    vectors: np.ndarray
+    lists: np.ndarray
+    sizes: np.ndarray  # (n, 2), the numbers of active atoms and of atoms in the working set
+
+    @classmethod
+    def empty(cls, n: int, w: int, m: int) -> "Held":
+        """The state of signals without atoms."""
+        zeros = partial(np.zeros, (n, w))
+        workspace = _workspace(n, m, w)
+        arrays = np.empty((n, w, m)), np.empty((n, w, w)), *(zeros() for _ in range(4))
+        return cls(*arrays, *workspace, np.zeros((n, 2), np.int64))
+
+    def at(self, rows: np.ndarray, w: int) -> "Held":
+        """The state of some signals, in w slots, not fewer than before."""
+        some = Held.empty(len(rows), w, self.D.shape[2])
+        for new, old in zip(some, self):
+            new[(slice(None), *map(slice, old.shape[1:]))] = old[rows]
+        return some
+
+    def residuals(self, m: int) -> np.ndarray:
+        """y - D x, (n, m)."""
+        return self.vectors[:, _RESIDUAL, :m]
+
+    def gradients(self, w: int) -> np.ndarray:
+        """D'(y - D x) - l2 x, (n, w)."""
+        return self.vectors[:, _GRADIENT, :w]
 
 
 def minimise(
@@ -122,8 +165,7 @@ def minimise(
         digits, finest: binary digits of an entry of a code, and the exponent, () or (n,), of the
             smallest difference of two entries.
     """
-    (d, m), n = problem.atoms.shape[-2:], len(Y)
-    stacked = problem.atoms.ndim == 3
+    (d, m), n = problem.atoms.shape, len(Y)
     counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
     result = Minima(np.zeros((n, d)), sizes[0], sizes[1], counts[0], counts[1], sizes[2])
     # With masks, `gram` is a workspace for the Gram matrix of one signal at a time, whose rows are
@@ -134,20 +176,60 @@ def minimise(
     finest = np.broadcast_to(np.asarray(finest, float), n)
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
-    squares, vectors, lists = _workspace(m, d)
+    sizes = np.zeros((1, 2), np.int64)
     _entry(_many, _MANY)(
         *map(_operand, (*floats, first, known)),
-        *map(_pointer, (*result, squares, vectors, lists)),
-        *(n, m, d, lam.shape[1], len(first), len(known), stacked, moves, fewest, rounds),
+        *map(_pointer, (*result, *_workspace(1, m, d), sizes, np.arange(n))),
+        *(n, n, m, d, d, lam.shape[1], len(first), len(known), False, moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol, digits),
     )
     return result
 
 
-def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The square matrices, vectors and lists of indices of a workspace."""
-    shape = (_VECTORS, max(m, d))
-    return np.empty((2, d, d + _PAD)), np.zeros(shape), np.zeros((_LISTS, d), np.int64)
+def resume(
+    held: Held,
+    Y: np.ndarray,
+    slack: np.ndarray,
+    which: np.ndarray,
+    used: int,
+    *,
+    l2: float,
+    nonnegative: bool,
+    tol: float,
+    moves: int,
+    digits: int,
+    finest: np.ndarray,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """`minimise` for signals that each have their own dictionary; return the moves, (n,).
+
+    Args:
+        held: the state of n signals, which the function changes.
+        Y, slack, finest: as in `minimise`, for all n signals.
+        which: the signals that go on.
+        used: the number of slots in use; an unused slot has inverse 0.
+        l2, nonnegative: as in `Problem`.
+        tol, moves, digits: as in `minimise`.
+        start: (n, w), as in `minimise`.
+    """
+    n, w, m = held.D.shape
+    counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
+    floats = held.gram, held.D, held.inverse, Y, held.products, held.lam, slack, finest
+    first = np.zeros((0, w)) if start is None else start
+    results = held.x, sizes[0], sizes[1], counts[0], counts[1], sizes[2]
+    _entry(_many, _MANY)(
+        *map(_operand, (*floats, first, np.zeros((0, m)))),
+        *map(_pointer, (*results, *held[-4:], which)),
+        *(len(which), n, m, w, used, w, len(first), 0, True, moves, FEWEST, _UNBOUNDED),
+        *(l2, nonnegative, tol, digits),
+    )
+    return counts[0]
+
+
+def _workspace(n: int, m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The square matrices, vectors and lists of indices of n workspaces."""
+    vectors, lists = np.zeros((n, _VECTORS, max(m, d))), np.zeros((n, _LISTS, d), np.int64)
+    return np.empty((n, 2, d, d + _PAD)), vectors, lists
 
 
 # Calls from Python
@@ -187,22 +269,20 @@ def _entry(function: Callable, signature: Any) -> Callable:
 
 
 _MANY = types.void(
-    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, _INTEGERS,
-    *[types.int64] * 10, types.float64, types.boolean, types.float64, types.int64,
+    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, *[_INTEGERS] * 3,
+    *[types.int64] * 12, types.float64, types.boolean, types.float64, types.int64,
 )  # fmt: skip
 
 
 @_compiled
-def _arrays(squares, vectors, lists, m, d):
-    """The workspace of a signal: arrays for the active and working sets, and for all atoms."""
-    S = carray(squares, (2, d, d + _PAD))
-    V, I = carray(vectors, (_VECTORS, max(m, d))), carray(lists, (_LISTS, d))
+def _arrays(S, V, I, m, d):
+    """The workspace of a signal: arrays for the active and working sets, and for all d atoms."""
     for i in range(d):
         I[1, i] = i
     # The Gram matrix and the inverse; x, g, sign, b, lam, scale, change, u; atoms, order, blocked.
     work = (S[0], S[1], V[0], V[1], V[2], V[3], V[4], V[5], V[6], V[7], I[0], I[1], I[2])
     # D'r - l2 x, lam, r and the largest excesses; whether an atom is in the set, and which join.
-    own = (V[8, :d], V[9, :d], V[10, :m], V[11, :d], I[3], I[4])
+    own = (V[_GRADIENT, :d], V[9, :d], V[_RESIDUAL, :m], V[11, :d], I[3, :d], I[4])
     return work, own
 
 
@@ -211,42 +291,51 @@ def _arrays(squares, vectors, lists, m, d):
 
 def _many(
     gram, atoms, inverse, Y, products, lams, slacks, finest, first, known, X, gaps, residuals,
-    moved, rounds, margins, squares, vectors, lists, n, m, d, columns, warm, masked, stacked,
-    budget, fewest, most, l2, nonnegative, tol, digits,
+    moved, rounds, margins, squares, vectors, lists, sizes, which, some, n, m, w, d, columns, warm,
+    masked, stacked, budget, fewest, most, l2, nonnegative, tol, digits,
 ):  # fmt: skip
-    """The compiled part of `minimise`."""
+    """The compiled part of `minimise` and `resume`: d of w slots are in use."""
     problems = n if stacked else 1
-    gram, atoms = carray(gram, (problems, d, d)), carray(atoms, (problems, d, m))
-    inverse = carray(inverse, (n if masked else problems, d))
-    Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
-    slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
-    finest = carray(finest, (n,))
+    gram, atoms = carray(gram, (problems, w, w)), carray(atoms, (problems, w, m))
+    inverse = carray(inverse, (n if masked else problems, w))
+    Y, products, lams = carray(Y, (n, m)), carray(products, (n, w)), carray(lams, (n, columns))
+    slacks, first, X = carray(slacks, (n,)), carray(first, (warm, w)), carray(X, (n, w))
+    finest, which = carray(finest, (n,)), carray(which, (some,))
     gaps, residuals, known = carray(gaps, (n,)), carray(residuals, (n,)), carray(known, (masked, m))
     moved, rounds, margins = carray(moved, (n,)), carray(rounds, (n,)), carray(margins, (n,))
-    work, own = _arrays(squares, vectors, lists, m, d)
-    for i in range(n):
+    squares = carray(squares, (problems, 2, w, w + _PAD))
+    vectors = carray(vectors, (problems, _VECTORS, max(m, w)))
+    lists, sizes = carray(lists, (problems, _LISTS, w)), carray(sizes, (problems, 2))
+    for i in which:
+        p = i if stacked else 0
+        work, own = _arrays(squares[p], vectors[p], lists[p], m, d)
         limits = (tol, budget, fewest, most, digits, finest[i])
         mask = known[i if masked else 0 : i + 1 if masked else 0]
-        p = i if stacked else 0
-        shared = (gram[p], atoms[p], inverse[i if masked else p], l2, nonnegative, mask)
+        shared = (gram[p], atoms[p], inverse[i if masked else p, :d], l2, nonnegative, mask)
         for j in range(d):
             own[1][j] = lams[i, j if columns > 1 else 0]
         start = first[i if warm else 0 : i + 1 if warm else 0]
+        sizes[p] *= stacked
         gaps[i], residuals[i], moved[i], rounds[i], margins[i] = _one(
-            shared, Y[i], products[i], start, slacks[i], limits, work, own, X[i]
+            shared, Y[i], products[i], start, slacks[i], limits, work, own, sizes[p], X[i]
         )
 
 
 @_compiled
-def _one(shared, y, products, start, slack, limits, work, own, out):
-    """Compute the code of a signal, its gap, residual, moves, rounds and margin."""
+def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
+    """Compute the code of a signal, its gap, residual, moves, rounds and margin.
+
+    `sizes` are the numbers of atoms of a state that the function resumes if some atom is active.
+    """
     gram, D, inverse, l2, nonnegative, mask = shared
     tol, budget, fewest, most, digits, finest = limits
     x, lam, atoms, rounded = work[2], work[6], work[10], work[9]
     full, weight, r, excess, inside, fresh = own
-    inside[:] = 0
-    k = w = moves = rounds = idle = 0
-    level, least = np.inf, _FINEST * slack  # `level` is the penalty divided by lam
+    k, w = sizes
+    moves = rounds = idle = 0
+    level, least = 1.0, _FINEST * slack  # `level` is the penalty divided by lam
+    if k == 0:
+        level, inside[:], w = np.inf, 0, 0
     goal = tol
     while True:
         gap, squares, top = _judged(shared, x, k, y, products, slack, work, own)
@@ -285,9 +374,10 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             lam[i] = level * weight[atoms[i]]
         k, more = _minimise(work, k, w, nonnegative, slack, budget - moves)
         moves += more
+    sizes[0], sizes[1], out[:] = k, w, 0
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    margin = _margin(rounded, full, weight, atoms, k, nonnegative)
+    margin = _margin(rounded, full, weight, atoms, k, inside, nonnegative)
     return gap, math.sqrt(squares), moves, rounds, margin
 
 
@@ -310,19 +400,20 @@ def _judged(shared, x, k, y, products, slack, work, own):
 
 
 @_compiled
-def _margin(x, full, weight, atoms, k, nonnegative):
+def _margin(x, full, weight, atoms, k, inside, nonnegative):
     """The least of |x_i| / max |x| on the support, and of 1 - |d_i . r| / lam_i off the support."""
     margin, largest = 1.0, 0.0
     for i in range(k):
-        full[atoms[i]] = 0.0
+        inside[atoms[i]] = 2
         largest = max(largest, abs(x[i]))
     for i in range(k):
         if largest > 0 and (nonnegative or weight[atoms[i]] > 0):
             margin = min(margin, abs(x[i]) / largest)
     for i in range(len(full)):
         size = full[i] if nonnegative else abs(full[i])
-        if weight[i] > 0:
+        if weight[i] > 0 and inside[i] < 2:
             margin = min(margin, 1 - size / weight[i])
+        inside[i] = min(inside[i], 1)
     return max(margin, 0.0)
 
 
