@@ -21,7 +21,6 @@ import ctypes
 import functools
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +36,9 @@ _FALL = 0.4
 _DEPENDENT = 1e-10  # largest squared sine of the angle of a dependent atom to the span
 _POLISH = 3  # maximum number of successive moves that only correct rounding
 _PAD = 8  # extra columns of a square workspace, as rows of 2^k entries would share cache lines
-_VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
-_GRADIENT, _RESIDUAL = 8, 10  # two of the vectors
-_UNBOUNDED = 2**62
+VECTORS, LISTS = 12, 6  # numbers of vectors and lists in a workspace
+GRADIENT, RESIDUAL = 8, 10  # two of the vectors
+UNBOUNDED = 2**62
 _LOWEST = -(2**12)  # an exponent below all exponents of float64
 _SHARE = 1 / 64  # of tol, at which moves end if a code missed tol only after it was rounded
 _FINEST = 1e-3  # while the gap is above tol, the slack falls to about this share of its first value
@@ -81,47 +80,6 @@ class Minima(NamedTuple):
     margin: np.ndarray  # (n,) distance of the code from a change of its support
 
 
-class Held(NamedTuple):
-    """The state of n signals with a dictionary of their own, of at most w atoms, in w slots.
-
-    A call of `resume` goes on where the last call ended, with the atoms that came in between.
-    """
-
-    D: np.ndarray  # (n, w, m), atoms in rows
-    gram: np.ndarray  # (n, w, w)
-    inverse: np.ndarray  # (n, w), as in `Problem`
-    products: np.ndarray  # (n, w)
-    lam: np.ndarray  # (n, w)
-    x: np.ndarray  # (n, w), rounded
-    squares: np.ndarray  # the workspaces
-    vectors: np.ndarray
-    lists: np.ndarray
-    sizes: np.ndarray  # (n, 2), the numbers of active atoms and of atoms in the working set
-
-    @classmethod
-    def empty(cls, n: int, w: int, m: int) -> "Held":
-        """The state of signals without atoms."""
-        zeros = partial(np.zeros, (n, w))
-        workspace = _workspace(n, m, w)
-        arrays = np.empty((n, w, m)), np.empty((n, w, w)), *(zeros() for _ in range(4))
-        return cls(*arrays, *workspace, np.zeros((n, 2), np.int64))
-
-    def at(self, rows: np.ndarray, w: int) -> "Held":
-        """The state of some signals, in w slots, not fewer than before."""
-        some = Held.empty(len(rows), w, self.D.shape[2])
-        for new, old in zip(some, self):
-            new[(slice(None), *map(slice, old.shape[1:]))] = old[rows]
-        return some
-
-    def residuals(self, m: int) -> np.ndarray:
-        """y - D x, (n, m)."""
-        return self.vectors[:, _RESIDUAL, :m]
-
-    def gradients(self, w: int) -> np.ndarray:
-        """D'(y - D x) - l2 x, (n, w)."""
-        return self.vectors[:, _GRADIENT, :w]
-
-
 def minimise(
     problem: Problem,
     Y: np.ndarray,
@@ -134,7 +92,7 @@ def minimise(
     start: np.ndarray | None = None,
     masks: np.ndarray | None = None,
     fewest: int = FEWEST,
-    rounds: int = _UNBOUNDED,
+    rounds: int = UNBOUNDED,
     digits: int = 53,
     finest: Any = _LOWEST,
 ) -> Minima:
@@ -176,59 +134,19 @@ def minimise(
     finest = np.broadcast_to(np.asarray(finest, float), n)
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
-    sizes = np.zeros((1, 2), np.int64)
-    _entry(_many, _MANY)(
-        *map(_operand, (*floats, first, known)),
-        *map(_pointer, (*result, *_workspace(1, m, d), sizes, np.arange(n))),
-        *(n, n, m, d, d, lam.shape[1], len(first), len(known), False, moves, fewest, rounds),
+    sizes, used = np.zeros((1, 2), np.int64), np.array([d])
+    entry(many, MANY)(
+        *map(operand, (*floats, first, known)),
+        *map(pointer, (*result, *workspace(1, m, d), sizes, used, np.arange(n))),
+        *(n, n, m, d, lam.shape[1], len(first), len(known), False, moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol, digits),
     )
     return result
 
 
-def resume(
-    held: Held,
-    Y: np.ndarray,
-    slack: np.ndarray,
-    which: np.ndarray,
-    used: int,
-    *,
-    l2: float,
-    nonnegative: bool,
-    tol: float,
-    moves: int,
-    digits: int,
-    finest: np.ndarray,
-    start: np.ndarray | None = None,
-) -> np.ndarray:
-    """`minimise` for signals that each have their own dictionary; return the moves, (n,).
-
-    Args:
-        held: the state of n signals, which the function changes.
-        Y, slack, finest: as in `minimise`, for all n signals.
-        which: the signals that go on.
-        used: the number of slots in use; an unused slot has inverse 0.
-        l2, nonnegative: as in `Problem`.
-        tol, moves, digits: as in `minimise`.
-        start: (n, w), as in `minimise`.
-    """
-    n, w, m = held.D.shape
-    counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
-    floats = held.gram, held.D, held.inverse, Y, held.products, held.lam, slack, finest
-    first = np.zeros((0, w)) if start is None else start
-    results = held.x, sizes[0], sizes[1], counts[0], counts[1], sizes[2]
-    _entry(_many, _MANY)(
-        *map(_operand, (*floats, first, np.zeros((0, m)))),
-        *map(_pointer, (*results, *held[-4:], which)),
-        *(len(which), n, m, w, used, w, len(first), 0, True, moves, FEWEST, _UNBOUNDED),
-        *(l2, nonnegative, tol, digits),
-    )
-    return counts[0]
-
-
-def _workspace(n: int, m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def workspace(n: int, m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The square matrices, vectors and lists of indices of n workspaces."""
-    vectors, lists = np.zeros((n, _VECTORS, max(m, d))), np.zeros((n, _LISTS, d), np.int64)
+    vectors, lists = np.zeros((n, VECTORS, max(m, d))), np.zeros((n, LISTS, d), np.int64)
     return np.empty((n, 2, d, d + _PAD)), vectors, lists
 
 
@@ -244,19 +162,19 @@ _KINDS: dict[np.dtype, Any] = {
 }
 
 
-def _operand(array: np.ndarray) -> Any:
+def operand(array: np.ndarray) -> Any:
     """A pointer to the first entry of an input array, made contiguous."""
-    return _pointer(np.ascontiguousarray(array, np.float64))
+    return pointer(np.ascontiguousarray(array, np.float64))
 
 
-def _pointer(array: np.ndarray) -> Any:
+def pointer(array: np.ndarray) -> Any:
     """A pointer to the first entry of a numpy array; the pointer keeps the array alive."""
     assert array.flags.c_contiguous
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 
 @functools.cache
-def _entry(function: Callable, signature: Any) -> Callable:
+def entry(function: Callable, signature: Any) -> Callable:
     """The compiled function; its machine code is cached on disk if the folder is writable.
 
     The compiled function takes pointers and converts them to arrays without reference counts,
@@ -268,9 +186,9 @@ def _entry(function: Callable, signature: Any) -> Callable:
         return cfunc(signature)(function).ctypes
 
 
-_MANY = types.void(
-    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, *[_INTEGERS] * 3,
-    *[types.int64] * 12, types.float64, types.boolean, types.float64, types.int64,
+MANY = types.void(
+    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, *[_INTEGERS] * 4,
+    *[types.int64] * 11, types.float64, types.boolean, types.float64, types.int64,
 )  # fmt: skip
 
 
@@ -282,19 +200,19 @@ def _arrays(S, V, I, m, d):
     # The Gram matrix and the inverse; x, g, sign, b, lam, scale, change, u; atoms, order, blocked.
     work = (S[0], S[1], V[0], V[1], V[2], V[3], V[4], V[5], V[6], V[7], I[0], I[1], I[2])
     # D'r - l2 x, lam, r and the largest excesses; whether an atom is in the set, and which join.
-    own = (V[_GRADIENT, :d], V[9, :d], V[_RESIDUAL, :m], V[11, :d], I[3, :d], I[4])
+    own = (V[GRADIENT, :d], V[9, :d], V[RESIDUAL, :m], V[11, :d], I[3, :d], I[4])
     return work, own
 
 
 # One signal
 
 
-def _many(
+def many(
     gram, atoms, inverse, Y, products, lams, slacks, finest, first, known, X, gaps, residuals,
-    moved, rounds, margins, squares, vectors, lists, sizes, which, some, n, m, w, d, columns, warm,
-    masked, stacked, budget, fewest, most, l2, nonnegative, tol, digits,
+    moved, rounds, margins, squares, vectors, lists, sizes, used, which, some, n, m, w, columns,
+    warm, masked, stacked, budget, fewest, most, l2, nonnegative, tol, digits,
 ):  # fmt: skip
-    """The compiled part of `minimise` and `resume`: d of w slots are in use."""
+    """The compiled part of `minimise` and `resume`."""
     problems = n if stacked else 1
     gram, atoms = carray(gram, (problems, w, w)), carray(atoms, (problems, w, m))
     inverse = carray(inverse, (n if masked else problems, w))
@@ -304,10 +222,12 @@ def _many(
     gaps, residuals, known = carray(gaps, (n,)), carray(residuals, (n,)), carray(known, (masked, m))
     moved, rounds, margins = carray(moved, (n,)), carray(rounds, (n,)), carray(margins, (n,))
     squares = carray(squares, (problems, 2, w, w + _PAD))
-    vectors = carray(vectors, (problems, _VECTORS, max(m, w)))
-    lists, sizes = carray(lists, (problems, _LISTS, w)), carray(sizes, (problems, 2))
+    vectors = carray(vectors, (problems, VECTORS, max(m, w)))
+    lists, sizes = carray(lists, (problems, LISTS, w)), carray(sizes, (problems, 2))
+    used = carray(used, (problems,))
     for i in which:
         p = i if stacked else 0
+        d = used[p]
         work, own = _arrays(squares[p], vectors[p], lists[p], m, d)
         limits = (tol, budget, fewest, most, digits, finest[i])
         mask = known[i if masked else 0 : i + 1 if masked else 0]
@@ -333,16 +253,13 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
     full, weight, r, excess, inside, fresh = own
     k, w = sizes
     moves = rounds = idle = 0
-    level, least = 1.0, _FINEST * slack  # `level` is the penalty divided by lam
+    level, least, goal = 1.0, _FINEST * slack, tol  # `level` is the penalty divided by lam
     if k == 0:
         level, inside[:], w = np.inf, 0, 0
-    goal = tol
     while True:
         gap, squares, top = _judged(shared, x, k, y, products, slack, work, own)
-        joined = _violated(
-            *(full, weight, inverse, excess, inside, fresh),
-            *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
-        )
+        room = min(max(fewest, k), len(inside) - w)
+        joined = _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, room)
         idle = 0 if joined or level > 1 else idle + 1  # the second round unblocks atoms
         if idle > 1 and gap > goal >= 0 and slack > least:  # for codes much larger than y
             slack, idle = slack / 10, 0
@@ -377,7 +294,7 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
     sizes[0], sizes[1], out[:] = k, w, 0
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    margin = _margin(rounded, full, weight, atoms, k, inside, nonnegative)
+    margin = _margin(rounded, own, atoms, k, nonnegative)
     return gap, math.sqrt(squares), moves, rounds, margin
 
 
@@ -400,8 +317,9 @@ def _judged(shared, x, k, y, products, slack, work, own):
 
 
 @_compiled
-def _margin(x, full, weight, atoms, k, inside, nonnegative):
+def _margin(x, own, atoms, k, nonnegative):
     """The least of |x_i| / max |x| on the support, and of 1 - |d_i . r| / lam_i off the support."""
+    full, weight, _, _, inside, _ = own
     margin, largest = 1.0, 0.0
     for i in range(k):
         inside[atoms[i]] = 2

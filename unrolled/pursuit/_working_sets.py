@@ -18,6 +18,7 @@ Reference: Massias, Gramfort, Salmon (2018) for working sets; Higham (2002), sec
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -31,9 +32,8 @@ from unrolled.pursuit import _active_set, _products
 from unrolled.pursuit._many import Answers, Units, share
 
 _MORE = 32  # the number of atoms that may join in a round; half of the nonzeros if larger
-_SLOTS = 2 * _MORE  # of a set at first
 _ROUNDS = 100
-_BYTES, _ATOMS = 2**25, 2**24  # of the products of a block, and numbers in the state of its sets
+_BYTES, _ATOMS = 2**25, 2**23  # of the products of a block, and numbers in the state of its sets
 _ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
 _SLACK = 1e-11  # as in `lasso_batch`
 
@@ -147,12 +147,12 @@ def lasso_by_sets(
         first = units.starts(rows.start + some, b[some, 0])
         if len(some) < len(y):
             y, weights, products, b = y[some], weights[some], products[some], b[some]
-        block = Block.of(y, weights, units.finest + a - b[:, 0], known)
+        block = Block.of(y, weights, units.finest + a - b[:, 0], known, _slots(products, weights))
 
-        def store(which: np.ndarray, own: np.ndarray, x: np.ndarray, *numbers: np.ndarray) -> None:
+        def store(which: np.ndarray, own: np.ndarray, x: np.ndarray, *numbers: Any) -> None:
             order, of = np.argsort(own, 1), rows.start + some[which]
             own, x = (np.take_along_axis(v, order, 1) for v in (own, x))
-            units.store(answers, of, b[which, 0], x, *numbers, atoms=own)
+            units.store(answers, of, b[which, 0], x, *numbers, atoms=own)  # type: ignore[misc]
 
         code(task, block, products, first, store)
 
@@ -165,6 +165,12 @@ def lasso_by_sets(
     return answers
 
 
+def _slots(products: np.ndarray, lam: np.ndarray) -> int:
+    """The number of slots at first: a guess that saves copies of sets that outgrow their slots."""
+    violated = np.count_nonzero(np.abs(products) > lam, axis=1)
+    return 2 * _MORE + int(violated.mean()) // 5
+
+
 class Sets(NamedTuple):
     """The working sets of some signals, (n, w) each, with -1 and 0 in unused slots."""
 
@@ -172,6 +178,62 @@ class Sets(NamedTuple):
     x: np.ndarray  # the code on the set, rounded as it is returned
     g: np.ndarray  # D'(y - D x) - l2 x on the set, in float64
     lam: np.ndarray  # penalties, 1 in unused slots
+
+
+class Held(NamedTuple):
+    """The state of n signals that each have their own dictionary, of at most w atoms, in slots.
+
+    A call of `_resume` goes on where the last call ended, with the atoms that came in between.
+    """
+
+    used: np.ndarray  # (n,), the numbers of slots in use, which are the first slots
+    D: np.ndarray  # (n, w, m), atoms in rows
+    gram: np.ndarray  # (n, w, w)
+    inverse: np.ndarray  # (n, w), as in `Problem`
+    products: np.ndarray  # (n, w)
+    lam: np.ndarray  # (n, w), 1 in unused slots
+    x: np.ndarray  # (n, w), rounded
+    squares: np.ndarray  # the workspaces
+    vectors: np.ndarray
+    lists: np.ndarray
+    sizes: np.ndarray  # (n, 2), the numbers of active atoms and of atoms in the working set
+
+    @classmethod
+    def empty(cls, n: int, w: int, m: int) -> "Held":
+        """The state of signals without atoms."""
+        zeros = partial(np.zeros, (n, w))
+        workspace = _active_set.workspace(n, m, w)
+        arrays = np.empty((n, w, m)), np.empty((n, w, w)), zeros(), zeros(), zeros() + 1, zeros()
+        return cls(np.zeros(n, np.int64), *arrays, *workspace, np.zeros((n, 2), np.int64))
+
+    def at(self, rows: np.ndarray, w: int) -> "Held":
+        """The state of some signals, in w slots, not fewer than before."""
+        n, m = len(rows), self.D.shape[2]
+        some = Held.empty(n, w, m)
+        for new, old in zip(some, self):
+            if old.ndim < 3:
+                new[(slice(None), *map(slice, old.shape[1:]))] = old[rows]
+        for i, row in enumerate(rows):
+            used, (active, inside) = self.used[row], self.sizes[row]
+            for new, old, *kept in (
+                (some.D, self.D, used),
+                (some.gram, self.gram, used, used),
+                (some.squares, self.squares, 1, inside, inside),
+                (some.squares[:, 1:], self.squares[:, 1:], 1, active, active),
+                (some.vectors, self.vectors, _active_set.VECTORS, max(used, m)),
+                (some.lists, self.lists, _active_set.LISTS, used),
+            ):
+                part = tuple(map(slice, kept))
+                new[i][part] = old[row][part]
+        return some
+
+    def residuals(self, m: int) -> np.ndarray:
+        """y - D x, (n, m)."""
+        return self.vectors[:, _active_set.RESIDUAL, :m]
+
+    def gradients(self, w: int) -> np.ndarray:
+        """D'(y - D x) - l2 x, (n, w)."""
+        return self.vectors[:, _active_set.GRADIENT, :w]
 
 
 @dataclass
@@ -186,35 +248,34 @@ class Block:
     r: np.ndarray  # (n, m), y - D x
     moves: np.ndarray  # (n,)
     atoms: np.ndarray  # (n, w), -1 in unused slots
-    held: _active_set.Held  # with w slots
-    used: int = 0  # the number of slots in use
+    held: Held  # with w slots
 
     @classmethod
-    def of(cls, y: np.ndarray, lam: np.ndarray, finest: np.ndarray, known: Any) -> "Block":
+    def of(cls, y: np.ndarray, lam: np.ndarray, finest: np.ndarray, known: Any, w: int) -> "Block":
         """Signals with empty working sets."""
         n, m = y.shape
-        sets = -np.ones((n, _SLOTS), int), _active_set.Held.empty(n, _SLOTS, m)
+        sets = -np.ones((n, w), int), Held.empty(n, w, m)
         return cls(np.arange(n), y, lam, finest, known, y.copy(), np.zeros(n, int), *sets)
 
     def wider(self, some: np.ndarray, more: int) -> list["Block"]:
         """Some of the signals with room for more atoms, in parts that fit into memory."""
-        slots, m = 2 * max(self.used, more), self.y.shape[1]
-        size = max(1, _ATOMS // (slots * (m + 3 * slots)))
-        return [self._at(some[i : i + size], slots) for i in range(0, len(some), size)]
+        w, m = self.atoms.shape[1] + max(more, self.atoms.shape[1] // 2), self.y.shape[1]
+        size = max(1, _ATOMS // (w * (m + 3 * w)))
+        return [self._at(some[i : i + size], w) for i in range(0, len(some), size)]
 
-    def _at(self, rows: np.ndarray, slots: int) -> "Block":
+    def _at(self, rows: np.ndarray, w: int) -> "Block":
         known = None if self.known is None else self.known[rows]
-        atoms = -np.ones((len(rows), slots), int)
-        atoms[:, : self.used] = self.atoms[rows, : self.used]
-        own = (v[rows] for v in (self.rows, self.y, self.lam, self.finest))
-        sets = self.r[rows], self.moves[rows], atoms, self.held.at(rows, slots), self.used
-        return Block(*own, known, *sets)
+        atoms = -np.ones((len(rows), w), int)
+        atoms[:, : self.atoms.shape[1]] = self.atoms[rows]
+        y, r = self.y[rows], self.r[rows]
+        numbers = self.lam[rows], self.finest[rows], known, r, self.moves[rows]
+        return Block(self.rows[rows], y, *numbers, atoms, self.held.at(rows, w))
 
     def sets(self, rows: np.ndarray) -> Sets:
         """The sets of some signals."""
-        x, g = self.held.x[:, : self.used], self.held.gradients(self.used)
-        lam = self.held.lam[:, : self.used]
-        return Sets(self.atoms[rows, : self.used], x[rows], g[rows], lam[rows])
+        held, w = self.held, int(self.held.used[rows].max(initial=0))
+        whole = self.atoms, held.x, held.gradients(w), held.lam
+        return Sets(*(v[rows, :w] for v in whole))
 
 
 # Receives the rows of finished signals, their sets, gaps, residuals, moves and margins.
@@ -247,8 +308,9 @@ def _rounds(
     Each round takes one product.
     """
     for turn in range(_ROUNDS if len(live) else 0):
-        if block.used + fresh.shape[1] > block.atoms.shape[1]:
-            parts = block.wider(live, fresh.shape[1])
+        more = int((block.held.used[live] + (fresh >= 0).sum(1)).max()) - block.atoms.shape[1]
+        if more > 0:
+            parts = block.wider(live, more)
             if len(parts) > 1:
                 for part in parts:
                     n, own = len(part.rows), np.isin(block.rows[live], part.rows)
@@ -392,24 +454,20 @@ def _refine(
     task: Task, block: Block, live: np.ndarray, fresh: np.ndarray, start: np.ndarray | None
 ) -> None:
     """Let fresh atoms join the sets of some signals, and minimise over these sets."""
-    units, held, w, k = task.units, block.held, block.used, fresh.shape[1]
+    units, held = task.units, block.held
     atoms = task.atoms.columns(fresh)
     if block.known is not None:
         atoms *= block.known[live, None]
-    of = np.maximum(fresh, 0) if block.lam.shape[1] > 1 else np.zeros_like(fresh)
-    block.atoms[live, w : w + k] = fresh
-    held.lam[live, w : w + k] = np.where(
-        fresh >= 0, np.take_along_axis(block.lam[live], of, 1), 1
-    )
-    _join(*held[:4], block.y, atoms, live, w, fresh, units.ridge)
+    several = block.lam.shape[1] > 1
+    lam = np.take_along_axis(block.lam[live], np.maximum(fresh, 0) if several else 0 * fresh, 1)
+    _join(*held[:6], block.atoms, block.y, live, fresh, atoms, lam, units.ridge)
     first = None
     if start is not None:
         first = np.zeros(block.atoms.shape)
         values = np.take_along_axis(start[live], np.maximum(fresh, 0), 1)
-        first[live, :k] = np.where(fresh >= 0, values, 0)
-    block.used += k
-    block.moves += _active_set.resume(
-        *(held, block.y, _SLACK * np.linalg.norm(block.y, axis=1), live, block.used),
+        first[live, : fresh.shape[1]] = np.where(fresh >= 0, values, 0)
+    block.moves += _resume(
+        *(held, block.y, _SLACK * np.linalg.norm(block.y, axis=1), live),
         l2=units.ridge,
         nonnegative=units.nonnegative,
         tol=units.tol / 2,
@@ -421,20 +479,71 @@ def _refine(
     block.r[live] = held.residuals(block.y.shape[1])[live]
 
 
+def _resume(
+    held: Held,
+    Y: np.ndarray,
+    slack: np.ndarray,
+    which: np.ndarray,
+    *,
+    l2: float,
+    nonnegative: bool,
+    tol: float,
+    moves: int,
+    digits: int,
+    finest: np.ndarray,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """`minimise` for signals that each have their own dictionary; return the moves, (n,).
+
+    Args:
+        held: the state of n signals, which the function changes.
+        Y, slack, finest: as in `minimise`, for all n signals.
+        which: the signals that go on.
+        l2, nonnegative: as in `Problem`.
+        tol, moves, digits: as in `minimise`.
+        start: (n, w), as in `minimise`.
+    """
+    n, w, m = held.D.shape
+    counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
+    floats = held.gram, held.D, held.inverse, Y, held.products, held.lam, slack, finest
+    first = np.zeros((0, w)) if start is None else start
+    results = held.x, sizes[0], sizes[1], counts[0], counts[1], sizes[2]
+    _active_set.entry(_active_set.many, _active_set.MANY)(
+        *map(_active_set.operand, (*floats, first, np.zeros((0, m)))),
+        *map(_active_set.pointer, (*results, *held[-4:], held.used, which)),
+        *(
+            len(which),
+            n,
+            m,
+            w,
+            w,
+            len(first),
+            0,
+            True,
+            moves,
+            _active_set.FEWEST,
+            _active_set.UNBOUNDED,
+        ),
+        *(l2, nonnegative, tol, digits),
+    )
+    return counts[0]
+
+
 @_compiled(error_model="numpy")
-def _join(D, gram, inverse, products, y, atoms, live, w, fresh, ridge):
-    """Write atoms, (len(live), k, m), into the slots from w on."""
-    k = fresh.shape[1]
+def _join(used, D, gram, inverse, products, lam, indices, y, live, fresh, atoms, weights, ridge):
+    """Write the fresh atoms, (len(live), k, m), and their products into the next slots."""
     for t in range(len(live)):
-        i = live[t]
-        own, square = D[i], gram[i]
-        own[w : w + k] = atoms[t]
-        rows = np.dot(atoms[t], own[: w + k].T)
-        for a in range(k):
-            for c in range(w + k):
-                square[w + a, c] = square[c, w + a] = rows[a, c]
-            if fresh[t, a] >= 0:
-                square[w + a, w + a] += ridge
-            size = square[w + a, w + a]
-            inverse[i, w + a] = 1 / np.sqrt(size) if size > 0 else 0.0
-        products[i, w : w + k] = np.dot(atoms[t], y[i])
+        i, k = live[t], np.sum(fresh[t] >= 0)
+        w = used[i]
+        end = w + k
+        indices[i, w:end], lam[i, w:end] = fresh[t, :k], weights[t, :k]
+        D[i, w:end] = atoms[t, :k]
+        own, square = D[i][:end], gram[i]
+        rows = np.dot(own[w:], own.T)
+        for a in range(w, end):
+            for c in range(end):
+                square[a, c] = square[c, a] = rows[a - w, c]
+            square[a, a] += ridge
+            inverse[i, a] = 1 / np.sqrt(square[a, a]) if square[a, a] > 0 else 0.0
+        products[i, w:end] = np.dot(own[w:], y[i])
+        used[i] = end
