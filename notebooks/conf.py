@@ -414,7 +414,9 @@ GLOSSARY = {
 
 @functools.cache
 def source_of(record):
-    return inspect.getsource(record)
+    """The source of a record, and of the records that it extends."""
+    own = (base for base in record.__mro__ if base.__module__.startswith("unrolled."))
+    return "\n".join(map(inspect.getsource, own))
 
 
 def fields(app, what, name, obj, options, lines):

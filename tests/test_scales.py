@@ -17,7 +17,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import unrolled as ur
 from unrolled._base import checks, numbers
-from unrolled.theory import _coherence, _convergence
+from unrolled.theory import _coherence
 
 ua, ud, um, up, ut = ur.activations, ur.dictionaries, ur.metrics, ur.pursuit, ur.theory
 
@@ -658,8 +658,7 @@ def test_products_come_in_tiles(monkeypatch):
     whole = [all_of(D) for D in (D, composed)]
     slope = jax.grad(ut.mutual_coherence)(D)
     monkeypatch.setattr(_coherence, "_SIDE", 4)
-    for module in (_coherence, _convergence):
-        monkeypatch.setattr(module, "BLOCK", 200)
+    monkeypatch.setattr(_coherence, "BLOCK", 200)
     jax.clear_caches()
     for D_, want in zip((D, composed), whole):
         for got, exact in zip(all_of(D_), want, strict=True):

@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
+from unrolled._base.doors import Result, checked
 from unrolled._base.interior_point import interior_point, lapack
-from unrolled._base.results import Result
 from unrolled._base.threads import one_thread, threads
 
 __all__ = ["basis_pursuit", "whiten"]

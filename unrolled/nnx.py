@@ -19,25 +19,11 @@ except ImportError as error:
 
 from unrolled import training
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.training import (
-    Data,
-    Fit,
-    Objective,
-    Run,
-    RunOptions,
-    Signals,
-    Trained,
-    as_dictionaries,
-    merge,
-    run_stages,
-    split,
-    with_unit_atoms,
-)
+from unrolled.training import Data, Fit, Objective, Run, RunOptions, Signals, Trained
 
 __all__ = ["Module", "fit"]
 
@@ -88,8 +74,10 @@ class Module(nnx.Module):
             raise TypeError(
                 f"nnx.Module: expected a Layer or a Network, got {type(model).__name__}"
             )
-        D = as_dictionaries(D, "nnx.Module")
-        trained, fixed = split(params, D, learn_dictionary=learn_dictionary, where="nnx.Module")
+        D = training.as_dictionaries(D, "nnx.Module")
+        trained, fixed = training.split(
+            params, D, learn_dictionary=learn_dictionary, where="nnx.Module"
+        )
         self.model = model
         self.trained = nnx.data(jax.tree.map(nnx.Param, trained))
         self.fixed = nnx.data(jax.tree.map(lambda leaf: nnx.Variable(jnp.asarray(leaf)), fixed))
@@ -121,7 +109,7 @@ class Module(nnx.Module):
         """Scale the atoms of a learned D to norm 1; a D that is not learned stays unchanged."""
         if self._learns():
             params, D = self._whole()
-            self._hold(Trained(_values(self.trained.params), with_unit_atoms(D)))
+            self._hold(Trained(_values(self.trained.params), training.with_unit_atoms(D)))
 
     def _learns(self) -> bool:
         """Whether D is trained too."""
@@ -138,7 +126,7 @@ class Module(nnx.Module):
 
     def _whole(self) -> Trained:
         """The params and D as pure data."""
-        return merge(_values(self.trained), _values(self.fixed))
+        return training.merge(_values(self.trained), _values(self.fixed))
 
 
 def _is_variable(leaf: Any) -> bool:
@@ -230,7 +218,9 @@ def _trained(
     dtype = checks.common_dtype(trained)
     signals = Signals.of(None, sample, key, validation, None, dtype, where)
     data = Data(signals, trained, trained, fixed)
-    return run_stages(outputs, data, optimizer, how, checks.as_index(steps, "steps", where))
+    return training.run_stages(
+        outputs, data, optimizer, how, checks.as_index(steps, "steps", where)
+    )
 
 
 class _Variables(NamedTuple):

@@ -10,9 +10,8 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, program
 from unrolled._base.numbers import exponent, norm, times_power
-from unrolled._base.programs import program
 from unrolled.activations import nonnegative_threshold, relu, select_support, selected, shrink
 from unrolled.dictionaries import Dictionary, block_of
 

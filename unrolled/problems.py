@@ -13,11 +13,10 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled._base.files import Draws, MappedRows, as_data
 from unrolled._base.numbers import exponent, times_power, widened
-from unrolled._base.programs import on_auto_axes, program, takes_sharded
+from unrolled._base.programs import on_auto_axes, takes_sharded
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, as_chain, as_dictionary, as_flat, block_of
 

@@ -286,11 +286,8 @@ def _one_of(value: Any, name: str, where: str, choices: Collection[str] | None) 
     """Raise unless a value is a string and, if there are choices, one of the choices."""
     if not isinstance(value, str):
         raise TypeError(f"{where}: {name} must be a string, got {checks.brief(value)}")
-    if choices is not None and value not in choices:
-        raise ValueError(
-            f"{where}: unknown {name} {checks.brief(value)}; expected one of "
-            f"{', '.join(choices)}{checks.meant(value, choices)}"
-        )
+    if choices is not None:
+        checks.one_of(value, choices, name, where)
 
 
 def _within(number: float, name: str, where: str, limits: Mapping[str, Any]) -> None:

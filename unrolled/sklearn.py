@@ -1,12 +1,13 @@
 """Transformers of scikit-learn: codes of samples, in a given or a learned dictionary."""
 
 from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from unrolled import dictionary_learning, problems
+from unrolled import dictionary_learning, problems, pursuit
 from unrolled._base import checks
 from unrolled._base.numbers import mean_norm
 from unrolled._base.packages import absent
@@ -20,15 +21,6 @@ from unrolled.dictionaries import (
 )
 from unrolled.layers import FAMILIES, Layer
 from unrolled.networks import Network
-from unrolled.pursuit import (
-    PURSUITS,
-    check_dictionaries,
-    check_options,
-    is_relative,
-    lasso_problem,
-    pursue,
-    zero_beside_largest,
-)
 from unrolled.theory import CodeCertificate, LassoCertificate, certify_code, certify_lasso
 from unrolled.training import has_recipe, unsupervised
 
@@ -71,6 +63,7 @@ class _Coder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return tags
 
 
+@dataclass(eq=False, repr=False)
 class SparseCoder(_Coder):
     r"""Sparse codes as features: y = D x for every sample y, by a pursuit, a layer or a network.
 
@@ -158,54 +151,29 @@ class SparseCoder(_Coder):
         True
     """
 
-    def __init__(
-        self,
-        dictionary: Any = None,
-        method: str | Layer | Network = "omp",
-        *,
-        depth: int | None = None,
-        params: Any = None,
-        random_state: Any = 0,
-        split_sign: bool = False,
-        lam: Any = None,
-        ratio: Any = None,
-        l2: float | None = None,
-        nonnegative: bool | None = None,
-        sparsity: int | None = None,
-        selection: str | None = None,
-        eps: float | None = None,
-        theta: Any = None,
-        radius: float | None = None,
-        p: float | None = None,
-        lams: Any = None,
-        thetas: Any = None,
-        zeros: Any = None,
-        step: float | None = None,
-        tol: float | None = None,
-        max_steps: int | None = None,
-    ):
-        self.dictionary = dictionary
-        self.method = method
-        self.depth = depth
-        self.params = params
-        self.random_state = random_state
-        self.split_sign = split_sign
-        self.lam = lam
-        self.ratio = ratio
-        self.l2 = l2
-        self.nonnegative = nonnegative
-        self.sparsity = sparsity
-        self.selection = selection
-        self.eps = eps
-        self.theta = theta
-        self.radius = radius
-        self.p = p
-        self.lams = lams
-        self.thetas = thetas
-        self.zeros = zeros
-        self.step = step
-        self.tol = tol
-        self.max_steps = max_steps
+    dictionary: Any = None
+    method: str | Layer | Network = "omp"
+    _: KW_ONLY
+    depth: int | None = None
+    params: Any = None
+    random_state: Any = 0
+    split_sign: bool = False
+    lam: Any = None
+    ratio: Any = None
+    l2: float | None = None
+    nonnegative: bool | None = None
+    sparsity: int | None = None
+    selection: str | None = None
+    eps: float | None = None
+    theta: Any = None
+    radius: float | None = None
+    p: float | None = None
+    lams: Any = None
+    thetas: Any = None
+    zeros: Any = None
+    step: float | None = None
+    tol: float | None = None
+    max_steps: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> "SparseCoder":
         """Check the dictionary, the method and its options against X.
@@ -219,8 +187,8 @@ class SparseCoder(_Coder):
             self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", _NAME)
             self.method_, self.options_, params = self._method(), self._options(), None
             if isinstance(self.method_, str):
-                check_options(self.method_, self.options_, _NAME)
-                check_dictionaries(self.method_, len(Ds), _NAME)
+                pursuit.check_options(self.method_, self.options_, _NAME)
+                pursuit.check_dictionaries(self.method_, len(Ds), _NAME)
             else:
                 params = self._params(Ds, X)
             # A pickle would return arrays of JAX in float32.
@@ -280,7 +248,7 @@ class SparseCoder(_Coder):
             raise ValueError(f"{_NAME}: certify is for one dictionary, got {len(self.dictionary_)}")
         D, problem = self.dictionary_[0], None if lam is None else {"lam": lam}
         if isinstance(self.method_, str) and problem is None:
-            problem = lasso_problem(self.method_, self.options_, D, X)
+            problem = pursuit.lasso_problem(self.method_, self.options_, D, X)
         if problem is not None:
             return certify_lasso(D, X, codes, **problem)
         return certify_code(D, X, codes, finish=finish)
@@ -297,10 +265,12 @@ class SparseCoder(_Coder):
 
     def _without_rounding(self, X: np.ndarray) -> np.ndarray:
         """Set samples that are negligible next to the largest sample to 0, and warn."""
-        if not isinstance(self.method_, str) or not is_relative(self.method_, self.options_):
+        if not isinstance(self.method_, str) or not pursuit.is_relative(
+            self.method_, self.options_
+        ):
             return X
         with jax.enable_x64(True):
-            faint = zero_beside_largest(np.nan_to_num(X))
+            faint = pursuit.negligible(np.nan_to_num(X))
         if not faint.any():
             return X
         checks.warn(
@@ -334,15 +304,13 @@ class SparseCoder(_Coder):
         """The name of the pursuit, or the layer or network."""
         method, options = self.method, self._options()
         if isinstance(method, str) and self.depth is None:
-            if method in FAMILIES and method not in PURSUITS:
+            if method in FAMILIES and method not in pursuit.PURSUITS:
                 raise ValueError(f"{_NAME}: {method} is a family of layers; give its depth")
             if self.params is not None:
                 raise ValueError(f"{_NAME}: params are for layers, {method} is a pursuit")
             return method
         if isinstance(method, str) and self.depth is not None:
-            if method not in FAMILIES:
-                names = ", ".join(FAMILIES)
-                raise ValueError(f"{_NAME}: unknown family {method!r}; expected one of {names}")
+            checks.one_of(method, FAMILIES, "family", _NAME)
             return FAMILIES[method](self.depth, **options)
         if not isinstance(method, Layer | Network):
             raise TypeError(
@@ -372,7 +340,7 @@ class SparseCoder(_Coder):
         """The last codes, and how many of these codes miss their tolerance."""
         known, Y = _known(Y), np.nan_to_num(Y)
         if isinstance(self.method_, str):
-            pursued = pursue(self.method_, Ds, Y, self.options_, known)
+            pursued = pursuit.pursue(self.method_, Ds, Y, self.options_, known)
             return pursued.codes[-1], pursued.missed
         layer: Any = self.method_
         own, Y = known_part(Ds[0], Y, known)
@@ -427,6 +395,7 @@ def _is_online(learner: "DictionaryLearner") -> bool:
     return learner.method == "online"
 
 
+@dataclass(eq=False, repr=False)
 class DictionaryLearner(_Coder):
     r"""A dictionary learned from samples, and the codes of samples as features.
 
@@ -480,28 +449,16 @@ class DictionaryLearner(_Coder):
         ((300, 12), (8, 12), 2)
     """
 
-    def __init__(
-        self,
-        n_components: int | None = None,
-        method: str = "online",
-        *,
-        lam: float | None = None,
-        sparsity: int | None = None,
-        sweeps: int = 10,
-        batch_size: int = 256,
-        start: Any = "data",
-        random_state: Any = 0,
-        split_sign: bool = False,
-    ):
-        self.n_components = n_components
-        self.method = method
-        self.lam = lam
-        self.sparsity = sparsity
-        self.sweeps = sweeps
-        self.batch_size = batch_size
-        self.start = start
-        self.random_state = random_state
-        self.split_sign = split_sign
+    n_components: int | None = None
+    method: str = "online"
+    _: KW_ONLY
+    lam: float | None = None
+    sparsity: int | None = None
+    sweeps: int = 10
+    batch_size: int = 256
+    start: Any = "data"
+    random_state: Any = 0
+    split_sign: bool = False
 
     def fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Learn the dictionary."""
@@ -560,9 +517,7 @@ class DictionaryLearner(_Coder):
     def _choose(self, X: np.ndarray) -> None:
         """Choose values, which depend on X, for the options that are None."""
         where = "DictionaryLearner"
-        if self.method not in _METHODS:
-            names = ", ".join(_METHODS)
-            raise ValueError(f"{where}: unknown method {self.method!r}; expected one of {names}")
+        checks.one_of(self.method, _METHODS, "method", where)
         self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", where)
         wrong = "sparsity" if _is_online(self) else "lam"
         if getattr(self, wrong) is not None:

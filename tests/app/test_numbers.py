@@ -156,7 +156,7 @@ def test_certify_numbers_the_rows_of_a_file_whose_codes_are_not_certified(
         given.append((np.asarray(D), np.asarray(Y), np.asarray(X), finish))
         return SimpleNamespace(certified=lambda Y: np.arange(len(Y)) % 15 != 1)
 
-    monkeypatch.setattr(_certify, "CHUNK", 16)
+    monkeypatch.setattr(_certify._inputs, "CHUNK", 16)
     monkeypatch.setattr(_certify.theory, "certify_code", certified)
     arguments = ["certify", "D.npy", "--signals", "Y.npy", "--code", "X.npy"]
     assert main([*arguments, "--json"]) == 0

@@ -537,7 +537,7 @@ def test_a_study_of_known_codes_shows_its_comparison():
     of = samples()
     methods, result = judged(of, 2)
     result = _steps._without_psnr(result)
-    study = studies.KnownCodes(of, 2, result, ["a remark"], "", {"a": 1.5}, methods, 1)
+    study = studies.KnownCodes(2, result, ["a remark"], {"a": 1.5}, of, "", methods, 1)
     check_forms(study, rows=1)
     assert study.rows() == _steps.curve_rows(result) and len(study.rows()[1]) == 2
     D, X = of.D, of.tested_on[1]
@@ -562,7 +562,7 @@ def test_a_study_of_known_codes_shows_its_comparison():
 def test_a_study_of_a_chain_shows_its_comparison_layer_by_layer():
     of = samples("chain")
     _, result = judged(of, 2)
-    study = studies.KnownChain(of, 2, result, ["a remark"], {"a": 1.5})
+    study = studies.KnownChain(2, result, ["a remark"], {"a": 1.5}, of)
     check_forms(study)
     head, rows = study.rows()
     for j, layer in enumerate(result.layers, start=1):
@@ -594,8 +594,8 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     result = changed(result, "lasso", given=True)
     some = dict(x=given.testing @ D, gap=np.float32([1e-7] * 6), converged=np.arange(6) > 2)
     optimum = SimpleNamespace(**some)
-    solved = (D, given, given.testing, 0.1, 2, optimum)
-    study = _unknown_codes.UnknownCodes(*solved, methods, result, ["a remark"], {})
+    solved = (D, given, given.testing, 0.1, optimum)
+    study = _unknown_codes.UnknownCodes(2, result, ["a remark"], {}, *solved, methods)
     run = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
     shown, tiles = study.rebuilt(), given.testing
     assert [name.partition(",")[0] for name in shown] == ["original", "ISTA", "last"]

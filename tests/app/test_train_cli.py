@@ -1212,13 +1212,14 @@ def test_what_float32_rounds_is_no_loss():
 @pytest.fixture
 def streamed(monkeypatch):
     """Chunks of 16 signals, progress after each, and the rows that were in memory together."""
-    seen, norms = [], _encode.residual_norms
+    seen, norms = [], _encode._inputs.residual_norms
 
     def noted(Ds, Y, codes):
         seen.append(len(Y))
         return norms(Ds, Y, codes)
 
-    for name, value in {"_CHUNK": 16, "_PERIOD": -1.0, "residual_norms": noted}.items():
+    monkeypatch.setattr(_encode._inputs, "residual_norms", noted)
+    for name, value in {"_CHUNK": 16, "_PERIOD": -1.0}.items():
         monkeypatch.setattr(_encode, name, value)
     return seen
 

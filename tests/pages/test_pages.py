@@ -95,6 +95,15 @@ def source_of(module):
     return inspect.getsource(sys.modules[module])
 
 
+def is_ours(cls):
+    return cls.__module__.startswith("unrolled.")
+
+
+def source_of_class(cls):
+    text = source_of(cls.__module__)
+    return re.search(rf"^class {cls.__name__}\b.*?(?=^\S|\Z)", text, re.M | re.S)[0]
+
+
 def test_every_field_of_a_record_is_described():
     """By the comment behind it, in the docstring, or by the glossary."""
     glossary = (NOTEBOOKS / "reference" / "glossary.md").read_text()
@@ -102,8 +111,8 @@ def test_every_field_of_a_record_is_described():
     for name, record in of_ours():
         if not hasattr(record, "_fields"):
             continue
-        text, said = source_of(record.__module__), record.__doc__ or ""
-        source = re.search(rf"^class {record.__name__}\b.*?(?=^\S|\Z)", text, re.M | re.S)[0]
+        said, bases = record.__doc__ or "", [b for b in record.__mro__ if is_ours(b)]
+        source = "\n".join(map(source_of_class, bases))
         for field in record._fields:
             behind = re.search(rf"(^    # .*\n)?^    {field}: [^#\n]*(# .*)?$", source, re.M)
             known = behind and (behind[1] or behind[2]) or f"`{field}`" in glossary

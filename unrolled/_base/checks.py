@@ -643,6 +643,14 @@ def as_indices(x: Any, name: str, where: str, *, least: int = 0) -> tuple[int, .
     return tuple(as_index(n, f"{name}[{i}]", where, least=least) for i, n in enumerate(x))
 
 
+def one_of(value: Any, choices: Iterable[str], name: str, where: str) -> None:
+    """Raise ValueError unless a value is one of the choices; the message suggests a similar one."""
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        near = f"{', '.join(choices)}{meant(str(value), choices)}"
+        raise ValueError(f"{where}: unknown {name} {brief(value)}; expected one of {near}")
+
+
 def nonnegative(x: Any, name: str, where: str) -> None:
     """Check that a known `x` is real, without a negative or NaN entry (a traced `x` passes).
 

@@ -10,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, checked, program
 from unrolled._base.numbers import widened
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 
 __all__ = [
     "Activation",

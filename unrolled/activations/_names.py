@@ -6,8 +6,7 @@ from typing import overload
 import jax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, checked
 from unrolled.activations import _activation
 from unrolled.activations._activation import Activation, _relu
 
@@ -122,11 +121,7 @@ def by_name(name: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
         (elu(1), silu)
     """
     if isinstance(name, str):
-        if name not in NAMED:
-            raise ValueError(
-                f"activation: unknown name {name!r}; expected one of {', '.join(NAMED)}"
-                f"{checks.meant(name, NAMED)}"
-            )
+        checks.one_of(name, NAMED, "name", "activation")
         return NAMED[name]
     if not callable(name):
         raise TypeError(

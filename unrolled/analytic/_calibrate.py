@@ -11,18 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from unrolled import dictionaries
 from unrolled._base import checks, programs
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, host_function, program
 from unrolled._base.numbers import exponent, times_power
-from unrolled._base.programs import host_function, program
-from unrolled.dictionaries import (
-    Dictionary,
-    as_chain,
-    as_dictionary,
-    check_batch,
-    column_norms,
-    flat_batch,
-)
+from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled, names_with_role, stack, unstack
 from unrolled.networks import Network, codes_of_ista, exceeds, lam_of, loss_of, worse_than_zero
 from unrolled.problems import synthesize
@@ -129,7 +122,7 @@ def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
     """The largest entry of X or, if X is None, of the best codes with one nonzero."""
     if X is not None:
         return jnp.max(jnp.abs(X)).astype(Y.dtype)
-    norms = column_norms(D)
+    norms = dictionaries.column_norms(D)
     norms = jnp.where(norms > 0, norms, jnp.inf)
     codes = jax.vmap(lambda y: (y @ D) / norms / norms)(Y)  # norms^2 may leave the range
     return jnp.max(jnp.abs(codes)).astype(Y.dtype)
@@ -309,8 +302,8 @@ def calibrate(
     aim = loss_of(loss, X, "calibrate") or squared
     if isinstance(model, Network):
         return _calibrate_chain(model, params, D, Y, X, aim)
-    D = as_dictionary(D, "calibrate")
-    Y, X = _sample(D, *flat_batch(D, (Y, X)))
+    D = dictionaries.as_dictionary(D, "calibrate")
+    Y, X = _sample(D, *dictionaries.flat_batch(D, (Y, X)))
     dtype = checks.common_dtype(params, D, X, Y)
     params, D, X, Y = (checks.cast(tree, dtype) for tree in (params, D, X, Y))
     model.check(params, D)
@@ -372,7 +365,7 @@ def _calibrate_chain(network: Network, params, Ds, Y, X, aim: Loss) -> tuple[Unr
             f"calibrate: the blocks of {network.family} do not run one after the other; expected a "
             "layer or a chain of layers, try training"
         )
-    Ds = as_chain(Ds, "calibrate")
+    Ds = dictionaries.as_chain(Ds, "calibrate")
     network.check(params, Ds)
     targets = _targets(Ds, X)
     Y, _ = _sample(Ds[0], Y, targets[0])
@@ -490,7 +483,7 @@ def _sample(D, Y, X) -> tuple[Array, Any]:
     own = X is None
     Y = checks.as_signals(Y, "Y", "calibrate") if own else checks.as_float(Y, "Y", "calibrate")
     X = None if own else checks.as_float(X, "X", "calibrate")
-    check_batch(D, Y, X, "calibrate")
+    dictionaries.check_batch(D, Y, X, "calibrate")
     checks.finite((Y, X), "the sample", "calibrate")
     what, fitted = ("signals", Y) if X is None else ("codes", X)
     if not np.any(np.asarray(fitted)):

@@ -9,16 +9,10 @@ import numpy as np
 
 from unrolled import layers
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, DTypeLike
-from unrolled._base.programs import host_function
+from unrolled._base.doors import Array, DTypeLike, checked, host_function
 from unrolled.activations import Activation, relu
-from unrolled.analytic._schedules import (
-    LARGEST_SHARE,
-    HypothesisWarning,
-    block_schedule,
-    chain_schedules,
-)
+from unrolled.analytic import _schedules
+from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary
 from unrolled.layers import Unrolled, ista_params
 from unrolled.theory import state_evolution
@@ -199,7 +193,7 @@ def dsc(
         [(3,), (2,)]
     """
     classes: dict[str, Any] = dict(sparsities=sparsities, bounds=bounds, noises=noises)
-    certified, schedules = chain_schedules(
+    certified, schedules = _schedules.chain_schedules(
         Ds, depths=depths, Ws=Ws, activations=activations, **classes
     )
     return tuple(
@@ -213,7 +207,7 @@ def dsc(
 def _weights_and_thresholds(
     D, W, activation, depth, per_atom, **class_of
 ) -> tuple[Operator, Array]:
-    certified, schedule = block_schedule(
+    certified, schedule = _schedules.block_schedule(
         D, W, activation, depth=depth, per_atom=per_atom, **class_of
     )
     return certified.W, stored_thresholds(schedule.theta, certified.W.dtype)
@@ -227,7 +221,7 @@ def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
         >>> ur.analytic.stored_thresholds(np.array([0.5, np.inf]), "float16").tolist()
         [0.5, 16376.0]
     """
-    largest = float(jnp.finfo(dtype).max) * LARGEST_SHARE
+    largest = float(jnp.finfo(dtype).max) * _schedules.LARGEST_SHARE
     return jax.device_put(np.minimum(theta, largest).astype(dtype))
 
 

@@ -5,21 +5,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from unrolled import theory
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
+from unrolled._base.doors import ArrayLike, host_function
 from unrolled.analytic._params import stored_thresholds
 from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
-from unrolled.theory import (
-    MeasuredLayer,
-    Noise,
-    are_found,
-    codes_of,
-    frobenius_weights,
-    stored_up,
-)
+from unrolled.theory import MeasuredLayer, Noise
 
 __all__ = ["from_sample"]
 
@@ -101,12 +94,12 @@ def from_sample(
     leave_out = checks.as_number(leave_out, "leave_out", where)
     if not 0 <= leave_out < 1:
         raise ValueError(f"{where}: leave_out must be in [0, 1), got {leave_out:g}")
-    W = frobenius_weights(D) if W is None else as_dictionary(W, where, "W")
+    W = theory.frobenius_weights(D) if W is None else as_dictionary(W, where, "W")
     if getattr(layer, "from_theory", None) is None:
         raise TypeError(f"{where}: {layer} takes no params from theory; try layers.alista")
     unset = layer.from_theory(W, jax.device_put(np.ones(layer.depth, D.dtype)))
     measured = MeasuredLayer.of(layer, unset, D, where)
-    codes = codes_of(X, D, where)
+    codes = theory.codes_of(X, D, where)
     if not len(codes):
         raise ValueError(f"{where}: X has no code; expected a sample of the class")
     noises = Noise.of(noise, noise_norm, confidence, len(codes), measured.measured, where)
@@ -126,7 +119,7 @@ def from_sample(
         errors, _, _, left = measured.bounds(codes[kept], noises.rows(kept), choose)
         # Noise hides small nonzeros, so with noise the support need not be found.
         ends, some = errors[:, -1] < errors[:, 0], noises.deltas[kept] > 0
-        proved = np.where(some, ends, are_found(codes[kept], left))
+        proved = np.where(some, ends, theory.are_found(codes[kept], left))
         furthest = np.argsort(-np.where(proved, -np.inf, last))[: np.sum(~proved)]
         if not len(furthest) or len(kept) == least:
             break
@@ -146,5 +139,5 @@ def from_sample(
 
 def _stored(theta: float, dtype: Any) -> float:
     """The stored threshold, at least theta unless theta is out of the range of the dtype."""
-    up = stored_up(np.asarray(theta), dtype)
+    up = theory.stored_up(np.asarray(theta), dtype)
     return float(np.minimum(up, stored_thresholds(np.asarray(np.inf), dtype)))

@@ -9,25 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import theory
+from unrolled import dictionaries, theory
 from unrolled._base import checks, text
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, host_function, program
 from unrolled._base.numbers import UP, largest, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled._base.text import line, screen, table_of
 from unrolled.activations import Activation, by_name, relu
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_chain,
-    as_dictionary,
-    block_of,
-    column_norms,
-    spectral_norm,
-    unit_atoms,
-    unit_norms,
-)
+from unrolled.dictionaries import Dictionary, Operator
 
 __all__ = [
     "Certified",
@@ -113,11 +101,11 @@ def certified_weights(D: Dictionary, W: Dictionary | None = None) -> Certified:
 
 def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
     """`certified_weights`, with the name of the caller for messages."""
-    D = as_dictionary(D, where)
+    D = dictionaries.as_dictionary(D, where)
     if W is None:
         both = _certified(D, D, where), _certified(D, theory.frobenius_weights(D), where)
         return min(both, key=lambda c: c.mu_W)
-    W = as_dictionary(W, where, "W")
+    W = dictionaries.as_dictionary(W, where, "W")
     W = W.astype(D.dtype)
     if W.shape != D.shape:
         raise ValueError(
@@ -127,22 +115,22 @@ def _certified(D: Dictionary, W: Dictionary | None, where: str) -> Certified:
         W64, D64 = checks.cast_on_host((W, D), np.float64)
         *numbers, norms = _measured(W64, D64)
         _, entries = theory.product_sizes(W64, D64, wide_dtype(D.dtype))
-    unit_norms(D, np.asarray(norms), where)
+    dictionaries.unit_norms(D, np.asarray(norms), where)
     mu, C, eta, omega = map(float, numbers)
     rounding = theory.Rounding.of(W, D, D.dtype, norms=norms)
-    G = block_of(D) * float(entries)  # bounds the norm of a block of |W|'|D|
+    G = dictionaries.block_of(D) * float(entries)  # bounds the norm of a block of |W|'|D|
     return Certified(W, mu * UP, C, eta * UP, omega * UP, max(G, 1.0) * UP, rounding)
 
 
 @program()
 def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, C_W, eta = max abs(1 - w_i . d_i), omega = max norm(w_i), and the norms of D."""
-    if block_of(D) > 1:  # for noise bounded in l2; the l2 norm is at most the l1 norm
+    if dictionaries.block_of(D) > 1:  # for noise bounded in l2; the l2 norm is at most the l1 norm
         parts = theory.block_coherence(W, D)
-        return parts.mu, parts.gain, parts.eta, parts.gain, column_norms(D)
+        return parts.mu, parts.gain, parts.eta, parts.gain, dictionaries.column_norms(D)
     entries = theory.coherence(W, D)
-    eta, omega = largest(jnp.abs(1 - theory.diagonal(W, D))), jnp.max(column_norms(W))
-    return entries.mu_W, entries.C_W, eta, omega, column_norms(D)
+    eta, omega = largest(jnp.abs(1 - theory.diagonal(W, D))), jnp.max(dictionaries.column_norms(W))
+    return entries.mu_W, entries.C_W, eta, omega, dictionaries.column_norms(D)
 
 
 @host_function
@@ -188,7 +176,7 @@ def plan(
         guards=[c.guard(*of) for c, *of in zip(certified, sparsities, sizes, deltas)],
         etas=[c.eta + drift for c, drift in zip(certified, drifts)],
         gains=[
-            _gain(D, c, s, block_of(before))
+            _gain(D, c, s, dictionaries.block_of(before))
             for D, c, s, before in zip(Ds, certified, (0, *sparsities), (Ds[0], *Ds))
         ],
         tol=tol,
@@ -223,7 +211,7 @@ def block_schedule(
         [1.    0.25  0.063 0.016] True
     """
     rho: Any = by_name(activation)
-    D = as_dictionary(D, "analytic")
+    D = dictionaries.as_dictionary(D, "analytic")
     c = _certified(D, W, "analytic")
     _check_sparsity(D, sparsity)
     if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
@@ -277,7 +265,7 @@ def chain_schedules(
         inherited = _gain(D, c, before, block) * inherited
         schedules.append(_schedule(D, c, rho, inherited=inherited, **options))
         inherited, before = float(schedules[-1].error[-1]), s if rho == relu else 0
-        block = block_of(D)
+        block = dictionaries.block_of(D)
     return certified, tuple(schedules)
 
 
@@ -293,7 +281,7 @@ def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
     the parts of an error add up to E, the error has an l1 norm of at most sqrt(block) E and an l2
     norm of at most E.
     """
-    if block_of(D) > 1:
+    if dictionaries.block_of(D) > 1:
         return c.of_noise
     gain = theory.error_gain(c.W, sparsity=before if block == 1 else 0)
     return (gain * UP + c.of_noise - c.C_W) * math.sqrt(block)
@@ -301,7 +289,7 @@ def _gain(D: Dictionary, c: Certified, before: int, block: int) -> float:
 
 def _chain(Ds, Ws, where: str, *, sparsities: Sequence[int], **columns: Sequence[Any] | None):
     """The dictionaries of a chain, their weights and certificates, after all checks of lengths."""
-    Ds = as_chain(Ds, where)
+    Ds = dictionaries.as_chain(Ds, where)
     Ws = (None,) * len(Ds) if Ws is None else Ws
     for name, column in {"sparsities": sparsities, **columns, "Ws": Ws}.items():
         if column is not None and len(column) != len(Ds):
@@ -320,7 +308,7 @@ def _schedule(
 
     `inherited` is the noise that the error of the block before adds to the products.
     """
-    n = D.shape[1] // block_of(D)
+    n = D.shape[1] // dictionaries.block_of(D)
 
     def at(sparsity, depth):
         nonzeros = sparsity if activation == relu else n  # a tail leaves no entry at 0
@@ -343,7 +331,7 @@ def _atom_schedule(
     with jax.enable_x64(True):
         D64, W64 = checks.cast(D, np.float64), checks.cast(c.W, np.float64)
         atoms = theory.atom_coherence(W64, D64)
-        sizes = column_norms(W64) * UP if noise_norm == "l2" else atoms.C_W
+        sizes = dictionaries.column_norms(W64) * UP if noise_norm == "l2" else atoms.C_W
     mus, C_Ws = np.asarray(atoms.mu_W) * UP, np.asarray(sizes)
     of_noise = (c.of_noise - c.C_W) * noise * (_l2_gain(c) if noise_norm == "l2" else 1)
 
@@ -373,7 +361,10 @@ def _largest_number(W: Dictionary) -> float:
 
 def _check_sparsity(D: Dictionary, sparsity: int) -> None:
     s = checks.as_index(sparsity, "sparsity", "analytic")
-    n, what = D.shape[1] // block_of(D), "atoms" if block_of(D) == 1 else "parts"
+    n, what = (
+        D.shape[1] // dictionaries.block_of(D),
+        "atoms" if dictionaries.block_of(D) == 1 else "parts",
+    )
     if s > n:
         raise ValueError(f"analytic: sparsity {s} exceeds the number of {what} {n}")
 
@@ -524,8 +515,8 @@ def weights_table(
         >>> {name: round(row.mu_W, 3) for name, row in rows.items()}
         {'W = D': 0.5, 'closed form': 0.5, 'minimax': 0.5}
     """
-    D = as_dictionary(D, "weights_table")
-    unit_atoms(D, "weights_table")
+    D = dictionaries.as_dictionary(D, "weights_table")
+    dictionaries.unit_atoms(D, "weights_table")
     with jax.enable_x64(True):
         D = theory.in_float64(D)
         coherence = theory.generalized_coherence(D, progress=progress)
@@ -554,7 +545,7 @@ def _row(D, W, sparsity, bound, noise, tolerance) -> WeightsRow:
         certified.mu_W,
         certified.C_W,
         certified.omega,
-        float(spectral_norm(W)),
+        float(dictionaries.spectral_norm(W)),
         largest,
         s,
         schedule.holds,

@@ -419,11 +419,7 @@ def _table(
         raise TypeError(f"table: columns must be a list of names, got {got}; try columns=[{got}]")
     known = [field for field in records()[0] if field not in ("layer", "method", "diverges")]
     for name in asked:
-        if name not in known:
-            raise ValueError(
-                f"table: unknown column {checks.brief(name)}; expected one of {', '.join(known)}"
-                f"{checks.meant(str(name), known)}"
-            )
+        checks.one_of(name, known, "column", "table")
 
     def chosen() -> list[dict[str, Any]]:
         return [

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled.comparison._comparison import Comparison
 from unrolled.comparison._results import Cost, MethodResult
 from unrolled.dictionaries import Dictionary, Structured

@@ -6,9 +6,8 @@ from typing import Any, overload
 import numpy as np
 
 from unrolled import plots
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
-from unrolled._base.results import Result
+from unrolled._base import checks
+from unrolled._base.doors import Array, Result, checked
 from unrolled._base.text import markdown, screen, table, to_json
 from unrolled.comparison._weights import Coupling, Weights, coupling, step_means
 from unrolled.dictionaries import Dictionary, Structured, as_chain, as_dictionary
@@ -87,10 +86,7 @@ class Evolution:
             ValueError: the field is unknown, the family lacks it, or there is no evaluation yet.
         """
         fields = (*Evaluation._fields[:-1], *Coupling._fields)
-        if field not in fields:
-            raise ValueError(
-                f"evolution: unknown field {field!r}; expected one of {', '.join(fields)}"
-            )
+        checks.one_of(field, fields, "field", "evolution")
         own = field in Evaluation._fields
         values = [getattr(at if own else at.coupling, field, None) for at in self._seen()]
         if values[0] is None:

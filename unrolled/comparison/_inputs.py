@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks
 from unrolled._base.checks import Array
 from unrolled._base.numbers import (
@@ -19,18 +20,7 @@ from unrolled._base.numbers import (
     widened,
 )
 from unrolled._base.text import an
-from unrolled.dictionaries import (
-    Operator,
-    as_chain,
-    as_dictionary,
-    as_flat,
-    check_batch,
-    column_norms,
-    known_entries,
-    known_part,
-    shared_part,
-    signal_axes,
-)
+from unrolled.dictionaries import Operator
 from unrolled.layers import Layer
 from unrolled.networks import ROUNDING, Network
 from unrolled.pursuit import DEFAULT_LAM, default_lam, lasso_objective, lasso_optima
@@ -134,17 +124,17 @@ class Method(NamedTuple):
         if self.model is None:
             what, given, expected = "has codes of", self.params, sample.Xs
             if not self.chained:
-                given = as_flat(D, given, 1)[0]
+                given = dictionaries.as_flat(D, given, 1)[0]
         shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
         if shapes != fitting:
             raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
         if self.model is not None:  # checked here, because inside `jit` all params are tracers
             try:
-                self.model.check(self.params, D if self.chained else shared_part(D))
+                self.model.check(self.params, D if self.chained else dictionaries.shared_part(D))
             except (TypeError, ValueError) as error:
                 raise type(error)(f"compare: {name!r}: {error}") from error
         if sample.mask is not None and self.D is not None:
-            D = known_part(D, sample.Y, sample.mask)[0]
+            D = dictionaries.known_part(D, sample.Y, sample.mask)[0]
         if self.model is not None:
             return self._replace(D=D)
         floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in self.each(given)]
@@ -162,9 +152,8 @@ def methods_of(given: Mapping[str, Any], reference: str | None) -> dict[str, Met
         raise TypeError('compare: methods must be a dict by name, as in {"ISTA": (layer, params)}')
     if not given:
         raise ValueError("compare: expected at least one method, got none")
-    if reference is not None and reference not in given:
-        names = ", ".join(given)
-        raise ValueError(f"compare: unknown reference {reference!r}; expected one of {names}")
+    if reference is not None:
+        checks.one_of(reference, given, "reference", "compare")
     methods = {name: _method(name, value) for name, value in given.items()}
     kinds = {method.chained: name for name, method in methods.items()}
     if len(kinds) > 1:
@@ -216,25 +205,29 @@ def sample_of(chained: bool, D: Any, Y: Any, X: Any, lam: Any, mask: Any = None)
     If the codes are not known, the codes of the LASSO are used, layer by layer. With a mask, D is
     masked for each signal.
     """
-    Ds = as_chain(D, "compare") if chained else (as_dictionary(D, "compare"),)
+    Ds = (
+        dictionaries.as_chain(D, "compare")
+        if chained
+        else (dictionaries.as_dictionary(D, "compare"),)
+    )
     codes: Any = (None,) * len(Ds)
     if mask is not None:
-        mask = known_entries(Ds[0], mask, len(Y), "compare")
+        mask = dictionaries.known_entries(Ds[0], mask, len(Y), "compare")
         mask = np.broadcast_to(mask, (len(Y), mask.shape[-1]))
         Y = np.where(mask, np.asarray(Y), 0)
     if X is None:
-        check_batch(Ds[0], Y, None, "compare")
+        dictionaries.check_batch(Ds[0], Y, None, "compare")
         Y = checks.as_signals(Y, "Y", "compare")
     else:
         Y, codes = _known(Ds, Y, X, chained)
     if mask is not None:
-        Ds = (known_part(Ds[0], Y, mask)[0],)
+        Ds = (dictionaries.known_part(Ds[0], Y, mask)[0],)
     optima: list[Any] = []
     Xs, lams, remarks, signals = [], [], [], Y
     for j, asked in enumerate(per_layer(lam, "lam", len(Ds), chained and np.ndim(lam) > 0)):
         weight = asked
         if X is None:
-            weight = _lam_without_codes(shared_part(Ds[j]), signals, asked, j)
+            weight = _lam_without_codes(dictionaries.shared_part(Ds[j]), signals, asked, j)
         optima.append(None if weight is None else optima_of(Ds[j], signals, weight))
         remarks.append(_remarks(optima[j], weight, X is not None or asked is not None))
         signals = optima[j].codes if X is None else codes[j]
@@ -254,7 +247,7 @@ def _known(Ds: Sequence[Operator], Y: Any, X: Any, chained: bool) -> tuple[Array
         )
     Xs = tuple(X) if chained else (X,)
     for Dj, signals, Xj in zip(Ds, (Y, *Xs), Xs):
-        check_batch(Dj, signals, Xj, "compare")
+        dictionaries.check_batch(Dj, signals, Xj, "compare")
     Y = checks.as_float(Y, "Y", "compare")
     Xs = tuple(checks.as_float(Xj, "X", "compare") for Xj in Xs)
     checks.finite((Y, Xs), "Y or X", "compare")
@@ -306,7 +299,7 @@ def _scaled(
 ) -> tuple[tuple[Operator, Array, Array], Array]:
     """D, the signals and lam in units near 1, and the exponent of codes."""
     D, Y = checks.cast(D, wide_dtype(Y.dtype)), widened(Y)
-    a, b = exponent(column_norms(shared_part(D))), exponent(Y)
+    a, b = exponent(dictionaries.column_norms(dictionaries.shared_part(D))), exponent(Y)
     k = jnp.clip(of_lam - (a + b), -_RANGE, _RANGE)
     weight = jnp.minimum(ldexp(mantissa.astype(Y.dtype), k), jnp.finfo(Y.dtype).max)
     return (D * power_of_two(-a, Y.dtype), times_power(Y, -b), weight), b - a
@@ -326,4 +319,4 @@ def _with_values(
 
 
 def _objectives(D: Operator, Y: Array, x: Array, lam: Array) -> Array:
-    return jax.vmap(lasso_objective, (signal_axes(D), 0, 0, None))(D, Y, x, lam)
+    return jax.vmap(lasso_objective, (dictionaries.signal_axes(D), 0, 0, None))(D, Y, x, lam)

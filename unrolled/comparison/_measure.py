@@ -12,20 +12,11 @@ import numpy as np
 from unrolled import metrics, problems
 from unrolled._base.checks import Array
 from unrolled._base.numbers import largest, ldexp, norm
+from unrolled.comparison import _promises
 from unrolled.comparison._comparison import Comparison
 from unrolled.comparison._costs import products, timed
 from unrolled.comparison._inputs import Method, Optima, Sample
-from unrolled.comparison._promises import (
-    Class,
-    ClassOf,
-    bound,
-    certified_share,
-    classes_of,
-    guarantees,
-    held_out,
-    prediction,
-    proofs,
-)
+from unrolled.comparison._promises import Class, ClassOf
 from unrolled.comparison._results import QUANTILES, Cost, Curve, Divergence, MethodResult
 from unrolled.comparison._weights import changes, coupling
 from unrolled.dictionaries import Dictionary, Operator, block_of, shared_part, signal_axes
@@ -63,7 +54,7 @@ class Measured(NamedTuple):
 
 def layers_of(methods: dict[str, Method], sample: Sample, asked: Asked) -> list[Comparison]:
     """The comparison of every layer: the only entrance to the measurements."""
-    class_of = classes_of(sample.Ds, sample.pairs, asked.classes)
+    class_of = _promises.classes_of(sample.Ds, sample.pairs, asked.classes)
     results = {name: _results(of, sample, class_of, asked) for name, of in methods.items()}
     if asked.sampled is not None or asked.certify or asked.predict:  # of one layer
         more = _more(methods, sample, asked)
@@ -119,11 +110,11 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
     signal = jax.ShapeDtypeStruct(sample.Y.shape[1:], sample.Y.dtype)
     cost = Cost(None, products(model, params, shared_part(D), signal))
     none: list[Any] = [None] * len(Ds)
-    certified = none if sample.mask is not None else guarantees(model, ps, Ds, class_of)
+    certified = none if sample.mask is not None else _promises.guarantees(model, ps, Ds, class_of)
     proved = none
     if sample.known and sample.mask is None:
         noises = [noise for _, _, noise in asked.classes]
-        proved = proofs(model, ps, Ds, sample.pairs, noises)
+        proved = _promises.proofs(model, ps, Ds, sample.pairs, noises)
     of_codes = _measured(codes if isinstance(codes, tuple) else (codes,), Ds, sample)
     results = []
     for j, (result, p) in enumerate(zip(of_codes, ps)):
@@ -164,16 +155,19 @@ def _more(methods: dict[str, Method], sample: Sample, asked: Asked) -> dict[str,
     running: dict[str, Any] = {name: of[:3] for name, of in methods.items() if of.model is not None}
     more: dict[str, dict[str, Any]] = {name: {} for name in methods}
     if asked.sampled is not None:
-        drawn, pair = not isinstance(asked.sampled, tuple | list), held_out(D, Y, X, asked.sampled)
+        drawn, pair = (
+            not isinstance(asked.sampled, tuple | list),
+            _promises.held_out(D, Y, X, asked.sampled),
+        )
         for name, method in running.items():
-            more[name]["sampled"] = bound(method, *pair, drawn, len(running))
+            more[name]["sampled"] = _promises.bound(method, *pair, drawn, len(running))
     if asked.certify:
         for name, of in methods.items():
-            more[name]["certified"] = certified_share(of.model, of.params, of.D, Y)
+            more[name]["certified"] = _promises.certified_share(of.model, of.params, of.D, Y)
     if asked.predict:
         law = law_of(D, Y, X)
         for name, method in running.items():
-            more[name]["predicted"] = prediction(method[0], method[1], method[2], law)
+            more[name]["predicted"] = _promises.prediction(method[0], method[1], method[2], law)
     return more
 
 

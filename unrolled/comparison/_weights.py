@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
+from unrolled._base.doors import ArrayLike, Result
 from unrolled._base.numbers import largest
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, dense, normalized
 from unrolled.layers import Acting, Unrolled
 from unrolled.theory import inner_products

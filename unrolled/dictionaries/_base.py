@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Self, overload
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import KNOWN, checked, matrix_or
-from unrolled._base.checks import Array, ArrayLike, DTypeLike, TypeAliasType
+from unrolled._base.arguments import KNOWN, matrix_or
+from unrolled._base.checks import TypeAliasType
+from unrolled._base.doors import Array, ArrayLike, DTypeLike, Result, checked, program
 from unrolled._base.numbers import largest_singular_value, norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.dictionaries._pairs import from_pairs, to_pairs
 
 __all__ = [
@@ -117,6 +116,13 @@ class Structured:
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         checks.register(KINDS, cls, "dictionary")
+
+    @classmethod
+    def _of(cls, *fields: Any) -> Self:
+        """A dictionary of checked fields, which may have a batch axis; `__init__` does not run."""
+        self = object.__new__(cls)
+        vars(self).update(zip(cls.__dataclass_fields__, fields))  # type: ignore[attr-defined]
+        return self
 
     # What a subclass defines
 
@@ -341,9 +347,39 @@ class Transposed(Structured):
         return self.base
 
 
+class Derived:
+    """A dictionary with the shape, signals and codes of its `base`, and one more factor."""
+
+    base: Any  # a `Structured` or an array
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, d = self.base.shape[-2:]
+        return m, d
+
+    @property
+    def ndim(self) -> int:
+        return self.base.ndim
+
+    @property
+    def is_complex(self) -> bool:
+        return isinstance(self.base, Structured) and self.base.is_complex
+
+    @property
+    def block(self) -> int:
+        return self.base.block if isinstance(self.base, Structured) else 1
+
+    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
+        return self.base.view(y, batch) if isinstance(self.base, Structured) else None
+
+    @property
+    def inner_terms(self) -> int:
+        return (self.base.inner_terms if isinstance(self.base, Structured) else 0) + 1
+
+
 @pytree(data=("base", "weights"))
 @dataclass(frozen=True, eq=False)
-class Rescaled(Structured):
+class Rescaled(Derived, Structured):
     """D diag(weights), for a structured dictionary that cannot absorb the weights.
 
     Example:
@@ -354,14 +390,6 @@ class Rescaled(Structured):
 
     base: Structured
     weights: Array  # (d,)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.base.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.base.ndim
 
     def synthesize(self, x: Array) -> Array:
         return self.base.synthesize(self.weights * x)
@@ -379,29 +407,14 @@ class Rescaled(Structured):
         return jnp.abs(self.weights) * self.base.column_norms()
 
     @property
-    def is_complex(self) -> bool:
-        return self.base.is_complex
-
-    @property
-    def block(self) -> int:
-        return self.base.block
-
-    @property
     def groups(self) -> tuple[int, ...]:
         return self.base.groups if self.block > 1 else ()
 
     def spread(self, theta: ArrayLike) -> ArrayLike:
         return self.base.spread(theta) if self.block > 1 else theta
 
-    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        return self.base.view(y, batch)
-
     def magnitudes(self) -> "Operator":
         return scale_columns(self.base.magnitudes(), jnp.abs(self.weights))
-
-    @property
-    def inner_terms(self) -> int:
-        return self.base.inner_terms + 1
 
 
 # The type that `as_dictionary` returns and that results hold.

@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled._base.numbers import norm
-from unrolled._base.programs import program
 from unrolled.dictionaries import _base
 from unrolled.dictionaries._base import (
     DENSE_LIMIT,
@@ -398,12 +396,6 @@ class Concatenated(Structured):
             )
         object.__setattr__(self, "parts", checks.cast(parts, checks.common_dtype(parts)))
 
-    @classmethod
-    def _of(cls, *parts: Operator) -> "Concatenated":
-        self = object.__new__(cls)
-        object.__setattr__(self, "parts", parts)
-        return self
-
     @property
     def is_complex(self) -> bool:
         return any(map(is_complex, self.parts))
@@ -448,7 +440,7 @@ class Concatenated(Structured):
         return norm(jnp.stack([spectral_norm(D) for D in self.parts]))
 
     def magnitudes(self) -> "Concatenated":
-        return Concatenated._of(*map(magnitudes, self.parts))
+        return Concatenated._of(tuple(map(magnitudes, self.parts)))
 
     @property
     def inner_terms(self) -> int:
@@ -498,12 +490,6 @@ class Sparse(Structured):
         values = jnp.asarray(np.take_along_axis(atoms, indices, 0))
         base, values = checks.cast((base, values), checks.common_dtype(base, values))
         vars(self).update(base=base, indices=jnp.asarray(indices, jnp.int32), values=values)
-
-    @classmethod
-    def _of(cls, base: Operator, indices: Array, values: Array) -> "Sparse":
-        self = object.__new__(cls)
-        vars(self).update(base=base, indices=indices, values=values)
-        return self
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -13,8 +13,7 @@ import numpy as np
 from jax.interpreters import ad, batching, mlir
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import largest_singular_value, norm
 from unrolled.dictionaries._base import Structured, dense, pytree
 from unrolled.dictionaries._pairs import InPairs, to_pairs

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import norm
 from unrolled.dictionaries._base import Operator, Structured, pytree
 from unrolled.dictionaries._masked import Masked

@@ -1,7 +1,6 @@
 """The dictionary of signals with missing entries, or with entries of different accuracy."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +11,11 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import norm
-from unrolled.dictionaries._base import (
-    DENSE_LIMIT,
-    Dictionary,
-    Operator,
-    Structured,
-    dense,
-    pytree,
-    scale_columns,
-)
+from unrolled.dictionaries import _base
+from unrolled.dictionaries._base import Derived, Dictionary, Operator, Structured, scale_columns
 from unrolled.dictionaries._operands import (
     as_dictionary,
     block_of,
-    inner_terms,
-    is_complex,
     magnitudes,
     shapes_of,
     spectral_norm,
@@ -35,9 +25,9 @@ from unrolled.dictionaries._operands import (
 __all__ = ["Masked"]
 
 
-@pytree(data=("base", "mask"))
+@_base.pytree(data=("base", "mask"))
 @dataclass(frozen=True, eq=False, init=False)
-class Masked(Structured):
+class Masked(Derived, Structured):
     r"""diag(mask) D: the dictionary of the known entries of a signal.
 
     A code x of the known entries solves
@@ -96,18 +86,6 @@ class Masked(Structured):
         checks.in_range(jnp.abs(mask), base.dtype, "mask", where)
         vars(self).update(base=base, mask=mask.astype(base.dtype))
 
-    @classmethod
-    def _of(cls, base: Operator, mask: Array) -> "Masked":
-        """A `Masked` of checked arguments, which may have a batch axis."""
-        self = object.__new__(cls)
-        vars(self).update(base=base, mask=mask)
-        return self
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        m, d = self.base.shape[-2:]
-        return m, d
-
     @property
     def ndim(self) -> int:
         return max(self.base.ndim, self.mask.ndim + 1)
@@ -125,32 +103,17 @@ class Masked(Structured):
         return Masked._of(scale_columns(self.base, c), self.mask)
 
     def column_norms(self) -> Array:
-        rows = dense(self.base)  # without the product that makes the masked matrix
+        rows = _base.dense(self.base)  # without the product that makes the masked matrix
         return norm(self.mask[:, None] * rows, 0)
 
     def spectral_norm(self) -> Array:
         """norm(diag(mask) D, 2); for a large D the bound max(abs(mask)) norm(D, 2)."""
-        if math.prod(self.shape) <= DENSE_LIMIT:
-            return spectral_norm(dense(self))
+        if math.prod(self.shape) <= _base.DENSE_LIMIT:
+            return spectral_norm(_base.dense(self))
         return jnp.max(jnp.abs(self.mask)) * spectral_norm(self.base)
 
     def magnitudes(self) -> "Masked":
         return Masked._of(magnitudes(self.base), jnp.abs(self.mask))
-
-    @property
-    def inner_terms(self) -> int:
-        return inner_terms(self.base) + 1
-
-    @property
-    def is_complex(self) -> bool:
-        return is_complex(self.base)
-
-    @property
-    def block(self) -> int:
-        return block_of(self.base)
-
-    def view(self, y: Any, batch: int = 0) -> tuple[Any, Callable[[Array], Array]] | None:
-        return self.base.view(y, batch) if isinstance(self.base, Structured) else None
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -216,7 +179,7 @@ def signal_axes(D: Any) -> Any:
     if isinstance(D, tuple):
         return tuple(map(signal_axes, D))
     if shared_part(D) is not D:
-        return Masked._of(None, 0)  # type: ignore[arg-type]
+        return Masked._of(None, 0)
     return 0 if getattr(D, "ndim", 2) == 3 else None
 
 

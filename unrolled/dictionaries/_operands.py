@@ -9,18 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, DTypeLike
+from unrolled._base.doors import Array, ArrayLike, DTypeLike, checked, program
 from unrolled._base.numbers import exponent, largest_singular_value, norm, times_power
-from unrolled._base.programs import program
-from unrolled.dictionaries._base import (
-    Dictionary,
-    Operator,
-    Structured,
-    column_norms,
-    matrix_products,
-    scale_columns,
-)
+from unrolled.dictionaries import _base
+from unrolled.dictionaries._base import Dictionary, Operator, Structured
 
 __all__ = [
     "as_chain",
@@ -303,7 +295,7 @@ def unit_atoms(D: Dictionary, where: str, tolerance: float = _UNIT_TOLERANCE) ->
     if dense:  # within the rounding of the dtype: half precision has three digits
         norms = np.linalg.norm(np.asarray(D, np.float64), axis=0).astype(D.dtype)
     else:
-        norms = column_norms(D)
+        norms = _base.column_norms(D)
     unit_norms(D, norms, where, tolerance)
 
 
@@ -343,7 +335,7 @@ def normalized(D: Dictionary) -> tuple[Operator, Array]:
     k = exponent(D, 0)
     scaled = times_power(D, -k)  # 1 / norm of these atoms is in the range of the dtype
     norms = norm(scaled, 0)
-    return scale_columns(scaled, 1 / norms), times_power(norms, k[0])
+    return _base.scale_columns(scaled, 1 / norms), times_power(norms, k[0])
 
 
 @overload
@@ -610,4 +602,4 @@ def inner_products(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
     """
     if isinstance(D, Structured):
         return D.inner_products(W)
-    return matrix_products(W, D)
+    return _base.matrix_products(W, D)

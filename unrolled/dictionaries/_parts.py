@@ -92,12 +92,6 @@ class Complex(Structured):
             checks.as_float(A, "A", "Complex")  # raises with the reason
         return cls(A.real, A.imag)
 
-    @classmethod
-    def _of(cls, real: Operator, imag: Operator) -> "Complex":
-        self = object.__new__(cls)
-        vars(self).update(real=real, imag=imag)
-        return self
-
     @property
     def is_complex(self) -> bool:
         return True
@@ -250,12 +244,6 @@ class Joint(Structured):
             )
         g = checks.as_index(measurements, "measurements", "Joint", least=1)
         vars(self).update(base=base, measurements=g)
-
-    @classmethod
-    def _of(cls, base: Operator, measurements: int) -> "Joint":
-        self = object.__new__(cls)
-        vars(self).update(base=base, measurements=measurements)
-        return self
 
     @property
     def _pairs(self) -> bool:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks, threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike, Key
+from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning._learning import (
     Arrays,

@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike, Key
+from unrolled._base.doors import ArrayLike, Key, Result
 from unrolled._base.files import CheckpointError, check_writable, claimed, in_line
 from unrolled._base.numbers import wide_dtype
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
 from unrolled.records import differences
 from unrolled.training import restore_tree, save_tree

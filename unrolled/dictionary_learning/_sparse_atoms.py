@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks, threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike, Key
+from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._ksvd import Fitted, SparseColumns
 from unrolled.dictionary_learning._learning import (
     Arrays,
@@ -21,17 +21,6 @@ from unrolled.dictionary_learning._learning import (
     Options,
     Progress,
     Signals,
-    atom_count,
-    correction,
-    distinct,
-    duplicates,
-    fingerprint,
-    fresh_atoms,
-    learn,
-    start_atoms,
-    text_of,
-    unit_rows,
-    weighted_signals,
 )
 from unrolled.pursuit import match
 
@@ -115,7 +104,7 @@ def double_sparse(
         True
     """
     options = Options(sweeps, key, progress, resume, checkpoint)
-    return learn(_Descent(Y, d, (sparsity, atom_sparsity), base, pairs, rate), options)
+    return _learning.learn(_Descent(Y, d, (sparsity, atom_sparsity), base, pairs, rate), options)
 
 
 class _Descent(Method):
@@ -132,7 +121,7 @@ class _Descent(Method):
         pairs: int | None,
         rate: float,
     ):
-        where, self.signals = self.where, weighted_signals(Y, self.where)
+        where, self.signals = self.where, _learning.weighted_signals(Y, self.where)
         n, m = self.signals.Y.shape
         self.d, self.sparsity, self.p = _sizes(d, *sparsities, n, m, where)
         pairs = _PAIRS * self.d if pairs is None else pairs
@@ -145,7 +134,7 @@ class _Descent(Method):
 
     def config(self) -> dict[str, Any]:
         own = dict(d=self.d, sparsity=self.sparsity, atom_sparsity=self.p, pairs=self.pairs)
-        signals = {"signals": fingerprint(self.Z), "exponent": self.signals.exponent}
+        signals = {"signals": _learning.fingerprint(self.Z), "exponent": self.signals.exponent}
         return own | {"rate": self.rate} | signals
 
     @threads.one_thread()
@@ -184,7 +173,7 @@ class _Descent(Method):
 
 
 def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
-    d = atom_count(d, n, where)
+    d = _learning.atom_count(d, n, where)
     counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
     for name, (value, most) in counts.items():
         if checks.as_index(value, name, where, least=1) > most:
@@ -247,7 +236,7 @@ def _agreed(
         left &= ~alike[best]
     D = _cut_columns(np.array(chosen).reshape(-1, Z.shape[1]).T, p)
     if len(chosen) < d:
-        rows = distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
+        rows = _learning.distinct(Z[rng.permutation(len(Z))], D, d - len(chosen), rng)
         D = np.concatenate([D, _cut_columns(rows.T, p)], 1)
     return D
 
@@ -257,7 +246,7 @@ def _cut_columns(A: np.ndarray, p: int) -> np.ndarray:
     largest = np.zeros_like(A)
     rows = np.argpartition(-np.abs(A), p - 1, axis=0)[:p]
     np.put_along_axis(largest, rows, np.take_along_axis(A, rows, 0), 0)
-    return unit_rows(largest.T).T
+    return _learning.unit_rows(largest.T).T
 
 
 def _gradient_step(
@@ -270,9 +259,9 @@ def _gradient_step(
     moved = A - rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
     A = _cut_columns(moved, p)
     errors = np.sum(E * E, 1)
-    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), duplicates(A, sizes))
+    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), _learning.duplicates(A, sizes))
     if len(dead):  # the residual of the worst signals is most often a missing atom
-        rows = fresh_atoms(A, dead, E, errors, rng)
+        rows = _learning.fresh_atoms(A, dead, E, errors, rng)
         A[:, dead] = _cut_columns(rows.T, p)
     return A, float(errors.sum(dtype=float)), len(dead)
 
@@ -352,7 +341,7 @@ def multilayer(
         ([(300, 8), (300, 12)], 2)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(_Layers(Y, shapes, sparsities, options), options)
+    return _learning.learn(_Layers(Y, shapes, sparsities, options), options)
 
 
 class _Layers(Method):
@@ -367,7 +356,7 @@ class _Layers(Method):
         sparsities: Sequence[int],
         options: Options,
     ):
-        self.signals = weighted_signals(Y, self.where, options.weights, options.mask)
+        self.signals = _learning.weighted_signals(Y, self.where, options.weights, options.mask)
         self.shapes = _shapes(shapes, self.signals.Y.shape, self.where)
         self.counts = _counts(sparsities, self.shapes, self.where)
         self.sparsities, self.first = [*map(int, sparsities)], options.start
@@ -376,16 +365,18 @@ class _Layers(Method):
         return {
             "shapes": [list(shape) for shape in self.shapes],
             "sparsities": self.sparsities,
-            "start": text_of(self.first),
+            "start": _learning.text_of(self.first),
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
         }
 
     def start(self, rng: np.random.Generator) -> _State:
         signals, (shape, *others) = self.signals, self.shapes
-        Ds: Matrices = (start_atoms(self.first, signals, shape[1], rng, self.where),)
+        Ds: Matrices = (_learning.start_atoms(self.first, signals, shape[1], rng, self.where),)
         for (_, d), count in zip(others, self.counts):
-            atoms = distinct(signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng)
+            atoms = _learning.distinct(
+                signals.Y[rng.permutation(len(signals.Y))], Ds[0][:, :0], d, rng
+            )
             Ds = (*Ds, _sparse_columns(_product(Ds), atoms, count))
         return Ds, np.zeros((len(signals.Y), self.shapes[-1][1]), signals.Y.dtype)
 
@@ -556,7 +547,7 @@ def _least_squares(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
     """D_1 by least squares for fixed codes; unused atoms do not change."""
     Z, D = _below(Ds, X, 0), Ds[0].copy()
     used = np.flatnonzero(Z.any(0))
-    D[:, used] += correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))
+    D[:, used] += _learning.correction(Z[:, used], signals.weighted(_residual(signals, Ds, X)))
     return D
 
 
@@ -586,13 +577,13 @@ def _replaced(
         dead = np.flatnonzero(use == 0)
         if last:
             norms = np.linalg.norm(D, axis=0)
-            dead = np.union1d(dead, duplicates(D / np.where(norms > 0, norms, 1), use))
+            dead = np.union1d(dead, _learning.duplicates(D / np.where(norms > 0, norms, 1), use))
             X = X.copy()
             X[:, dead] = 0
         if not len(dead):
             continue
         R = _residual(signals, Ds, X)
-        rows = fresh_atoms(D, dead, signals.filled(R), signals.errors(R), rng)
+        rows = _learning.fresh_atoms(D, dead, signals.filled(R), signals.errors(R), rng)
         fresh = Ds[j].copy()
         fresh[:, dead] = (
             rows.T if j == 0 else _sparse_columns(_product(Ds[:j]), rows, counts[j - 1])

@@ -14,11 +14,11 @@ import optax
 
 from unrolled import training
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike, Key
+from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled._base.files import CheckpointError
 from unrolled._base.threads import one_thread
-from unrolled.dictionaries import Dictionary
+from unrolled.dictionaries import Dictionary, known_part, signal_axes
+from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
@@ -28,19 +28,6 @@ from unrolled.dictionary_learning._learning import (
     Progress,
     Signals,
     Step,
-    as_lam,
-    atom_count,
-    duplicates,
-    fingerprint,
-    fresh_atoms,
-    generator,
-    learn,
-    scaled_penalty,
-    signs,
-    start_atoms,
-    text_of,
-    times_two_to,
-    weighted_signals,
 )
 from unrolled.layers import Layer
 from unrolled.pursuit import lasso, lasso_of_rows
@@ -113,7 +100,7 @@ def absorb(
     """The sums after a batch, its mean objective before the update, and the number of new atoms."""
     sums, lam = (
         _rescaled(sums, signals),
-        scaled_penalty(lam, signals.exponent + signals.scale),
+        _learning.scaled_penalty(lam, signals.exponent + signals.scale),
     )
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
     X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative)
@@ -127,9 +114,9 @@ def absorb(
     A = beta * sums.A + unit * signals.top * (X.T @ X).astype(float)
     B = beta * sums.B + unit * signals.top * (target.T @ X).astype(float)
     D, A, B = _descend_atoms(sums.D, A, B)
-    fresh = np.union1d(duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
+    fresh = np.union1d(_learning.duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
     if len(fresh):
-        D[:, fresh] = fresh_atoms(D, fresh, target.astype(float), errors, rng).T
+        D[:, fresh] = _learning.fresh_atoms(D, fresh, target.astype(float), errors, rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
     terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + n
     sums = Sums(D, A, B, terms, weight, sums.exponent)
@@ -167,7 +154,7 @@ def mean_objective(sums: Sums) -> float:
     """The mean objective over the past, in the units of the signals."""
     D, A, B, terms, weight, exponent = sums
     value = (terms + np.sum((D.T @ D) * A) / 2 - np.sum(D * B)) / max(float(weight), 1.0)
-    return times_two_to(2 * int(exponent), value)
+    return _learning.times_two_to(2 * int(exponent), value)
 
 
 @checked
@@ -251,7 +238,7 @@ def online(
         ((8, 12), True)
     """
     options = Options(None, key, progress, resume, checkpoint, start)
-    return learn(_Stream(batches, d, lam, forgetting, nonnegative, options), options)
+    return _learning.learn(_Stream(batches, d, lam, forgetting, nonnegative, options), options)
 
 
 class _State(NamedTuple):
@@ -278,7 +265,7 @@ class _Stream(Method):
     ):
         where, self.options = self.where, options
         self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
-        self.d, self.lam = checks.as_index(d, "d", where, least=1), as_lam(lam, where)
+        self.d, self.lam = checks.as_index(d, "d", where, least=1), _learning.as_lam(lam, where)
         self.forgetting = checks.as_number(forgetting, "forgetting", where)
         if not 0 <= self.forgetting < math.inf:
             raise ValueError(
@@ -289,8 +276,8 @@ class _Stream(Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        own = {"d": self.d, "lam": float(self.lam), "start": text_of(self.options.start)}
-        return own | {"forgetting": float(self.forgetting)} | signs(self.nonnegative)
+        own = {"d": self.d, "lam": float(self.lam), "start": _learning.text_of(self.options.start)}
+        return own | {"forgetting": float(self.forgetting)} | _learning.signs(self.nonnegative)
 
     def start(self, rng: np.random.Generator) -> _State:
         sums, self.stream = _start(self.stream, self.d, self.options.start, rng, self.where)
@@ -345,12 +332,14 @@ class _Stream(Method):
 def _as_batch(batch: Any, where: str) -> Signals:
     """Check a batch of the stream."""
     if not isinstance(batch, tuple):
-        return weighted_signals(batch, where)
+        return _learning.weighted_signals(batch, where)
     if len(batch) != 2:
         raise ValueError(f"{where}: a batch has {len(batch)} parts; expected Y or (Y, weights)")
     Y, weights = batch
     is_mask = np.asarray(weights).dtype == bool
-    return weighted_signals(Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True)
+    return _learning.weighted_signals(
+        Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True
+    )
 
 
 class Seen(NamedTuple):
@@ -362,7 +351,7 @@ class Seen(NamedTuple):
     def then(self, signals: Signals) -> "Seen":
         """The identity of the stream with one more batch."""
         batch = signals.fingerprint()
-        together = fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
+        together = _learning.fingerprint(np.array([self.all, batch]), np.array(signals.exponent))
         return Seen(self.first or batch, together)
 
 
@@ -409,7 +398,7 @@ def _start(
     exponent = max(signals.exponent for signals in first)
     Y = np.concatenate([signals.rescaled(exponent).Y for signals in first])
     together = Signals(Y, None, exponent, first[0].dtype)
-    D = start_atoms(start, together, d, rng, where).astype(float)
+    D = _learning.start_atoms(start, together, d, rng, where).astype(float)
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)
@@ -431,6 +420,7 @@ def unrolled(
     progress: Progress | bool | None = None,
     trainable: Any = None,
     validation: tuple | None = None,
+    mask: ArrayLike | None = None,
     **run: Unpack[training.OptionsWithoutProgress],
 ) -> Learned:
     r"""Learn a dictionary and the params of a layer by gradients through the steps of the layer.
@@ -455,6 +445,8 @@ def unrolled(
         progress: called as `progress(step)` at every evaluation, with a `Step`; or a bool, whether
             to show a progress bar.
         trainable, validation: as in `training.fit`; a validation batch is (Y, None).
+        mask: as in `ksvd`; the steps and the objective use only the known entries of each signal. A
+            validation batch is then (Y, None, mask).
         run: the other options of `training.Run`, by name.
 
     Returns:
@@ -479,18 +471,30 @@ def unrolled(
         ((6, 8), (50, 8))
     """
     where = "unrolled"
-    signals = weighted_signals(Y, where)
+    signals = _learning.weighted_signals(Y, where, None, mask)
     n = len(signals.Y)
-    d = atom_count(d, n, where)
+    d = _learning.atom_count(d, n, where)
     batch = checks.as_index(batch, "batch", where, least=1)
     checks.check_memory((batch, signals.Y.shape[1] + d), signals.dtype, "a batch", where)
     rate = checks.as_number(rate, "rate", where)
     if not 0 < rate < np.inf:
         raise ValueError(f"{where}: rate must be positive and finite, got {rate}")
     key = checks.as_key(key, where)
-    D = jnp.asarray(start_atoms(start, signals, d, generator(key, 0), where), signals.dtype)
+    D = jnp.asarray(
+        _learning.start_atoms(start, signals, d, _learning.generator(key, 0), where), signals.dtype
+    )
     rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
+    known = None if signals.V is None else jnp.asarray(signals.V > 0)
+    if known is not None and validation is not None:
+        validation = training.known_batch(D, validation, D.dtype, where)
     loss = training.lasso_loss(lam)
+
+    def sample(key: Key) -> tuple:
+        chosen = jax.random.randint(key, (batch,), 0, n)
+        if known is None:
+            return rows[chosen], None
+        own, part = known_part(D, rows[chosen], known[chosen])
+        return part, None, own
 
     if callable(progress):
         tell: Any = progress  # for the type checker, to which a bool may be callable
@@ -499,7 +503,7 @@ def unrolled(
         layer,
         layer.init(key, D) if params is None else params,
         D,
-        lambda key: (rows[jax.random.randint(key, (batch,), 0, n)], None),
+        sample,
         optimizer=optax.adam(rate),
         steps=steps,
         key=key,
@@ -510,7 +514,7 @@ def unrolled(
         progress=progress is True,
         **run,
     )
-    X, objective = _encoded(layer, fit, rows, loss)
+    X, objective = _encoded(layer, fit, rows, known, loss)
     return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)
 
 
@@ -518,10 +522,15 @@ def _as_step(record: training.Record) -> Step:
     return Step(record.step, record.validation, record.seconds)
 
 
-def _encoded(layer: Layer, fit: training.Fit, Y: jax.Array, loss: Any) -> tuple[jax.Array, float]:
+def _encoded(
+    layer: Layer, fit: training.Fit, Y: jax.Array, known: jax.Array | None, loss: Any
+) -> tuple[jax.Array, float]:
     """The codes of all signals, and the mean of the loss."""
-    apply = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
-    parts = [Y[first : first + _TOGETHER] for first in range(0, len(Y), _TOGETHER)]
-    codes = [apply(fit.best, fit.D, part) for part in parts]
-    losses = [float(loss(X[None], None, fit.D, part)) * len(part) for X, part in zip(codes, parts)]
-    return jnp.concatenate(codes), sum(losses) / len(Y)
+    apply = jax.jit(jax.vmap(layer.apply, (None, signal_axes(known_part(fit.D, Y, known)[0]), 0)))
+    codes, total = [], 0.0
+    for first in range(0, len(Y), _TOGETHER):
+        rows = slice(first, first + _TOGETHER)
+        D, part = known_part(fit.D, Y[rows], None if known is None else known[rows])
+        codes.append(apply(fit.best, D, part))
+        total += float(loss(codes[-1][None], None, D, part)) * len(part)
+    return jnp.concatenate(codes), total / len(Y)

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from unrolled._base.checks import Array, Key
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, Key, program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting, Recipe
 from unrolled.layers._records import Fixed, Matrix, Number, Shape, Unrolled, magnitude

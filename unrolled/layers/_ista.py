@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.layers._layer import Acting, Recipe, penalties
 from unrolled.layers._records import Gamma, Shape, Theta, Unrolled, magnitude

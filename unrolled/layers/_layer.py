@@ -12,32 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled.dictionaries import (
-    Dictionary,
-    as_dictionary,
-    as_flat,
-    known_entries,
-    known_part,
-    operands,
-    refuse_parts,
-    signal_axes,
-)
-from unrolled.layers._records import (
-    RELATIVE,
-    STEP_SIZE,
-    THRESHOLD,
-    WEIGHTS,
-    Unrolled,
-    by_role,
-    check_forms,
-    check_params,
-    depth_of,
-    mean_thresholds,
-    records_of,
-)
+from unrolled._base.doors import Array, ArrayLike, Key, checked
+from unrolled.dictionaries import Dictionary
+from unrolled.layers import _records
+from unrolled.layers._records import Unrolled
 from unrolled.pursuit import State, lasso_objective
 from unrolled.records import Interned, option
 
@@ -229,10 +209,7 @@ def unroll(
     """
     checks.arrays(D, "D", "unroll")
     checks.has(state, "x", "a State, whose x is the code", "state", "unroll")
-    if precision not in PRECISIONS:
-        raise ValueError(
-            f"unroll: unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}"
-        )
+    checks.one_of(precision, PRECISIONS, "precision", "unroll")
     length = _n_steps(params.steps, depth)
     if schedule is not None and length not in (None, len(schedule)):
         raise ValueError(
@@ -264,7 +241,7 @@ def unroll(
 def _n_steps(steps: Any, depth: int | None) -> int | None:
     if type(steps) is tuple:
         return len(steps)
-    return depth if steps is None else depth_of(steps)
+    return depth if steps is None else _records.depth_of(steps)
 
 
 PRECISIONS = (
@@ -427,10 +404,10 @@ class Layer(Looped):
                 "layers.Coupled, or of layers.Shrinking"
             )
         if cls.init is not Layer.init and cls.step is not Layer.step:
-            check_forms(cls.forms, cls.__name__)
+            _records.check_forms(cls.forms, cls.__name__)
             checks.register(FAMILIES, cls, "family")
             if FAMILIES.get(cls.__name__) is cls:
-                for record in records_of(cls.forms).values():
+                for record in _records.records_of(cls.forms).values():
                     programs.exportable(record)
 
     @property
@@ -477,12 +454,14 @@ class Layer(Looped):
         follow from the roles of the fields and from the mean norms `signal` and `atom`; all units
         are 1 if both norms are 1.
         """
-        numbers = {THRESHOLD: signal / atom, RELATIVE: 1 / atom}
-        return by_role(start, numbers | {STEP_SIZE: atom**-2, WEIGHTS: 1 / atom})
+        numbers = {_records.THRESHOLD: signal / atom, _records.RELATIVE: 1 / atom}
+        return _records.by_role(
+            start, numbers | {_records.STEP_SIZE: atom**-2, _records.WEIGHTS: 1 / atom}
+        )
 
     def thresholds(self, params: Unrolled) -> np.ndarray | None:
         """The mean threshold of each step of stacked params, (K,); None without thresholds."""
-        return mean_thresholds(params.steps)
+        return _records.mean_thresholds(params.steps)
 
     def prepare(self, params: Unrolled, D: Dictionary) -> Prepared:
         """What the steps need and does not depend on the signal, computed once for all steps.
@@ -524,20 +503,22 @@ class Layer(Looped):
             >>> ur.layers.bcd(8, lam=0.1).encode(D, Y).shape
             (5, 40)
         """
-        D = as_dictionary(D, self.family)
+        D = dictionaries.as_dictionary(D, self.family)
         params = self.init(None, D) if params is None else params
         self.check(params, D)
         if mask is None:
             return codes_of(self, params, D, Y)
-        Y, shown = as_flat(D, Y, 1)
-        own, Y = known_part(D, Y, known_entries(D, mask, len(Y), self.family))
+        Y, shown = dictionaries.as_flat(D, Y, 1)
+        own, Y = dictionaries.known_part(
+            D, Y, dictionaries.known_entries(D, mask, len(Y), self.family)
+        )
         codes = codes_of(self, params, own, Y)
         return codes if shown is None else shown(codes)
 
     def run(self, params: Unrolled, D: Dictionary, y: ArrayLike) -> tuple[Any, Array]:
         """The last state, and the code after every step."""
-        y, shown = as_flat(D, y)
-        D, y, params = operands(D, y, self.family, params=params)
+        y, shown = dictionaries.as_flat(D, y)
+        D, y, params = dictionaries.operands(D, y, self.family, params=params)
         self.check(params, D)
         state, path = _run(self, params, D, y)
         return (state, path) if shown is None else (state._replace(x=shown(state.x)), shown(path))
@@ -548,21 +529,21 @@ class Layer(Looped):
         The check includes values that are not traced: a negative threshold raises ValueError.
         `apply` and `iterates` call `check` first. Inside `jit`, `check` sees only shapes.
         """
-        D = as_dictionary(D, self.family)
+        D = dictionaries.as_dictionary(D, self.family)
         if not self.takes_parts:
-            refuse_parts(D, self.family, "try layers.alista or lista_cp")
-        check_params(params, D, self.forms, self.depth, self.family)
+            dictionaries.refuse_parts(D, self.family, "try layers.alista or lista_cp")
+        _records.check_params(params, D, self.forms, self.depth, self.family)
 
     @property
     def records(self) -> dict[str, type]:
         """The classes of records in the params, by their names."""
-        return records_of(self.forms)
+        return _records.records_of(self.forms)
 
 
 @partial(jax.jit, static_argnames="model")
 def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
     """The last codes of a layer or a network; the codes of all steps take up to twice the time."""
-    return jax.vmap(model.apply, (None, signal_axes(D), 0))(params, D, Y)
+    return jax.vmap(model.apply, (None, dictionaries.signal_axes(D), 0))(params, D, Y)
 
 
 # Compiled once per layer and shape, because every call of an eager scan would compile it again.

@@ -13,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, checked, program
 from unrolled.dictionaries import Dictionary, Structured, block_of
 
 __all__ = [

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, Key, program
 from unrolled.activations import NAMED, Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, spread
 from unrolled.layers._layer import Acting, Layer

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, as_float, common_dtype
+from unrolled._base.checks import as_float, common_dtype
+from unrolled._base.doors import Array, ArrayLike, Result, checked, program
 from unrolled._base.numbers import (
     at_least,
     energy,
@@ -25,8 +25,6 @@ from unrolled._base.numbers import (
     wide_dtype,
     widened,
 )
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, operands, to_pairs
 
 __all__ = [

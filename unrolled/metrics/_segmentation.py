@@ -12,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, ArrayLike, checked, program
 
 __all__ = ["mean_class_accuracy", "mean_class_precision", "mean_iou", "pixel_accuracy"]
 
@@ -30,6 +28,24 @@ class _Confusion(NamedTuple):
     tn: Array
     fp: Array
     fn: Array
+    empty: Any  # the score of a class without pixels
+
+    def ratio(self, part: Array, whole: Array) -> Array:
+        """part / whole, or `empty` if the ratio is 0/0."""
+        empty = jnp.asarray(self.empty, whole.dtype)
+        return jnp.where(whole == 0, empty, part / jnp.maximum(whole, 1))
+
+    def mean(self, object: Array, background: Array) -> Array:
+        """The mean of TP / object and TN / background."""
+        return (self.ratio(self.tp, object) + self.ratio(self.tn, background)) / 2
+
+
+_SCORES: dict[str, Callable[[_Confusion], Array]] = {
+    "pixel_accuracy": lambda n: n.ratio(n.tp + n.tn, n.tp + n.tn + n.fp + n.fn),
+    "mean_class_precision": lambda n: n.mean(n.tp + n.fp, n.tn + n.fn),
+    "mean_class_accuracy": lambda n: n.mean(n.tp + n.fn, n.tn + n.fp),
+    "mean_iou": lambda n: n.mean(n.tp + (n.fp + n.fn), n.tn + (n.fp + n.fn)),
+}
 
 
 @checked
@@ -61,11 +77,7 @@ def pixel_accuracy(
         >>> ur.metrics.pixel_accuracy(predicted, truth).tolist()
         [0.75]
     """
-    return _score(_pixel_accuracy, predicted, truth, pooled, empty, "pixel_accuracy")
-
-
-def _pixel_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
-    return _ratio(n.tp + n.tn, n.tp + n.tn + n.fp + n.fn, empty)
+    return _score("pixel_accuracy", predicted, truth, pooled, empty)
 
 
 @checked
@@ -92,11 +104,7 @@ def mean_class_precision(
         >>> ur.metrics.mean_class_precision(predicted, truth).tolist()  # of 1/2 and 1
         [0.75]
     """
-    return _score(_mean_class_precision, predicted, truth, pooled, empty, "mean_class_precision")
-
-
-def _mean_class_precision(n: _Confusion, empty: ArrayLike) -> Array:
-    return (_ratio(n.tp, n.tp + n.fp, empty) + _ratio(n.tn, n.tn + n.fn, empty)) / 2
+    return _score("mean_class_precision", predicted, truth, pooled, empty)
 
 
 @checked
@@ -120,11 +128,7 @@ def mean_class_accuracy(
         >>> round(float(ur.metrics.mean_class_accuracy(predicted, truth)[0]), 3)  # of 1 and 2/3
         0.833
     """
-    return _score(_mean_class_accuracy, predicted, truth, pooled, empty, "mean_class_accuracy")
-
-
-def _mean_class_accuracy(n: _Confusion, empty: ArrayLike) -> Array:
-    return (_ratio(n.tp, n.tp + n.fn, empty) + _ratio(n.tn, n.tn + n.fp, empty)) / 2
+    return _score("mean_class_accuracy", predicted, truth, pooled, empty)
 
 
 @checked
@@ -151,21 +155,11 @@ def mean_iou(
         >>> [float(ur.metrics.mean_iou(nothing, nothing, empty=e)[0]) for e in (jnp.nan, 1.0)]
         [nan, 1.0]
     """
-    return _score(_mean_iou, predicted, truth, pooled, empty, "mean_iou")
-
-
-def _mean_iou(n: _Confusion, empty: ArrayLike) -> Array:
-    wrong = n.fp + n.fn
-    return (_ratio(n.tp, n.tp + wrong, empty) + _ratio(n.tn, n.tn + wrong, empty)) / 2
+    return _score("mean_iou", predicted, truth, pooled, empty)
 
 
 def _score(
-    of: Callable[[_Confusion, ArrayLike], Array],
-    predicted: ArrayLike,
-    truth: ArrayLike,
-    pooled: bool,
-    empty: ArrayLike,
-    where: str,
+    where: str, predicted: ArrayLike, truth: ArrayLike, pooled: bool, empty: ArrayLike
 ) -> Array:
     if np.shape(predicted) != np.shape(truth):
         raise ValueError(
@@ -180,7 +174,7 @@ def _score(
     soft = jnp.issubdtype(jnp.asarray(predicted).dtype, jnp.floating)
     P = _mask(predicted, "predicted", soft, where)
     T = _mask(truth, "truth", False, where)
-    return _of_masks(of, P, T, soft, bool(pooled), empty)
+    return _of_masks(where, P, T, soft, bool(pooled), empty)
 
 
 def _mask(values: ArrayLike, name: str, soft: bool, where: str) -> Array:
@@ -200,26 +194,16 @@ def _is_mask(values: Any, soft: bool) -> Any:
     return (values >= 0) & (values <= 1) if soft else (values == 0) | (values == 1)
 
 
-@program("of", "soft", "pooled")
+@program("score", "soft", "pooled")
 def _of_masks(
-    of: Callable[[_Confusion, ArrayLike], Array],
-    predicted: Array,
-    truth: Array,
-    soft: bool,
-    pooled: bool,
-    empty: ArrayLike,
+    score: str, predicted: Array, truth: Array, soft: bool, pooled: bool, empty: ArrayLike
 ) -> Array:
     P, T = predicted > 0.5, truth > 0.5
     valid = _is_mask(predicted, soft) & _is_mask(truth, False)
     axes = None if pooled else tuple(range(1, T.ndim))
     valid = valid.all(axes)
-    counts = (
+    tp, tn, fp, fn = (
         jnp.where(valid, jnp.sum(pixels, axes, dtype=jnp.int32).astype(float), jnp.nan)
         for pixels in (P & T, ~P & ~T, P & ~T, ~P & T)
     )
-    return of(_Confusion(*counts), empty)
-
-
-def _ratio(part: Array, whole: Array, empty: ArrayLike) -> Array:
-    """part / whole, or `empty` if the ratio is 0/0."""
-    return jnp.where(whole == 0, jnp.asarray(empty, whole.dtype), part / jnp.maximum(whole, 1))
+    return _SCORES[score](_Confusion(tp, tn, fp, fn, empty))

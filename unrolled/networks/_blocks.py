@@ -10,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked, program
 from unrolled._base.numbers import exponent, times_power
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.activations import as_power, shrink
 from unrolled.dictionaries import Conv, Dictionary, WithIdentity, normalize, normalized, spread
 from unrolled.layers import Acting, Shape, StepAndThreshold, Theta, Unrolled, magnitude, option

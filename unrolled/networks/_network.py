@@ -11,22 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled import layers
+from unrolled import dictionaries, layers
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.programs import exportable, program
+from unrolled._base.doors import Array, ArrayLike, Key, checked, program
+from unrolled._base.programs import exportable
 from unrolled.activations import Activation, relu, shrink
-from unrolled.dictionaries import (
-    Dictionary,
-    as_chain,
-    dense,
-    operands,
-    refuse_parts,
-    shared_part,
-    signal_axes,
-    spread,
-)
+from unrolled.dictionaries import Dictionary
 from unrolled.layers import (
     Acting,
     Interned,
@@ -126,7 +116,7 @@ def where(network: Network) -> str:
 
 def chain_of(network: Network, Ds: Any, J: int | None = None, params: Any = None) -> Dictionaries:
     """The checked dictionaries; raise unless there are J dictionaries, and J params if given."""
-    Ds = as_chain(Ds, where(network))
+    Ds = dictionaries.as_chain(Ds, where(network))
     J = len(Ds) if J is None else J
     for name, parts in (("Ds", Ds), ("params", params)):
         if parts is not None and (not isinstance(parts, (tuple, list)) or len(parts) != J):
@@ -246,12 +236,14 @@ class Unfolded(Network, layers.Looped):
     def check(self, params, Ds):
         Ds = chain_of(self, Ds, None, params)
         for j, (p, D) in enumerate(zip(params, Ds)):
-            refuse_parts(D, where(self), "try networks.dsc of layers.alista or lista_cp")
+            dictionaries.refuse_parts(
+                D, where(self), "try networks.dsc of layers.alista or lista_cp"
+            )
             layers.check_params(p, D, self.forms(j), self.depth, where(self))
 
     def run(self, params, Ds, y):
         Ds = chain_of(self, Ds, None, params)
-        _, y, (params, *Ds) = operands(Ds[0], y, where(self), params=(params, *Ds))
+        _, y, (params, *Ds) = dictionaries.operands(Ds[0], y, where(self), params=(params, *Ds))
         self.check(params, Ds)
         return _run(self, params, Ds, y)
 
@@ -379,12 +371,12 @@ class ml_lista(Sweeping):
 
     def update(self, shared, p, D, before, x, Dx):
         u = x - p.gamma * (Dx @ D) + before @ shared.B
-        return shrink(u, spread(D, p.theta), self.activation)
+        return shrink(u, dictionaries.spread(D, p.theta), self.activation)
 
 
 def _acting(shared: Analysis, p: StepAndThreshold, D: Dictionary) -> Acting:
     """B, which acts on the code of the block before, and I - gamma D'D, which acts on this code."""
-    A, gamma = dense(D), jnp.reshape(p.gamma, (-1, 1))
+    A, gamma = dictionaries.dense(D), jnp.reshape(p.gamma, (-1, 1))
     return Acting(shared.B, S=jnp.eye(A.shape[1], dtype=A.dtype) - gamma * (A.T @ A))
 
 
@@ -456,8 +448,10 @@ def _sentence(
 
 def codes_of_ista(D: Dictionary, lam: Any, depth: int, Y: Array, where: str) -> Array:
     """The codes of ISTA after every step, (K, batch, d)."""
-    solver, params = ista(depth), ista_params(shared_part(D), lam, depth, where)
-    return jax.vmap(solver.iterates, (None, signal_axes(D), 0), out_axes=1)(params, D, Y)
+    solver, params = ista(depth), ista_params(dictionaries.shared_part(D), lam, depth, where)
+    return jax.vmap(solver.iterates, (None, dictionaries.signal_axes(D), 0), out_axes=1)(
+        params, D, Y
+    )
 
 
 def loss_of(loss: Any, X: Any, where: str) -> Callable[..., Array] | None:

@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike
+from unrolled._base.doors import ArrayLike, checked
 from unrolled._base.packages import require
 
 __all__ = [

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike
+from unrolled._base.doors import ArrayLike, checked
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, dense
 from unrolled.plots import _curves
 from unrolled.plots._curves import COLOURS, figure, note, styles, tidy

@@ -14,8 +14,8 @@ from unrolled.pursuit._by_name import (
     is_relative,
     lasso_optima,
     lasso_problem,
+    negligible,
     pursue,
-    zero_beside_largest,
 )
 from unrolled.pursuit._costs import (
     EXACT,

@@ -17,30 +17,10 @@ from unrolled._base.programs import on_auto_axes
 from unrolled.dictionaries import Dictionary, Operator, dense
 from unrolled.dictionaries import entries as entries_of
 from unrolled.penalties import L1
+from unrolled.pursuit import _lasso, _problem
 from unrolled.pursuit._gap import relative_gap
-from unrolled.pursuit._lasso import (
-    Penalized,
-    code,
-    on_branch,
-    on_parts,
-    on_support,
-    slope,
-    units_of_small_atoms,
-)
-from unrolled.pursuit._problem import (
-    Found,
-    Problem,
-    Pursuit,
-    StaticPart,
-    checked_single,
-    fixed_norm,
-    result,
-    rounding_of,
-    run,
-    scaled,
-    static_steps,
-    static_tol,
-)
+from unrolled.pursuit._lasso import Penalized, on_support
+from unrolled.pursuit._problem import Found, Problem, Pursuit, StaticPart
 
 __all__ = ["basis_pursuit", "bpdn"]
 
@@ -97,8 +77,12 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float | None = None) -> P
         >>> bool(result.converged), result.x[jnp.array([3, 20])].round(3).tolist()
         (True, [2.0, -1.0])
     """
-    tol = None if tol is None else static_tol(tol, "basis_pursuit", ", or None for the default")
-    form, arrays = checked_single("basis_pursuit", D, y, size=entries_of)
+    tol = (
+        None
+        if tol is None
+        else _problem.static_tol(tol, "basis_pursuit", ", or None for the default")
+    )
+    form, arrays = _problem.checked_single("basis_pursuit", D, y, size=entries_of)
     tol = max(_TOL, float(jnp.finfo(form.dtype).eps)) if tol is None else tol
     problem = _scaled(form, *arrays)
     operands = problem.Ds[0], problem.y
@@ -113,7 +97,7 @@ def basis_pursuit(D: Dictionary, y: ArrayLike, *, tol: float | None = None) -> P
 @on_auto_axes
 @partial(jax.jit, static_argnums=0)
 def _scaled(form: StaticPart, Ds: tuple[Dictionary, ...], *others: Any) -> Problem:
-    problem, _ = scaled(form, tuple(map(dense, Ds)), *others)
+    problem, _ = _problem.scaled(form, tuple(map(dense, Ds)), *others)
     return problem._replace(sizes=())
 
 
@@ -122,8 +106,8 @@ def _scaled(form: StaticPart, Ds: tuple[Dictionary, ...], *others: Any) -> Probl
 def _result(form: StaticPart, problem: Problem, answer: Found) -> tuple:
     with jax.default_matmul_precision("highest"):
         assert not isinstance(answer.x, tuple)
-        allowed = rounding_of(form, problem, answer.x)
-        return result(form, problem, answer._replace(allowed=allowed))
+        allowed = _problem.rounding_of(form, problem, answer.x)
+        return _problem.result(form, problem, answer._replace(allowed=allowed))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -140,7 +124,7 @@ def _solution(D: Array, y: Array, tol: float, kept: np.dtype):
 def _derivative(tol, kept, primals, tangents):
     (D, y), (dD, dy) = primals, tangents
     x, gap, steps, met = _solution(D, y, tol, kept)
-    units = units_of_small_atoms(D)
+    units = _lasso.units_of_small_atoms(D)
     on_support = jnp.where((x != 0)[None, :], ldexp(D, units[None, :]), 0)
     with jax.default_matmul_precision("highest"):
         dx = ldexp(pseudo_inverse(on_support) @ (dy - dD @ x), units)
@@ -284,16 +268,16 @@ def bpdn(
         >>> bool(result.converged), float(result.residual) <= 0.1
         (True, True)
     """
-    tol, max_steps = static_tol(tol, "bpdn"), static_steps(max_steps, "bpdn")
+    tol, max_steps = _problem.static_tol(tol, "bpdn"), _problem.static_steps(max_steps, "bpdn")
     checks.as_float(eps, "eps", "bpdn")
     checks.finite(eps, "eps", "bpdn")
     if np.shape(eps):
         raise ValueError(f"bpdn: eps has shape {np.shape(eps)}; expected one number")
     if checks.is_concrete(eps) and not np.all(np.asarray(eps) > 0):
         raise ValueError(f"bpdn: eps must be positive, got {eps}; try basis_pursuit for eps = 0")
-    options: dict[str, Any] = dict(level=eps, size=fixed_norm, parts=True)
-    form, arrays = checked_single("bpdn", D, y, **options)
-    (x,), *rest = run(Denoising(tol, max_steps, form.dtype), form, *arrays)
+    options: dict[str, Any] = dict(level=eps, size=_problem.fixed_norm, parts=True)
+    form, arrays = _problem.checked_single("bpdn", D, y, **options)
+    (x,), *rest = _problem.run(Denoising(tol, max_steps, form.dtype), form, *arrays)
     return Pursuit(x, *rest)
 
 
@@ -347,7 +331,9 @@ def _bpdn_derivative(primals, tangents):
 def _code(x: Array, D: Operator, y: Array, lam: Array) -> Array:
     """x, with the derivative of the code of a LASSO."""
     problem, penalty = Penalized(D, y, lam, jnp.zeros((), y.dtype)), L1.of(D)
-    return on_branch(partial(slope, penalty=penalty), 10 * min(D.shape), problem, x, penalty)
+    return _lasso.on_branch(
+        partial(_lasso.slope, penalty=penalty), 10 * min(D.shape), problem, x, penalty
+    )
 
 
 def _search(
@@ -396,9 +382,9 @@ def _tried(
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at, penalty = Penalized(D, y, lam, zero), L1.of(D)
-    x, gap, steps = code(penalty, accuracy, method.max_steps, at, s.latest, size)
+    x, gap, steps = _lasso.code(penalty, accuracy, method.max_steps, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.
-    finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
+    finish = on_support if penalty.block == 1 else partial(_lasso.on_parts, penalty)
     exact = finish(at, x, jnp.asarray(2 * min(D.shape)))
     allowed = jnp.maximum(gap, accuracy)
     x = jnp.where(relative_gap(D, y, lam, exact, zero, penalty) <= allowed, exact, x)

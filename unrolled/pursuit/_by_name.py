@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.files import MappedRows
 from unrolled._base.numbers import norm
 from unrolled.dictionaries import (
@@ -23,16 +22,11 @@ from unrolled.dictionaries import (
     shared_part,
     signal_axes,
 )
+from unrolled.pursuit import _layered
 from unrolled.pursuit._basis_pursuit import basis_pursuit, bpdn
 from unrolled.pursuit._ista import fista, ista, ml_fista, ml_ista
 from unrolled.pursuit._lasso import lasso
 from unrolled.pursuit._lasso_batch import lasso_batch
-from unrolled.pursuit._layered import (
-    layered_basis_pursuit,
-    layered_thresholding,
-    project,
-    threshold,
-)
 from unrolled.pursuit._multilayer import holistic, ml_basis_pursuit
 from unrolled.pursuit._omp import omp
 from unrolled.pursuit._omp_batch import omp_batch
@@ -120,7 +114,7 @@ def register(
 
 
 # `lasso_path` is not registered, because it returns one code per penalty.
-register(threshold, aims=False)
+register(_layered.threshold, aims=False)
 register(ista)
 register(fista)
 register(omp, one_of=("sparsity", "tol"), many="omp_batch")
@@ -132,9 +126,9 @@ register(lasso, one_of=("lam", "ratio"), many="lasso_batch")
 register(lasso_batch, one_of=("lam", "ratio"))
 register(local_error)
 register(local_sparsity)
-register(layered_thresholding, aims=False)
-register(layered_basis_pursuit)
-register(project, one_of=("sparsity", "lam"))
+register(_layered.layered_thresholding, aims=False)
+register(_layered.layered_basis_pursuit)
+register(_layered.project, one_of=("sparsity", "lam"))
 register(ml_ista)
 register(ml_fista)
 register(ml_basis_pursuit)
@@ -155,9 +149,7 @@ class Coded(NamedTuple):
 
 def check_options(name: str, options: Mapping[str, Any], where: str) -> None:
     """Raise ValueError unless the pursuit `name` has these options and requires no other option."""
-    if name not in PURSUITS:
-        names = ", ".join(PURSUITS)
-        raise ValueError(f"{where}: unknown pursuit {name!r}; expected one of {names}")
+    checks.one_of(name, PURSUITS, "pursuit", where)
     own, needs = PURSUITS[name].options, PURSUITS[name].needs
     if wrong := [option for option in options if option not in own]:
         raise ValueError(
@@ -209,12 +201,12 @@ def is_relative(name: str, options: Mapping[str, Any]) -> bool:
     return not any(np.any(options.get(option)) for option in names)
 
 
-def zero_beside_largest(Y: Any) -> np.ndarray:
+def negligible(Y: Any) -> np.ndarray:
     """Mark nonzero signals whose norm is below `ROUNDINGS` rounding errors of the largest norm.
 
     Example:
-        >>> from unrolled.pursuit._by_name import zero_beside_largest
-        >>> zero_beside_largest(np.float32([[1.0], [0.0], [1e-8]])).tolist()
+        >>> from unrolled.pursuit._by_name import negligible
+        >>> negligible(np.float32([[1.0], [0.0], [1e-8]])).tolist()
         [False, False, True]
     """
     size = np.asarray(norm(Y, 1), float)
@@ -230,7 +222,7 @@ def pursue(
     If a batch solver has the same options, `pursue` calls the batch solver, because under `vmap`
     the loop of a pursuit runs for all signals until the slowest signal has converged. `pursue` does
     not work under `jit`, because it checks the values of the options. If no option has the units of
-    the signals, the signals that `zero_beside_largest` marks get the code 0.
+    the signals, the signals that `negligible` marks get the code 0.
 
     If `known` is given, bools in the shape of Y, the codes fit only the known entries; the other
     entries of Y must be 0.
@@ -244,7 +236,7 @@ def pursue(
     named, zeros = PURSUITS[name], 0
     if is_relative(name, options):
         Y = jnp.asarray(Y)
-        faint = zero_beside_largest(Y)
+        faint = negligible(Y)
         zeros = int(faint.sum())
         Y = jnp.where(faint[:, None], 0, Y) if zeros else Y
     if named.many and _fits(Ds[0]) and set(options) <= set(PURSUITS[named.many].options):

@@ -11,20 +11,12 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import exponent, ldexp, norm, power_of_two
 from unrolled.dictionaries import Dictionary, Operator, as_flat, column_norms, scale_columns
 from unrolled.penalties import L1, Penalty
-from unrolled.pursuit._problem import (
-    Codes,
-    Problem,
-    check_weights,
-    flat_code,
-    flat_signal,
-    one_by_one,
-    per_atom,
-)
+from unrolled.pursuit import _problem
+from unrolled.pursuit._problem import Codes, Problem
 
 __all__ = ["duality_gap", "lasso_objective"]
 
@@ -56,7 +48,7 @@ def lasso_objective(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: 
 def _objective(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     r = y - D @ x
     misfit = jnp.sum(r * (r / 2))  # r^2 may leave the range, r^2/2 does not
-    return misfit + L1.of(D).value(x, per_atom(D, lam))
+    return misfit + L1.of(D).value(x, _problem.per_atom(D, lam))
 
 
 @checked
@@ -101,7 +93,7 @@ def duality_gap(D: Dictionary, y: ArrayLike | Any, x: ArrayLike | Any, lam: Arra
         True
     """
     y, x = _as_operands(D, y, x, lam, "duality_gap")
-    return _duality_gap(D, y, x, one_by_one(D, lam))
+    return _duality_gap(D, y, x, _problem.one_by_one(D, lam))
 
 
 def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> tuple[Any, Any]:
@@ -112,13 +104,13 @@ def _as_operands(D: Dictionary, y: Any, x: Any, lam: ArrayLike, where: str) -> t
             np.shape(value)
         except ValueError:  # rows of different lengths
             checks.as_numbers(value, name, where)
-    flat = {"y": flat_signal(D, y, where)[0], "x": flat_code(D, as_flat(D, x)[0])}
+    flat = {"y": _problem.flat_signal(D, y, where)[0], "x": _problem.flat_code(D, as_flat(D, x)[0])}
     if [*map(np.shape, flat.values())] != [(m,), (d,)]:
         raise ValueError(
             f"{where}: D has shape {(m, d)} but y has shape {np.shape(y)} and x {np.shape(x)}; "
             f"expected ({m},) and ({d},)"
         )
-    check_weights(D, lam, "lam", where)
+    _problem.check_weights(D, lam, "lam", where)
     y, x = (
         jnp.asarray(checks.within_float32(checks.as_numbers(v, name, where), name, where))
         for name, v in flat.items()
@@ -131,7 +123,7 @@ def _duality_gap(D: Operator, y: Array, x: Array, lam: ArrayLike) -> Array:
     # After division by a power of two near y or D x, all terms are in the range if their sum is.
     r = y - D @ x
     k = exponent(jnp.stack([jnp.asarray(y, r.dtype), r]))
-    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, per_atom(D, lam)))
+    y, x, weight = (ldexp(jnp.asarray(v, r.dtype), -k) for v in (y, x, _problem.per_atom(D, lam)))
     return ldexp(_gap(D, y, weight, x, penalty=L1.of(D)), 2 * k)
 
 
@@ -198,6 +190,23 @@ def relative_gap(
 ) -> Array:
     """The gap of the LASSO or the elastic net over norm(y)^2 / 2, for numbers near 1."""
     return _gap(D, y, lam, x, l2, penalty) / half_energy(y)
+
+
+def gap_at(
+    D: Operator, y: Array, lam: Array, x: Array, nu: Array, l2: Array, penalty: Penalty = L1
+) -> Array:
+    r"""The relative gap of a code x with the dual point s nu, s = min(1, min_i lam_i / |g|_i).
+
+    .. math:: gap = \|y - D x - s \nu\|^2 / 2 + l2 (1 - s)^2 \|x\|^2 / 2
+        + \sum_i (lam_i |x_i| - s x_i g_i), \qquad g = D'\nu - l2 \, x.
+
+    If some lam_i is 0 and g_i is not, s is 0: the bound is valid, but loose.
+    """
+    g = nu @ D - l2 * x
+    s = jnp.min(dual_factor(penalty.of_parts(lam), penalty.dual_sizes(g)))
+    terms = penalty.excess(x, g, lam, s)
+    gap = jnp.sum((y - D @ x - s * nu) ** 2) / 2 + l2 * (1 - s) ** 2 * jnp.sum(x**2) / 2
+    return (gap + jnp.sum(jnp.where(terms < 0, 0, terms))) / half_energy(y)
 
 
 def _gap(

@@ -11,27 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import widened
 from unrolled.activations import by_name, relu, shrink
 from unrolled.dictionaries import Dictionary, spectral_norm, spread
 from unrolled.penalties import L1, Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._gap import chain_gap, relative_gap
-from unrolled.pursuit._problem import (
-    Codes,
-    DeepPursuit,
-    Found,
-    Problem,
-    Pursuit,
-    activation_in_units,
-    codes_of,
-    deep,
-    single,
-    static_steps,
-    static_tol,
-)
+from unrolled.pursuit._problem import Codes, DeepPursuit, Found, Problem, Pursuit
 
 __all__ = [
     "Momentum",
@@ -229,7 +216,7 @@ def sweep(
         if () in (np.shape(x), getattr(D, "shape", None)):
             raise ValueError(f"sweep: x has shape {np.shape(x)}; Ds[{j}] and x have no product")
         checks.arrays(D, f"Ds[{j}]", "sweep")
-    xs = codes_of(Ds, x)
+    xs = _problem.codes_of(Ds, x)
     below = (Ds[0] @ xs[0], *xs)
     before, codes = y, []
     for j, code in enumerate(xs):
@@ -324,7 +311,7 @@ def ista(
         >>> bool(result.converged), jnp.flatnonzero(jnp.abs(result.x) > 0.1).tolist()
         (True, [3, 20])
     """
-    return single(
+    return _problem.single(
         Iterated(tol, max_steps, activation).checked("ista"), "ista", D, y, lam, parts=True
     )
 
@@ -364,7 +351,7 @@ def fista(
     """
     restart = checks.as_bool(restart, "restart", "fista")
     method = Accelerated(tol, max_steps, activation, restart=restart).checked("fista")
-    return single(method, "fista", D, y, lam, parts=True)
+    return _problem.single(method, "fista", D, y, lam, parts=True)
 
 
 def ml_ista(
@@ -422,7 +409,7 @@ def ml_ista(
         (True, True, [(32,), (32,)])
     """
     method = Iterated(tol, max_steps, step=step, chained=True).checked("ml_ista")
-    return deep(method, "ml_ista", Ds, y, lams, start=start)
+    return _problem.deep(method, "ml_ista", Ds, y, lams, start=start)
 
 
 def ml_fista(
@@ -462,7 +449,7 @@ def ml_fista(
     """
     restart = checks.as_bool(restart, "restart", "ml_fista")
     method = Accelerated(tol, max_steps, step=step, chained=True, restart=restart)
-    return deep(method.checked("ml_fista"), "ml_fista", Ds, y, lams, start=start)
+    return _problem.deep(method.checked("ml_fista"), "ml_fista", Ds, y, lams, start=start)
 
 
 @dataclass(frozen=True)
@@ -483,8 +470,8 @@ class Iterated:
             raise ValueError(f"{where}: step must be in (0, 1], got {step}")
         return replace(
             self,
-            tol=None if self.tol is None else static_tol(self.tol, where, none),
-            max_steps=static_steps(self.max_steps, where),
+            tol=None if self.tol is None else _problem.static_tol(self.tol, where, none),
+            max_steps=_problem.static_steps(self.max_steps, where),
             activation=by_name(self.activation),
             step=step,
         )
@@ -494,7 +481,7 @@ class Iterated:
         gammas = [self.step * first, *others]
         ts = list(accumulate(gammas, mul))
         thetas = [t * lam for t, lam in zip(ts, problem.lams)]
-        activation = activation_in_units(self.activation, problem.up[-1])
+        activation = _problem.activation_in_units(self.activation, problem.up[-1])
 
         def once(x):
             if self.chained:
@@ -505,7 +492,7 @@ class Iterated:
             if not self.chained:
                 D = problem.Ds[0]
                 return relative_gap(D, problem.y, problem.lams[0], x, penalty=L1.of(D))
-            xs = codes_of(problem.Ds, x)
+            xs = _problem.codes_of(problem.Ds, x)
             # A multiplier is the amount that the shrinkage of a layer subtracts, divided by t_j.
             return chain_gap(
                 problem,

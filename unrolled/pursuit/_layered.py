@@ -22,26 +22,12 @@ from unrolled.dictionaries import (
     magnitudes,
 )
 from unrolled.penalties import L1, NONNEGATIVE, Penalty
+from unrolled.pursuit import _problem
 from unrolled.pursuit._basis_pursuit import basis_pursuit
 from unrolled.pursuit._gap import relative_gap
 from unrolled.pursuit._ista import Accelerated
 from unrolled.pursuit._omp import atom_by_atom
-from unrolled.pursuit._problem import (
-    Codes,
-    DeepPursuit,
-    Found,
-    Problem,
-    Pursuit,
-    StaticPart,
-    activation_in_units,
-    checked_chain,
-    deep,
-    one_per_layer,
-    run,
-    single,
-    static_steps,
-    static_tol,
-)
+from unrolled.pursuit._problem import Codes, DeepPursuit, Found, Problem, Pursuit, StaticPart
 
 __all__ = ["Layered", "layered_basis_pursuit", "layered_thresholding", "project", "threshold"]
 
@@ -81,8 +67,8 @@ def threshold(
         >>> result.x.tolist(), bool(result.converged)
         ([2.0, 0.0, -1.0], True)
     """
-    method = Threshold(static_tol(tol, "threshold"), by_name(activation))
-    return single(
+    method = Threshold(_problem.static_tol(tol, "threshold"), by_name(activation))
+    return _problem.single(
         method, "threshold", D, y, theta, name="theta", finite=False, size=_one, parts=True
     )
 
@@ -102,7 +88,7 @@ class Threshold:
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (theta,), *_ = problem
-        activation = activation_in_units(self.activation, problem.b)
+        activation = _problem.activation_in_units(self.activation, problem.b)
         penalty = self.penalty.of(D)
         x = penalty.shrink(y @ D, theta, activation)
 
@@ -213,11 +199,11 @@ def layered_thresholding(
     """
     where = "layered_thresholding"
     method = Threshold(
-        static_tol(tol, where),
+        _problem.static_tol(tol, where),
         by_name(activation),
         NONNEGATIVE if checks.as_bool(nonnegative, "nonnegative", where) else L1,
     )
-    _, arrays = checked_chain(where, Ds, y, thetas, name="thetas", by_steps=False)
+    _, arrays = _problem.checked_chain(where, Ds, y, thetas, name="thetas", by_steps=False)
     return _chained(method, *arrays[:3])
 
 
@@ -270,13 +256,13 @@ def layered_basis_pursuit(
         (True, [[2], [2]])
     """
     where = "layered_basis_pursuit"
-    max_steps = static_steps(max_steps, where)
+    max_steps = _problem.static_steps(max_steps, where)
     if lams is None:
-        least, Ds = None if tol is None else static_tol(tol, where), as_chain(Ds, where)
-        _, arrays = checked_chain(where, Ds, y, (0.0,) * len(Ds), by_steps=False)
+        least, Ds = None if tol is None else _problem.static_tol(tol, where), as_chain(Ds, where)
+        _, arrays = _problem.checked_chain(where, Ds, y, (0.0,) * len(Ds), by_steps=False)
         return _chained(least, *arrays[:3])
     method = Accelerated(1e-6 if tol is None else tol, max_steps).checked(where)
-    _, arrays = checked_chain(where, Ds, y, lams)
+    _, arrays = _problem.checked_chain(where, Ds, y, lams)
     return _chained(method, *arrays[:3])
 
 
@@ -289,9 +275,9 @@ def _chained(
     layers: list[Pursuit] = []
     for D, value in zip(Ds, values):
         if isinstance(method, Threshold):
-            layer = single(method, "threshold", D, y, value, finite=False, size=_one)
+            layer = _problem.single(method, "threshold", D, y, value, finite=False, size=_one)
         elif isinstance(method, Accelerated):
-            layer = single(method, "fista", D, y, value)
+            layer = _problem.single(method, "fista", D, y, value)
         else:
             layer = basis_pursuit(D, y, tol=method)
         layers.append(layer)
@@ -360,15 +346,15 @@ def project(
     where = "project"
     if (sparsity is None) == (lam is None):
         raise ValueError(f"{where}: expected sparsity or lam, and not both")
-    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+    tol, max_steps = _problem.static_tol(tol, where), _problem.static_steps(max_steps, where)
     Ds = as_chain(Ds, where)
     zeros = (0.0,) * (len(Ds) - 1)
     if lam is not None:
         checks.nonnegative(lam, "lam", where)
         checks.finite(lam, "lam", where)
-        return deep(Relaxed(Accelerated(tol, max_steps)), where, Ds, y, (*zeros, lam))
+        return _problem.deep(Relaxed(Accelerated(tol, max_steps)), where, Ds, y, (*zeros, lam))
     bounds = _sparsities(sparsity, [D.shape[1] for D in Ds], where)
-    return deep(Greedy(bounds), where, Ds, y, (*zeros, 0.0))
+    return _problem.deep(Greedy(bounds), where, Ds, y, (*zeros, 0.0))
 
 
 def _sparsities(sparsity: Any, sizes: list[int], where: str) -> tuple[int, ...]:
@@ -377,7 +363,7 @@ def _sparsities(sparsity: Any, sizes: list[int], where: str) -> tuple[int, ...]:
         sparsity = (*sizes[:-1], sparsity)
     bounds = []
     for j, (s, d) in enumerate(
-        zip(one_per_layer(sparsity, "sparsities", len(sizes), where), sizes), start=1
+        zip(_problem.one_per_layer(sparsity, "sparsities", len(sizes), where), sizes), start=1
     ):
         s = checks.as_index(s, f"s_{j}", where)
         if s > d:
@@ -395,7 +381,9 @@ class Relaxed:
     def __call__(self, problem: Problem, x: Array) -> Found:
         y, lam = problem.y, problem.lams[-1]
         form, effective = StaticPart(np.dtype(y.dtype)), (Composed(*problem.Ds),)
-        (x,), gap, _, steps, met = run(self.method, form, effective, y, (lam,), None, None, None)
+        (x,), gap, _, steps, met = _problem.run(
+            self.method, form, effective, y, (lam,), None, None, None
+        )
 
         def judge(x):
             gap = relative_gap(effective[0], y, lam, x)

@@ -13,22 +13,10 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import pseudo_inverse, widened
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, Operator, as_chain, spectral_norm
+from unrolled.pursuit import _problem
+from unrolled.pursuit._admm import PERIOD, admm, begin
 from unrolled.pursuit._gap import chain_gap, dual_gap, half_energy
-from unrolled.pursuit._problem import (
-    Codes,
-    DeepPursuit,
-    Found,
-    Problem,
-    checked_chain,
-    codes_of,
-    deep,
-    one_per_layer,
-    run,
-    solve,
-    static_steps,
-    static_tol,
-)
-from unrolled.pursuit._splitting import admm
+from unrolled.pursuit._problem import Codes, DeepPursuit, Found, Problem
 
 __all__ = ["holistic", "ml_basis_pursuit"]
 
@@ -90,8 +78,8 @@ def ml_basis_pursuit(
         (True, True)
     """
     where = "ml_basis_pursuit"
-    method = MultiLayer(static_tol(tol, where), static_steps(max_steps, where))
-    return deep(method, where, Ds, y, lams, start=start)
+    method = MultiLayer(_problem.static_tol(tol, where), _problem.static_steps(max_steps, where))
+    return _problem.deep(method, where, Ds, y, lams, start=start)
 
 
 class _Best(NamedTuple):
@@ -116,14 +104,14 @@ class MultiLayer:
         units = tuple(1 / spectral_norm(B) for B in below)  # give all splits the same norm
 
         def forward(x):
-            return tuple(c * v for c, v in zip(units, codes_of(Ds, x)))
+            return tuple(c * v for c, v in zip(units, _problem.codes_of(Ds, x)))
 
         def prox(v, rho):
             return tuple(shrink(a, lam / (c * rho)) for a, lam, c in zip(v, lams, units))
 
         def gap(x, Us):
             bounded = [jnp.clip(U, -lam, lam) for U, lam in zip(Us, lams)]
-            return chain_gap(problem, codes_of(Ds, x), lambda j, _: bounded[j])
+            return chain_gap(problem, _problem.codes_of(Ds, x), lambda j, _: bounded[j])
 
         def pair(state):
             """x_J and the multipliers."""
@@ -142,11 +130,19 @@ class MultiLayer:
 
         root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, below)))
         T = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(len(root), dtype=y.dtype))
-        step, state = admm(_minimiser(A, y, T), forward, prox, x)
+        minimise, state = _minimiser(A, y, T), begin(forward(x))
+
+        def nearest(w, rho):
+            return forward(minimise(programs.adjoint(forward, x, w), rho))
 
         def body(carry):
-            state, *_ = solve(
-                step, carry[0], lambda s: gap(*pair(s)), tol=self.tol, max_steps=_ROUND
+            state, *_ = _problem.solve(
+                admm(nearest, prox),
+                carry[0],
+                lambda s: gap(*pair(s)),
+                tol=self.tol,
+                max_steps=_ROUND,
+                period=PERIOD,
             )
             return state, best(state)
 
@@ -164,7 +160,7 @@ class MultiLayer:
 
 def _products(Ds: Sequence[Operator], y: Array) -> tuple[Array, Codes]:
     """D_1 ... D_J, and D_{j+1} ... D_J for j = 1..J; the last product is the identity."""
-    A, *below = codes_of((Ds[0], *Ds), jnp.eye(Ds[-1].shape[1], dtype=y.dtype))
+    A, *below = _problem.codes_of((Ds[0], *Ds), jnp.eye(Ds[-1].shape[1], dtype=y.dtype))
     return A, tuple(below)
 
 
@@ -263,22 +259,22 @@ def holistic(
         (True, [3, 7])
     """
     where = "holistic"
-    tol, max_steps = static_tol(tol, where), static_steps(max_steps, where)
+    tol, max_steps = _problem.static_tol(tol, where), _problem.static_steps(max_steps, where)
     Ds = as_chain(Ds, where)
     sizes = tuple(D.shape[1] for D in Ds)
-    form, arrays = checked_chain(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
+    form, arrays = _problem.checked_chain(where, Ds, y, (*(0.0,) * (len(Ds) - 1), lam))
     most = sizes[-1] if sparsity is None else checks.as_index(sparsity, "sparsity", where)
     if most > sizes[-1]:
         raise ValueError(f"{where}: sparsity is {most} but x_J has {sizes[-1]} entries")
     method = Holistic(_counts(zeros, sizes[:-1], where), most, tol, max_steps)
-    return DeepPursuit(*run(method, form, *arrays))
+    return DeepPursuit(*_problem.run(method, form, *arrays))
 
 
 def _counts(zeros: Any, sizes: tuple[int, ...], where: str) -> tuple[int, ...]:
     """One number for each of x_1, ..., x_{J-1}, which have the lengths `sizes`."""
     zeros = zeros if isinstance(zeros, (tuple, list)) else (zeros,) * len(sizes)
     counts = []
-    for j, n in enumerate(one_per_layer(zeros, "zeros", len(sizes), where)):
+    for j, n in enumerate(_problem.one_per_layer(zeros, "zeros", len(sizes), where)):
         n = checks.as_index(n, f"zeros[{j}]", where)
         if n > sizes[j]:
             raise ValueError(
@@ -338,7 +334,7 @@ class Holistic:
             return _lasso_on_rows(problem, A, rows, self.tol, self.max_steps, state)
 
         def body(_, state):
-            zeros = _one_more(state.zeros, codes_of(Ds, state.x), (*self.counts, 0))
+            zeros = _one_more(state.zeros, _problem.codes_of(Ds, state.x), (*self.counts, 0))
             return solved(state._replace(zeros=zeros))
 
         nothing = _State(
@@ -384,9 +380,9 @@ def _lasso_on_rows(
         g = U + N @ ((r @ A - U) @ N)
         return dual_gap(jnp.sum(r**2), (lam,), (x,), (g,)) / half_energy(y)
 
-    step, start = admm(
-        _minimiser(A, y, N), lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x
+    advance = admm(_minimiser(A, y, N), lambda v, rho: shrink(v, lam / rho))
+    state, steps, least = _problem.solve(
+        advance, begin(last.x), gap, tol=tol, max_steps=max_steps, period=PERIOD
     )
-    state, steps, least = solve(step, start, gap, tol=tol, max_steps=max_steps)
     largest = jnp.maximum(last.gap, least)
     return _State(last.zeros, feasible(state), state.v != 0, largest, last.steps + steps)

@@ -30,16 +30,10 @@ from unrolled.dictionaries import (
     scale_columns,
 )
 from unrolled.penalties import L1, NONNEGATIVE, Penalty
+from unrolled.pursuit import _problem
 from unrolled.pursuit._gap import half_energy
 from unrolled.pursuit._lasso import Penalized, on_branch, slope
-from unrolled.pursuit._problem import (
-    Found,
-    Problem,
-    Pursuit,
-    check_number,
-    checked_single,
-    run,
-)
+from unrolled.pursuit._problem import Found, Problem, Pursuit
 
 __all__ = ["omp"]
 
@@ -135,14 +129,14 @@ def omp(
     if sparsity is None and tol is None:
         raise ValueError("omp: expected sparsity, tol or both, got neither")
     if tol is not None:
-        check_number(tol, "tol", "omp")
-    form, arrays = checked_single("omp", D, y, level=tol, size=column_norms, parts=True)
+        _problem.check_number(tol, "tol", "omp")
+    form, arrays = _problem.checked_single("omp", D, y, level=tol, size=column_norms, parts=True)
     (checked,), *_ = arrays
     fewest = min(checked.shape) // block_of(checked)
     most = most_atoms(fewest if sparsity is None else sparsity, checked, "omp")
     nonnegative = checks.as_bool(nonnegative, "nonnegative", "omp")
     by_fit = is_by_fit(selection, nonnegative, checked, "omp")
-    (x,), *rest = run(Matching(most, by_fit, nonnegative), form, *arrays)
+    (x,), *rest = _problem.run(Matching(most, by_fit, nonnegative), form, *arrays)
     return Pursuit(x, *rest)
 
 

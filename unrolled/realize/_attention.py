@@ -10,10 +10,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Result, checked, program
 from unrolled.dictionaries import Conv
 from unrolled.realize._cnn_layers import count_weights
 

@@ -14,30 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, checked, program
 from unrolled._base.packages import require
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.activations import Activation, by_name
 from unrolled.dictionaries import Dictionary
 from unrolled.layers import Layer, Unrolled
 from unrolled.networks import Network
-from unrolled.realize._cnn_layers import (
-    Architecture,
-    Bound,
-    ConvLayer,
-    MatrixBlock,
-    MatrixStep,
-    activation_of,
-    blocks_of,
-    count_weights,
-    forward,
-    identity_from,
-    next_bound,
-    polyphase,
-    tree_depth,
-)
+from unrolled.realize import _cnn_layers
+from unrolled.realize._cnn_layers import Architecture, Bound, ConvLayer, MatrixBlock, MatrixStep
 
 __all__ = ["CnnSize", "Realization", "cnn", "cnn_size", "nnx_module"]
 
@@ -152,7 +136,7 @@ def _reach(step: MatrixStep, code: Bound, signal: Bound, net: Architecture) -> t
     rho = net.activation
     if not net.bounded:
         return rho.relu_gap, code
-    u, code = next_bound(step, code, signal, rho)
+    u, code = _cnn_layers.next_bound(step, code, signal, rho)
     tail = (
         rho.relu_gap
         if math.isfinite(rho.relu_gap)
@@ -166,7 +150,7 @@ def _dense(
 ) -> Layers:
     """The layers of rho(A h + b), where h is the output described by `state`."""
     if state.tree:
-        return polyphase(A, b, state.low, net, readout=readout)
+        return _cnn_layers.polyphase(A, b, state.low, net, readout=readout)
     # A layer on q channels of length 1 uses only the first tap of each filter.
     return (net.layer(A[:, :, None], b, linear=readout, readout=readout),)
 
@@ -274,7 +258,7 @@ def cnn_size(
 
 def _tree(p: int, q: int, s: int, t: int) -> CnnSize:
     """Size of a polyphase tree R^q -> R^p."""
-    L = tree_depth(q, t)
+    L = _cnn_layers.tree_depth(q, t)
     rearranging = sum(s * t ** (2 * j - 1) + t**j for j in range(1, L))
     return CnnSize(L, rearranging + s * t ** (L - 1) * p + p)
 
@@ -291,8 +275,7 @@ def geometry(kernel_size: int, stride: int | None, form: str, where: str) -> tup
         TypeError: the kernel size or the stride is not an integer.
         ValueError: no network has this kernel size and stride, or the form is unknown.
     """
-    if not isinstance(form, str) or form not in FORMS:
-        raise ValueError(f"{where}: unknown form {form!r}; expected one of {', '.join(FORMS)}")
+    checks.one_of(form, FORMS, "form", where)
     s = checks.as_index(kernel_size, "kernel_size", where)
     t = s if stride is None else checks.as_index(stride, "stride", where)
     if s < 2 or t < 2:
@@ -433,11 +416,13 @@ def cnn(
     """
     where = "realize.cnn"
     kernel_size, stride = geometry(kernel_size, stride, form, where)
-    activation = activation_of(layer, None if activation is None else by_name(activation), where)
+    activation = _cnn_layers.activation_of(
+        layer, None if activation is None else by_name(activation), where
+    )
     M = checks.as_number(signal_bound, "signal_bound", where)
     checks.nonnegative(M, "signal_bound", where)
     checks.finite(M, "signal_bound", where)
-    blocks, dtype = blocks_of(layer, params, D, where)
+    blocks, dtype = _cnn_layers.blocks_of(layer, params, D, where)
     ds, depths = zip(*((block.d, len(block.steps)) for block in blocks))
     size = cnn_size(blocks[0].m, ds, depths, kernel_size=kernel_size, stride=stride, form=form)
     checks.check_memory((size.n_weights,), np.float64, "the weights", where)
@@ -448,7 +433,7 @@ def cnn(
         kernel_size,
         stride,
         activation,
-        identity_from(activation, dtype, where),
+        _cnn_layers.identity_from(activation, dtype, where),
         bounded,
         dtype,
         {},
@@ -468,7 +453,9 @@ def cnn(
     layers = tuple(one for hidden, readout in parts for one in (*hidden, *readout))
     depth = sum(len(hidden) for hidden, _ in parts) + len(parts[-1][1])
     run = _Run(blocks[0].m, M, isinstance(layer, Network))
-    return Realization(partial(run, layers), layers, depth, count_weights(layers), M, offset, run)
+    return Realization(
+        partial(run, layers), layers, depth, _cnn_layers.count_weights(layers), M, offset, run
+    )
 
 
 @dataclass(frozen=True)
@@ -492,7 +479,7 @@ class _Run:
                 f"{where}: max abs(y) is {np.abs(np.asarray(y)).max():.6g}; expected at most "
                 f"signal_bound = {M:.6g}, try a realization with a larger bound"
             )
-        codes = forward(layers, y)
+        codes = _cnn_layers.forward(layers, y)
         return codes if self.is_chain else codes[0]
 
 

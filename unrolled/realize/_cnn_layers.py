@@ -12,9 +12,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
-from unrolled._base.programs import program
+from unrolled._base.doors import Array, checked, program
 from unrolled.activations import Activation, by_name, relu
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary, pytree
 from unrolled.layers import Layer, Unrolled, unstack

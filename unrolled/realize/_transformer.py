@@ -10,22 +10,12 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Result, checked, program
 from unrolled.activations import relu
 from unrolled.dictionaries import Conv, Dictionary, as_dictionary, operands
 from unrolled.layers import Layer, Unrolled, stack
-from unrolled.realize._attention import (
-    Heads,
-    attention_leak,
-    concentration,
-    errors_of_signal,
-    grid,
-    multi_head_attention,
-    relative_heads,
-)
+from unrolled.realize import _attention
+from unrolled.realize._attention import Heads
 from unrolled.realize._cnn_layers import activation_of, count_weights
 
 __all__ = [
@@ -141,7 +131,7 @@ def transformer_block(
         [1.5, 0.0, -0.5]
     """
     where = "transformer_block"
-    alpha = concentration(alpha, where)
+    alpha = _attention.concentration(alpha, where)
     D, W = shift_invariant(D, where), analysis_weights(W, D, where)
     n_atoms, n_channels = D.filters.shape[:2]
     checks.nonnegative(theta, "theta", where)
@@ -250,10 +240,10 @@ def _read(D: Conv, tokens: Array) -> Array:
 def run_block(block: BlockWeights, tokens: Array, D: Conv, alpha: float | None) -> Array:
     """The tokens after attention and the feed-forward part, both with residual connections."""
     block, tokens = checks.cast((block, tokens), checks.common_dtype(block, tokens))
-    positions = grid(_token_grid(D))
+    positions = _attention.grid(_token_grid(D))
     period = D.signal_shape if D.boundary == "circular" else None
     with jax.default_matmul_precision("highest"):
-        z = tokens + multi_head_attention(
+        z = tokens + _attention.multi_head_attention(
             tokens, block.heads, positions, positions, alpha=alpha, period=period
         )
         return z + jax.nn.relu(z @ block.hidden.T + block.offset[None]) @ block.output.T
@@ -282,7 +272,7 @@ def block_weights(
     grown = jnp.minimum(grown, float(jnp.finfo(V.dtype).max) / (2 * _MARGIN))
     G = _MARGIN * grown.max()
     theta = jnp.broadcast_to(theta, (n_atoms,))
-    heads = relative_heads(
+    heads = _attention.relative_heads(
         _taps(D), jnp.pad(V, [(0, 0), (0, c - n_atoms), (0, 1)]), jnp.zeros(c, V.dtype)
     )
     one, mask = jnp.eye(n_atoms, c, dtype=V.dtype), jnp.eye(1, c, c - 1, dtype=V.dtype)
@@ -307,7 +297,7 @@ def head_values(D: Conv, W: Conv, gamma: Array) -> Array:
 
 def _taps(D: Conv) -> np.ndarray:
     """The offsets tau of the heads, (heads, p); on a circle, modulo the length of the signal."""
-    taps = grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
+    taps = _attention.grid(tuple(2 * n - 1 for n in D.kernel)) - (np.array(D.kernel) - 1)
     return taps % np.array(D.signal_shape) if D.boundary == "circular" else taps
 
 
@@ -469,7 +459,7 @@ def transformer(
         True
     """
     where = "transformer"
-    alpha = concentration(alpha, where)
+    alpha = _attention.concentration(alpha, where)
     D, shared, steps = _realizable(layer, params, D, where)
     n_channels = D.filters.shape[1]
     signal_bound = as_bound(signal_bound, n_channels, "signal_bound", where)
@@ -589,10 +579,10 @@ def transformer_error(
         V = np.asarray(_head_values(layer, shared, steps, D))
         theta = np.asarray(steps.theta).reshape(layer.depth, -1)
         if signals is not None:
-            return _errors_of_signals(D, V, theta, concentration(alpha, where), signals)
+            return _errors_of_signals(D, V, theta, _attention.concentration(alpha, where), signals)
         assert signal_bound is not None  # exactly one of the two is given
         M = np.asarray(as_bound(signal_bound, V.shape[-1] - V.shape[-2], "signal_bound", where))
-    leak, n_atoms = attention_leak(alpha, len(D.kernel)), V.shape[-2]
+    leak, n_atoms = _attention.attention_leak(alpha, len(D.kernel)), V.shape[-2]
     depth = layer.depth
     read = np.abs(V).sum(1)
     # The identity in x + ... is added to the values of the head with offset 0.
@@ -619,7 +609,7 @@ def _errors_of_signals(
     checks.finite(Y, "signals", "transformer_error")
     if alpha is None:
         return np.zeros(len(V) + 1)
-    return np.max([errors_of_signal(D, V, theta, alpha, y) for y in Y], axis=0)
+    return np.max([_attention.errors_of_signal(D, V, theta, alpha, y) for y in Y], axis=0)
 
 
 def _realizable(layer: Layer, params: Unrolled, D: Conv, where: str) -> tuple[Conv, Any, Any]:

@@ -5,17 +5,13 @@ record with a field `holds`.
 """
 
 from unrolled._base import offer as _offer
+from unrolled.dictionaries import inner_products
 from unrolled.theory._atom_programs import *
 from unrolled.theory._atom_programs import in_float64
 from unrolled.theory._certificates import *
 from unrolled.theory._codes import *
 from unrolled.theory._coherence import *
-from unrolled.theory._coherence import (
-    diagonal,
-    inner_products,
-    product_sizes,
-    weights_coherence,
-)
+from unrolled.theory._coherence import diagonal, product_sizes, row_maxima, weights_coherence
 from unrolled.theory._convergence import *
 from unrolled.theory._generalized import *
 from unrolled.theory._lasso_codes import *

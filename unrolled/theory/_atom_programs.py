@@ -14,9 +14,8 @@ import numpy as np
 
 from unrolled import linear_programs as lp
 from unrolled._base import checks, threads
-from unrolled._base.checks import DTypeLike
+from unrolled._base.doors import DTypeLike, host_function
 from unrolled._base.files import CheckpointError, check_writable, whole_file
-from unrolled._base.programs import host_function
 from unrolled.dictionaries import Dictionary, Operator, Structured, as_dictionary
 
 __all__ = []

@@ -10,11 +10,8 @@ import jax
 import numpy as np
 
 from unrolled._base import checks, text
-from unrolled._base.arguments import checked
-from unrolled._base.checks import ArrayLike
+from unrolled._base.doors import ArrayLike, Result, checked, host_function
 from unrolled._base.numbers import UP
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, block_of, spread
 from unrolled.theory._convergence import sum_of_largest

@@ -12,20 +12,10 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, host_function, program
 from unrolled._base.numbers import UP, norm, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.activations import kth_largest
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_dictionary,
-    column_norms,
-    dense,
-    inner_terms,
-    magnitudes,
-)
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.theory._coherence import BLOCK, of_real_entries
 
 __all__ = ["CodeCertificate", "certify_code"]
@@ -181,7 +171,7 @@ def certify_code(
     finish = None if finish is None else checks.as_index(finish, "finish", where)
     steps = checks.as_index(steps, "steps", where)
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
-        D = checks.cast(as_dictionary(D, where), np.float64)
+        D = checks.cast(dictionaries.as_dictionary(D, where), np.float64)
         Y, X, roundings = _operands(D, y, x, where)
         one = Y.ndim == 1
         Y, X = np.atleast_2d(Y), np.atleast_2d(X)
@@ -277,10 +267,10 @@ class _System(NamedTuple):
 
 
 def _system(D: Any) -> _System:
-    (m, d), inner = D.shape, inner_terms(D)
-    whole = dense(D) if d <= _WHOLE else None
-    size = jnp.max(column_norms(D))
-    summed = jnp.max(column_norms(magnitudes(D))) if inner else size
+    (m, d), inner = D.shape, dictionaries.inner_terms(D)
+    whole = dictionaries.dense(D) if d <= _WHOLE else None
+    size = jnp.max(dictionaries.column_norms(D))
+    summed = jnp.max(dictionaries.column_norms(dictionaries.magnitudes(D))) if inner else size
     off = inner * _EPS * summed
     size = jnp.where(size > 0, size, 1.0) + off
     if whole is not None:
@@ -337,8 +327,8 @@ def _misfit(D: Dictionary, Y: Array, X: Array) -> tuple[Array, Array]:
     As in pursuits, a D x that loses half of the digits of y does not count as y, however large the
     terms of D x are.
     """
-    sizes = norm(jnp.abs(Y) + jnp.abs(X) @ magnitudes(D).T, 1)
-    terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2 + inner_terms(D)
+    sizes = norm(jnp.abs(Y) + jnp.abs(X) @ dictionaries.magnitudes(D).T, 1)
+    terms = jnp.sum(jnp.where(X != 0, 1.0, 0.0), 1) + 2 + dictionaries.inner_terms(D)
     return norm(Y - X @ D.T, 1), jnp.minimum(terms * sizes, norm(Y, 1) / math.sqrt(_EPS))
 
 
@@ -472,7 +462,7 @@ def _dual_vectors(D: Any, Y: Array, X: Array, steps: int, k: int) -> tuple[Array
     nu = feasible(best)
     g = nu @ D
     zeta = jnp.max(jnp.where(off, 0, jnp.abs(g - signs)), 1)
-    terms = (D.shape[0] + inner_terms(D)) * system.summed
+    terms = (D.shape[0] + dictionaries.inner_terms(D)) * system.summed
     sizes = (jnp.broadcast_to(v, zeta.shape) for v in (system.size, terms))
     sigma = _least_singular_value(support, system.off)
     return nu, beyond(g), zeta, sigma, *sizes, X @ D.T, *_misfit(D, Y, X)

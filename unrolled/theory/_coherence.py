@@ -12,20 +12,10 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import F, checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.arguments import F
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import exponent, largest, times_power, up, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    Structured,
-    as_dictionary,
-    dense,
-    inner_products,
-    refuse_parts,
-)
+from unrolled.dictionaries import Dictionary, Operator, Structured
 from unrolled.theory._rounding import Rounding, share
 
 __all__ = [
@@ -132,7 +122,7 @@ def mutual_coherence(D: Dictionary) -> Array:
         >>> float(ur.theory.mutual_coherence(D))
         0.25
     """
-    D = without_parts(as_dictionary(D, "mutual_coherence"), "mutual_coherence")
+    D = without_parts(dictionaries.as_dictionary(D, "mutual_coherence"), "mutual_coherence")
     refuse_cut_atoms(D, "mutual_coherence")
     mu, norms = measured(D)
     dictionaries.nonzero_atoms(norms, "mutual_coherence")
@@ -196,7 +186,7 @@ def weights_of(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Oper
 
 def _of_one_shape(W: Dictionary, D: Dictionary, where: str) -> tuple[Operator, Operator]:
     """W and D in floating point; raise ValueError unless their shapes agree."""
-    D, W = as_dictionary(D, where), as_dictionary(W, where, "W")
+    D, W = dictionaries.as_dictionary(D, where), dictionaries.as_dictionary(W, where, "W")
     if W.shape != D.shape:
         hint = " Did you pass W.T?" if W.shape == D.shape[::-1] else ""
         raise ValueError(
@@ -217,9 +207,9 @@ def weights_coherence(W: Dictionary, D: Dictionary) -> Coherence:
         (0.5, 2.0)
     """
     if exceeds(D):
-        mu_W = largest(row_maxima(dense(W), dense(D)))
+        mu_W = largest(row_maxima(dictionaries.dense(W), dictionaries.dense(D)))
     else:
-        products, own = inner_products(W, D)
+        products, own = dictionaries.inner_products(W, D)
         mu_W = largest(jnp.where(own, 0.0, jnp.abs(products)))
     return Coherence(mu_W, largest(jnp.abs(dictionaries.entries(W))))
 
@@ -241,14 +231,14 @@ def diagonal(W: Dictionary, D: Dictionary) -> Array:
         True
     """
     if exceeds(D):
-        return jnp.sum(dense(W) * dense(D), axis=0)
-    products, own = inner_products(W, D)
+        return jnp.sum(dictionaries.dense(W) * dictionaries.dense(D), axis=0)
+    products, own = dictionaries.inner_products(W, D)
     return jnp.sum(jnp.where(own, products, 0.0), axis=1)
 
 
 def without_parts(D: Operator, where: str, instead: str = OF_PARTS) -> Operator:
     """D; raise ValueError if codes of D come in parts, because `where` works on single entries."""
-    refuse_parts(D, where, f"this is about entries, try {instead}")
+    dictionaries.refuse_parts(D, where, f"this is about entries, try {instead}")
     return D
 
 
@@ -330,7 +320,7 @@ def babel(D: Dictionary, s: int) -> Array:
         >>> float(ur.theory.babel(D, 3))
         0.75
     """
-    D = without_parts(as_dictionary(D, "babel"), "babel")
+    D = without_parts(dictionaries.as_dictionary(D, "babel"), "babel")
     refuse_cut_atoms(D, "babel")
     dictionaries.unit_atoms(D, "babel")
     return _babel(D, checks.as_index(s, "s", "babel"))
@@ -342,10 +332,10 @@ def _babel(D: Dictionary, s: int) -> Array:
     D, rows = D.neighbourhood() if isinstance(D, Structured) else (D, np.arange(D.shape[1]))
     d, s = D.shape[1], min(s, D.shape[1])
     if len(rows) * d > _SORTED and len(rows) == d:
-        return _largest_row(dense(D), s)
+        return _largest_row(dictionaries.dense(D), s)
     with jax.default_matmul_precision("highest"):
         if len(rows) == d:
-            products = jnp.abs(dense(D).T @ D)
+            products = jnp.abs(dictionaries.dense(D).T @ D)
         else:
             units = jnp.zeros((len(rows), d), D.dtype).at[jnp.arange(len(rows)), rows].set(1)
             products = jnp.abs((units @ D.T) @ D)
@@ -521,11 +511,8 @@ def rounding_guard(
     checks.nonnegative(bound, "bound", "rounding_guard")
     checks.nonnegative(noise, "noise", "rounding_guard")
     s = checks.as_index(sparsity, "sparsity", "rounding_guard")
-    if precision is not None and precision not in _FORMATS:
-        raise ValueError(
-            f"rounding_guard: unknown precision {precision!r}; expected one of "
-            f"{', '.join(_FORMATS)}"
-        )
+    if precision is not None:
+        checks.one_of(precision, _FORMATS, "precision", "rounding_guard")
     dtype = checks.common_dtype(W, D)
     if dtype == np.float64 and precision not in (None, "highest"):
         dtype = np.dtype(np.float32)
@@ -545,8 +532,8 @@ def product_sizes(W: Dictionary, D: Dictionary, dtype: np.dtype) -> tuple[Array,
     C_W = largest(jnp.abs(dictionaries.entries(W)))
     W, D = dictionaries.magnitudes(W), dictionaries.magnitudes(D)
     if exceeds(D):
-        return C_W, _largest_product(dense(W), dense(D), dtype)
-    return C_W, largest(inner_products(W, D)[0])
+        return C_W, _largest_product(dictionaries.dense(W), dictionaries.dense(D), dtype)
+    return C_W, largest(dictionaries.inner_products(W, D)[0])
 
 
 def _largest_product(W: Array, D: Array, dtype: np.dtype) -> Array:

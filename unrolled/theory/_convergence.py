@@ -11,22 +11,11 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, largest, up
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Conv, Dictionary, Structured, as_dictionary, dense, magnitudes
-from unrolled.theory._coherence import (
-    BLOCK,
-    Coherence,
-    diagonal,
-    exceeds,
-    host_float,
-    row_maxima,
-    weights_of,
-    without_parts,
-)
+from unrolled.theory import _coherence
+from unrolled.theory._coherence import Coherence, diagonal
 from unrolled.theory._schedules import Schedule, deep_schedule, host_numbers, times
 
 __all__ = [
@@ -70,20 +59,20 @@ def atom_coherence(W: Dictionary, D: Dictionary) -> Coherence:
         >>> mus.shape, bool(jnp.isclose(mus.max(), ur.theory.mutual_coherence(D)))
         ((40,), True)
     """
-    return Coherence(*_atom_coherence(*weights_of(W, D, "atom_coherence")))
+    return Coherence(*_atom_coherence(*_coherence.weights_of(W, D, "atom_coherence")))
 
 
 @program()
 def _atom_coherence(W: Dictionary, D: Dictionary) -> tuple[Array, Array]:
-    if D.shape[1] ** 2 <= BLOCK:  # atom by atom, also near a border
+    if D.shape[1] ** 2 <= _coherence.BLOCK:  # atom by atom, also near a border
         W, D = dense(W), dense(D)
     return _largest_of_rows(W, D), _largest_entries(W)
 
 
 def _largest_of_rows(W: Dictionary, D: Dictionary, diagonal: bool = False) -> Array:
     """The largest abs(w_i . d_j) for every i, (d,), over j != i, or over all j if `diagonal`."""
-    if exceeds(D):
-        return row_maxima(dense(W), dense(D), diagonal=diagonal)
+    if _coherence.exceeds(D):
+        return _coherence.row_maxima(dense(W), dense(D), diagonal=diagonal)
     products, own = dictionaries.inner_products(W, D)
     sizes = jnp.abs(products) if diagonal else jnp.where(own, 0, jnp.abs(products))
     return _of_atoms(D, largest(sizes, 1), lambda v: jnp.max(v, 1))
@@ -163,7 +152,7 @@ def sum_of_largest(W: Dictionary, s: int) -> float:
     if isinstance(W, Conv):  # pad, because the rounding of a sum depends on its length
         columns = np.abs(np.asarray(W.entries())).reshape(W.groups[0], -1)
         columns = np.pad(columns, ((0, 0), (0, max(0, min(s, W.shape[0]) - columns.shape[1]))))
-    elif isinstance(W, Structured) and W.shape[1] ** 2 <= BLOCK:
+    elif isinstance(W, Structured) and W.shape[1] ** 2 <= _coherence.BLOCK:
         columns = np.asarray(_represented(W))
     else:
         columns = np.asarray(dense(W)).T
@@ -292,7 +281,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
         [0.0, 1.414, 2.828, 4.243]
     """
     K = checks.as_depth(depth, "depth", "sequence_bound")
-    W, D = weights_of(W, D, "sequence_bound")
+    W, D = _coherence.weights_of(W, D, "sequence_bound")
     weights, atoms = (np.asarray(dense(A), np.float64) for A in (W, D))
     step = _distance_from_identity(weights, atoms) * UP
     with np.errstate(over="ignore"):
@@ -303,7 +292,7 @@ def sequence_bound(W: Dictionary, D: Dictionary, depth: int) -> np.ndarray:
 def _distance_from_identity(W: np.ndarray, D: np.ndarray) -> float:
     """norm(I - W'D, 2)."""
     m, d = D.shape
-    if d**2 <= BLOCK or d <= 2 * m:
+    if d**2 <= _coherence.BLOCK or d <= 2 * m:
         return float(np.linalg.norm(np.eye(d) - W.T @ D, 2))
     # On vectors orthogonal to the rows of W and D, I - W'D is the identity.
     Q = np.linalg.qr(np.concatenate([W, D]).T)[0]
@@ -371,8 +360,10 @@ def objective_bound(D: Dictionary, error: ArrayLike, *, sparsity: int, gamma: Ar
     where = "objective_bound"
     error, gamma = host_numbers(where, error=error, gamma=gamma)
     s = checks.as_index(sparsity, "sparsity", where)
-    norm = host_float(
-        dictionaries.spectral_norm(without_parts(as_dictionary(D, where), where)), "D", where
+    norm = _coherence.host_float(
+        dictionaries.spectral_norm(_coherence.without_parts(as_dictionary(D, where), where)),
+        "D",
+        where,
     )
     moved = times(norm, error)  # a square overflows to inf, but ** would raise
     return moved * moved / s + times(gamma, error) if s else 0.0

@@ -11,20 +11,9 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks, interior_point, threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import largest
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_dictionary,
-    dense,
-    replicate,
-    spread,
-    unit_atoms,
-)
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.theory import _atom_programs
 from unrolled.theory._atom_programs import (
     ROUNDING,
@@ -155,7 +144,7 @@ def generalized_coherence(
     if cache is not None:
         _atom_programs.check_cache(Path(cache), where)
         solve = partial(cached, solve, Path(cache), chosen, (tol, only_maximum))
-    solved = _differentiable(solve, chosen)(dense(D))
+    solved = _differentiable(solve, chosen)(dictionaries.dense(D))
     return _settled(D if atoms is None else None, solved, tol, only_maximum)
 
 
@@ -170,8 +159,10 @@ def _settled(
     holds &= _attained(upper, reached, only_maximum)
     if D is None:
         return GeneralizedCoherence(top, bottom, upper, lower, W, holds, rank)
-    upper, lower = spread(D, upper), spread(D, lower)
-    return GeneralizedCoherence(top, bottom, upper, lower, replicate(D, W), holds, rank)
+    upper, lower = dictionaries.spread(D, upper), dictionaries.spread(D, lower)
+    return GeneralizedCoherence(
+        top, bottom, upper, lower, dictionaries.replicate(D, W), holds, rank
+    )
 
 
 @checked
@@ -333,7 +324,7 @@ def _start_of(
     A: np.ndarray, start: GeneralizedCoherence, level: float | None, where: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """The weights of a result and their coherences, refined if the level is between the bounds."""
-    W = np.array(dense(start.W), np.float64)
+    W = np.array(dictionaries.dense(start.W), np.float64)
     if W.shape != A.shape:
         raise ValueError(
             f"{where}: the weights of `coherence` have shape {W.shape}; expected {A.shape}, all "
@@ -353,9 +344,9 @@ def _start_of(
 
 def _unit_dictionary(D: Dictionary, where: str) -> Operator:
     """D in floating point, checked for unit atoms and for atoms cut at a border."""
-    D = without_parts(as_dictionary(D, where), where)
+    D = without_parts(dictionaries.as_dictionary(D, where), where)
     refuse_cut_atoms(D, where)
-    unit_atoms(D, where)
+    dictionaries.unit_atoms(D, where)
     return D
 
 
@@ -373,7 +364,7 @@ def _on_host(D: Dictionary, where: str) -> tuple[np.ndarray, np.dtype]:
     checks.on_host(D, where, "D")
     with jax.enable_x64(True):
         D = _unit_dictionary(D, where)
-        return np.asarray(dense(D), np.float64), D.dtype
+        return np.asarray(dictionaries.dense(D), np.float64), D.dtype
 
 
 def _chosen_atoms(atoms: Sequence[int], d: int, where: str) -> np.ndarray:

@@ -7,10 +7,8 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
+from unrolled._base.doors import ArrayLike, Result, host_function
 from unrolled._base.numbers import UP
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.pursuit import minima, weights_of_many
 from unrolled.theory._coherence import of_real_entries

@@ -9,23 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, DTypeLike
+from unrolled._base.doors import Result, checked, host_function, program
 from unrolled._base.numbers import norm
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Conv,
-    Dictionary,
-    Operator,
-    Structured,
-    as_chain,
-    column_norms,
-    dense,
-    magnitudes,
-    nonzero_atoms,
-)
+from unrolled.dictionaries import Conv, Dictionary, Operator, Structured
 from unrolled.theory._coherence import max_sparsity, measured, sparsity_bound, without_parts
 from unrolled.theory._schedules import host_numbers
 
@@ -49,7 +38,7 @@ def host_chain(
     is True.
     """
     checks.on_host(Ds, where)
-    Ds = as_chain(Ds, where)
+    Ds = dictionaries.as_chain(Ds, where)
     for D in () if parts else Ds:
         without_parts(D, where)
     return Ds if dtype is None else checks.cast(Ds, dtype)
@@ -61,9 +50,9 @@ def effective(Ds: Sequence[Dictionary]) -> tuple[Operator, np.ndarray]:
     The product is a matrix, but a single structured dictionary stays structured.
     """
     D = _product(Ds)
-    magnitude = [magnitudes(A) if isinstance(A, Structured) else np.abs(A) for A in Ds]
+    magnitude = [dictionaries.magnitudes(A) if isinstance(A, Structured) else np.abs(A) for A in Ds]
     size = _product(magnitude)
-    norms, sizes = (np.asarray(column_norms(A)) for A in (D, size))
+    norms, sizes = (np.asarray(dictionaries.column_norms(A)) for A in (D, size))
     return D, np.where(norms > CANCELLED * sizes, norms, 0.0)
 
 
@@ -71,7 +60,7 @@ def _product(Ds: Sequence[Dictionary]) -> Operator:
     """D_1 ... D_J as a matrix, by numpy; a single structured dictionary stays structured."""
     if len(Ds) == 1 and isinstance(Ds[0], Structured):
         return Ds[0]
-    return jnp.asarray(functools.reduce(np.matmul, [np.asarray(dense(D)) for D in Ds]))
+    return jnp.asarray(functools.reduce(np.matmul, [np.asarray(dictionaries.dense(D)) for D in Ds]))
 
 
 def of_length(values: Sequence, name: str, J: int, where: str) -> None:
@@ -302,7 +291,7 @@ def is_csc_feasible(
 def _coherence_of(D: Conv, where: str) -> float:
     """mu(D) in float64."""
     mu, norms = measured(checks.cast(D, np.float64))
-    nonzero_atoms(norms, where)
+    dictionaries.nonzero_atoms(norms, where)
     return float(mu)
 
 
@@ -345,7 +334,7 @@ def _evaluated(
 @jax.jit
 def _distance(D: Dictionary, y: Array, x: Array) -> tuple[Array, Array]:
     """norm(y - D x) and norm(|y| + |D| |x|), also if squares leave the range of the dtype."""
-    return norm(y - D @ x), norm(jnp.abs(y) + magnitudes(D) @ jnp.abs(x))
+    return norm(y - D @ x), norm(jnp.abs(y) + dictionaries.magnitudes(D) @ jnp.abs(x))
 
 
 def _signals(

@@ -7,22 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, program
 from unrolled._base.numbers import largest, largest_singular_value, norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Dictionary,
-    Joint,
-    Operator,
-    as_dictionary,
-    block_of,
-    column_norms,
-    dense,
-    magnitudes,
-    unit_atoms,
-)
+from unrolled.dictionaries import Dictionary, Joint, Operator
 from unrolled.theory._coherence import refuse_cut_atoms
 from unrolled.theory._convergence import atom_products
 
@@ -82,13 +71,13 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
         BlockCoherence(mu=0.25, gain=1.0, eta=0.0)
     """
     where = "block_coherence"
-    W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)
+    W, D = dictionaries.as_dictionary(W, where, "W"), dictionaries.as_dictionary(D, where)
     if W.shape != D.shape:
         raise ValueError(f"{where}: W has shape {W.shape} but D has shape {D.shape}; must agree")
     refuse_cut_atoms(D, where)
-    unit_atoms(D, where)
+    dictionaries.unit_atoms(D, where)
     dtype = checks.common_dtype(W, D)
-    return _block_coherence(checks.cast(W, dtype), checks.cast(D, dtype), block_of(D))
+    return _block_coherence(checks.cast(W, dtype), checks.cast(D, dtype), dictionaries.block_of(D))
 
 
 @program("g")
@@ -96,7 +85,7 @@ def _block_coherence(W: Operator, D: Operator, g: int) -> BlockCoherence:
     (m, d), n = D.shape, D.shape[1] // g
     checks.announce((d, d), D.dtype, "the matrix of all inner products", "block_coherence")
     with jax.default_matmul_precision("highest"):
-        V, A = dense(W), dense(D)
+        V, A = dictionaries.dense(W), dictionaries.dense(D)
         products = (V.T @ A).reshape(n, g, n, g).swapaxes(1, 2)
         own = jnp.arange(n)
         mu = largest(jnp.where(jnp.eye(n, dtype=bool), 0, _norms(products)))
@@ -130,12 +119,12 @@ class Products(NamedTuple):
 
 def part_products(W: Operator, D: Operator, g: int | None = None) -> Products:
     """The products of W and D, in float64, by the parts of D, or by parts of g entries."""
-    g = block_of(D) if g is None else g
+    g = dictionaries.block_of(D) if g is None else g
     in_parts = g > 1
     W, D, g = without_measurements(W, D, g)
     if g == 1:
         own, mu, C, G = map(np.asarray, atom_products(W, D))
-        return Products(own, mu, np.asarray(column_norms(W)) if in_parts else C, G)
+        return Products(own, mu, np.asarray(dictionaries.column_norms(W)) if in_parts else C, G)
     n = D.shape[1] // g
     own, (mu, G) = np.empty((n, g, g)), np.empty((2, n))
     for some in chunks(n, _PARTS // g):
@@ -144,10 +133,10 @@ def part_products(W: Operator, D: Operator, g: int | None = None) -> Products:
         sizes = spectral_norms(products.swapaxes(1, 2))
         sizes[some, each] = 0
         mu[some] = sizes.max(0)
-        G[some] = spectral_norms(_blocks(magnitudes(D), magnitudes(W), some, g).swapaxes(1, 2)).max(
-            0
-        )
-    columns = np.asarray(dense(W)).reshape(-1, n, g).swapaxes(0, 1)
+        G[some] = spectral_norms(
+            _blocks(dictionaries.magnitudes(D), dictionaries.magnitudes(W), some, g).swapaxes(1, 2)
+        ).max(0)
+    columns = np.asarray(dictionaries.dense(W)).reshape(-1, n, g).swapaxes(0, 1)
     return Products(own, mu, spectral_norms(columns), G)
 
 
@@ -160,7 +149,7 @@ def without_measurements(W: Operator, D: Operator, g: int) -> tuple[Operator, Op
 
 def part_norms(D: Operator, W: Operator, some: np.ndarray) -> np.ndarray:
     """norm(W_i'D_j, 2) for all parts j and some parts i, (n, len(some)), in float64."""
-    W, D, g = without_measurements(W, D, block_of(D))
+    W, D, g = without_measurements(W, D, dictionaries.block_of(D))
     if g == 1:
         return np.abs(signed_products(D, W, some))
     return spectral_norms(_blocks(D, W, some, g).swapaxes(1, 2))

@@ -11,11 +11,8 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, up
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.activations import Activation, check, is_known
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary, column_norms, magnitudes
 from unrolled.theory._coherence import coherence, diagonal, host_float, of_real_entries

@@ -6,27 +6,13 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
+from unrolled._base.doors import ArrayLike, Result, host_function
 from unrolled.activations import Activation
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_dictionary,
-    as_flat,
-    block_of,
-    dense,
-    in_parts,
-    magnitudes,
-)
+from unrolled.dictionaries import Dictionary, Operator
+from unrolled.theory import _parts
 from unrolled.theory._certificates import Coupled, Step, coupled, uncovered_of
-from unrolled.theory._parts import (
-    chunks,
-    part_norms,
-    spectral_norms,
-)
 from unrolled.theory._schedules import known, tail_of
 
 __all__ = ["Signals", "certify_signals"]
@@ -106,9 +92,8 @@ class Noise(NamedTuple):
     ) -> "Noise":
         """Check the arguments. `confidence` is that of `at_once` such statements together."""
         deltas, D = noise_of(noise, n, where), measured.D
-        norm = ("l1" if block_of(D) == 1 else "l2") if norm is None else norm
-        if norm not in NORMS:
-            raise ValueError(f"{where}: unknown noise_norm {norm!r}; expected one of {NORMS}")
+        norm = ("l1" if dictionaries.block_of(D) == 1 else "l2") if norm is None else norm
+        checks.one_of(norm, NORMS, "noise_norm", where)
         confidence = checks.as_fraction(confidence, "confidence", where)
         if norm != "gaussian":
             return cls(deltas, norm)
@@ -128,7 +113,7 @@ class Noise(NamedTuple):
         n = len(step.gamma)
         if self.norm == ("l1" if step.W.shape[1] == n else "l2"):
             return step.products.C
-        W = np.abs(np.asarray(dense(step.W)))
+        W = np.abs(np.asarray(dictionaries.dense(step.W)))
         W = W.reshape(len(W), n, -1)  # (m, parts, g)
         if self.norm == "l1":
             return np.hypot.reduce(W, axis=2).max(0, initial=0)
@@ -304,7 +289,7 @@ def _of_layer(
 
     `before` holds the errors of the parts of the signals, (n, m), that the layer before leaves.
     """
-    codes = codes_of(X, as_dictionary(D, where), where)
+    codes = codes_of(X, dictionaries.as_dictionary(D, where), where)
     n = len(codes)
     if uncovered := uncovered_of(layer, params, D, where):
         noise_of(noise, n, where)
@@ -316,7 +301,7 @@ def _of_layer(
     noises = Noise.of(noise, norm, confidence, n, measured.measured, where, at_once)
     if before is not None and len(before) != n:
         raise ValueError(f"{where}: X has {len(before)} codes for one layer and {n} for the next")
-    dtype, thresholds = as_dictionary(D, where).dtype, list[np.ndarray]()
+    dtype, thresholds = dictionaries.as_dictionary(D, where).dtype, list[np.ndarray]()
 
     def least(step: Step, needed: np.ndarray) -> np.ndarray:
         thresholds.append(stored_up(needed, dtype))
@@ -356,11 +341,12 @@ def stored_up(theta: np.ndarray, dtype: Any) -> np.ndarray:
 
 def codes_of(X: Any, D: Dictionary, where: str) -> np.ndarray:
     """The sizes of the parts of the codes, (n, d); magnitudes of entries if D has no parts."""
-    d, g = D.shape[1], block_of(D)
-    codes = checks.host_floats(as_flat(D, X, 1)[0], "X", where)
+    d, g = D.shape[1], dictionaries.block_of(D)
+    codes = checks.host_floats(dictionaries.as_flat(D, X, 1)[0], "X", where)
     if codes.ndim != 2 or codes.shape[1] != d:
         raise ValueError(
-            f"{where}: X has shape {codes.shape}; expected (n, {d}){in_parts(D, d)}, one code a row"
+            f"{where}: X has shape {codes.shape}; expected (n, {d}){dictionaries.in_parts(D, d)}, "
+            "one code a row"
         )
     checks.finite(codes, "X", where)
     sizes = np.abs(codes.astype(np.float64))
@@ -529,20 +515,20 @@ def _inf_for_nan(v: np.ndarray) -> np.ndarray:
 def _sizes_of(W: Operator, rows: int, columns: int) -> np.ndarray:
     """norm(W_ji, 2) of all pairs of parts, (rows, columns); |W| if parts are entries."""
     if W.shape == (rows, columns):
-        return np.asarray(dense(magnitudes(W)))
+        return np.asarray(dictionaries.dense(dictionaries.magnitudes(W)))
     m, d = W.shape
-    blocks = np.asarray(dense(W)).reshape(rows, m // rows, columns, d // columns)
-    return spectral_norms(blocks.swapaxes(1, 2))
+    blocks = np.asarray(dictionaries.dense(W)).reshape(rows, m // rows, columns, d // columns)
+    return _parts.spectral_norms(blocks.swapaxes(1, 2))
 
 
 def _maps(measured: Coupled) -> Iterator[Iterator[np.ndarray]]:
     """For each step, the columns of gamma |D'W| with |1 - gamma w_i . d_i| on the diagonal."""
     D, d = measured.D, measured.parts
-    columns = list(chunks(d, _COLUMNS // measured.block))
+    columns = list(_parts.chunks(d, _COLUMNS // measured.block))
     kept = list[np.ndarray]()
     for step in measured.steps:
         parts: Iterable[np.ndarray] = (
-            np.ascontiguousarray(part_norms(D, step.W, some)) for some in columns
+            np.ascontiguousarray(_parts.part_norms(D, step.W, some)) for some in columns
         )
         if d <= _KEPT:
             parts = kept = kept if kept and step.tied else list(parts)

@@ -12,25 +12,10 @@ from jax import lax
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, exponent, ldexp, times_power, wide_dtype, widened
 from unrolled._base.numbers import pseudo_inverse as cut_pseudo_inverse
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Complex,
-    Conv,
-    Dictionary,
-    Joint,
-    Operator,
-    Structured,
-    all_kept,
-    as_dictionary,
-    dense,
-    is_complex,
-    refuse_parts,
-)
+from unrolled.dictionaries import Complex, Conv, Dictionary, Joint, Operator, Structured
 from unrolled.theory._coherence import refuse_cut_atoms, without_parts
 from unrolled.theory._uniqueness import as_supports
 
@@ -104,7 +89,7 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
         >>> bool(jnp.linalg.norm(W.T @ D) < jnp.linalg.norm(D.T @ D))
         True
     """
-    D = as_dictionary(D, "frobenius_weights")
+    D = dictionaries.as_dictionary(D, "frobenius_weights")
     checks.nonnegative(ridge, "ridge", "frobenius_weights")
     checks.one_number(ridge, "ridge", "frobenius_weights")
     is_zero = checks.is_concrete(ridge) and float(np.asarray(ridge)) == 0
@@ -113,18 +98,18 @@ def frobenius_weights(D: Dictionary, ridge: ArrayLike = 0.0, power: float = 2.0)
     if power != 2 and not is_zero:
         raise ValueError("frobenius_weights: a power other than 2 needs ridge = 0")
     if power != 2:
-        refuse_parts(D, "frobenius_weights", "expected power = 2")
+        dictionaries.refuse_parts(D, "frobenius_weights", "expected power = 2")
     W, norms = _closed_form(D, None if is_zero else ridge)
     if power != 2:
-        W = _least_power(dense(D), dense(W), power)
+        W = _least_power(dictionaries.dense(D), dictionaries.dense(W), power)
     dictionaries.nonzero_atoms(norms, "frobenius_weights")
     if checks.is_concrete(W) and isinstance(W, Conv | jax.Array):
         lost = np.isnan(np.asarray(W.filters if isinstance(W, Conv) else W))
         lost = lost.any(tuple(range(1, lost.ndim)) if isinstance(W, Conv) else 0)
-        all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
+        dictionaries.all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
     elif checks.is_concrete(W):
         lost = np.isnan(np.asarray(dictionaries.column_norms(W)))
-        all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
+        dictionaries.all_kept(~lost, wide_dtype(W.dtype), "frobenius_weights")
     return W
 
 
@@ -135,7 +120,7 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Arra
     norms = dictionaries.column_norms(D)
     if isinstance(D, Joint):
         return Joint(_closed_form(D.base, ridge)[0], D.measurements), norms
-    if is_complex(D):  # products with D D' and its pseudo-inverse are complex
+    if dictionaries.is_complex(D):  # products with D D' and its pseudo-inverse are complex
         W = _of_matrix(D, ridge)
         return Complex(W[::2, ::2], W[1::2, ::2]), norms
     shared = D.closed_form(0.0 if ridge is None else ridge) if isinstance(D, Structured) else None
@@ -143,7 +128,7 @@ def _closed_form(D: Dictionary, ridge: ArrayLike | None) -> tuple[Operator, Arra
 
 
 def _of_matrix(D: Dictionary, ridge: ArrayLike | None) -> Array:
-    A, dtype = dense(D), D.dtype
+    A, dtype = dictionaries.dense(D), D.dtype
     k = exponent(A)
     A = times_power(widened(A), -k)  # so squares stay in the range of the dtype
     with jax.default_matmul_precision("highest"):
@@ -205,7 +190,7 @@ def spectral_radius(W: Dictionary, D: Dictionary) -> Array:
         >>> round(float(ur.theory.spectral_radius(D, D)), 3)
         2.0
     """
-    W, D = (as_dictionary(A, "spectral_radius") for A in (W, D))
+    W, D = (dictionaries.as_dictionary(A, "spectral_radius") for A in (W, D))
     return _growth(W, D)
 
 
@@ -232,7 +217,7 @@ def pseudo_inverse(D: Dictionary) -> Array:
         >>> ur.theory.pseudo_inverse(jnp.array([[2.0], [0.0]])).tolist()
         [[0.5, 0.0]]
     """
-    A = dense(D)
+    A = dictionaries.dense(D)
     with jax.default_matmul_precision("highest"):
         return cut_pseudo_inverse(widened(A)).astype(A.dtype)
 
@@ -375,7 +360,8 @@ def support_rate(
     where = "support_rate"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         W, D = (
-            checks.cast(without_parts(as_dictionary(A, where), where), np.float64) for A in (W, D)
+            checks.cast(without_parts(dictionaries.as_dictionary(A, where), where), np.float64)
+            for A in (W, D)
         )
         if W.shape != D.shape:
             raise ValueError(

@@ -8,20 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, host_function, program
 from unrolled._base.numbers import UP, largest
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Composed,
-    Dictionary,
-    Operator,
-    as_dictionary,
-    column_norms,
-    spectral_norm,
-    unit_atoms,
-)
+from unrolled.dictionaries import Composed, Dictionary, Operator
 from unrolled.theory import _uniqueness
 from unrolled.theory._coherence import coherence, diagonal, measured, weights_coherence
 from unrolled.theory._convergence import sum_of_largest
@@ -372,14 +363,17 @@ def _hypotheses(
     Ds = host_chain(Ds, where)
     s = _uniqueness.bounded_counts(sparsities, Ds, where)
     for D in Ds:
-        unit_atoms(D, where)
+        dictionaries.unit_atoms(D, where)
     return Ds, [min(2 * int(n), D.shape[1]) for n, D in zip(s, Ds)]
 
 
 def _weights(Ws: Sequence[Dictionary | None], J: int, where: str) -> list[Operator | None]:
     """The weights in float64, or None, one per layer."""
     of_length(Ws, "Ws", J, where)
-    return [W if W is None else checks.cast(as_dictionary(W, where, "W"), np.float64) for W in Ws]
+    return [
+        W if W is None else checks.cast(dictionaries.as_dictionary(W, where, "W"), np.float64)
+        for W in Ws
+    ]
 
 
 def _factor(D: Dictionary, t: int) -> float:
@@ -411,8 +405,8 @@ def _factor_of_weights(W: Dictionary | None, D: Dictionary, t: int) -> float:
 def _measured_weights(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
     """mu_W, max abs(1 - w_i . d_i), max norm(w_i), max abs(w_i . w_j) for i != j, norm(W, 2)."""
     mu_W = coherence(W, D).mu_W
-    eta, omega = largest(jnp.abs(1 - diagonal(W, D))), largest(column_norms(W))
-    return mu_W, eta, omega, weights_coherence(W, W).mu_W, spectral_norm(W)
+    eta, omega = largest(jnp.abs(1 - diagonal(W, D))), largest(dictionaries.column_norms(W))
+    return mu_W, eta, omega, weights_coherence(W, W).mu_W, dictionaries.spectral_norm(W)
 
 
 def _enlarged(error: float, factor: float) -> float:
@@ -429,7 +423,7 @@ def _accumulated(Ds: Sequence[Dictionary], eps: Sequence[float]) -> float:
     return float(sum(times(n, e) for n, e in zip(norms, eps)))
 
 
-_norm = jax.jit(spectral_norm)
+_norm = jax.jit(dictionaries.spectral_norm)
 
 
 def _rounded_down(spectrum: np.ndarray, rounding: float) -> float:
@@ -575,7 +569,7 @@ def _measured(
         Ds = host_chain(Ds, where)
         s = _uniqueness.bounded_counts(sparsities, Ds, where).tolist()
         for D in Ds:
-            unit_atoms(D, where)
+            dictionaries.unit_atoms(D, where)
         products = [(float(mu) * UP, float(eta) * UP) for mu, eta in map(_coherence_and_norms, Ds)]
         counts = [D.shape[0] for D in Ds[1:]] if stripes else s[:-1]
         gains = [sum_of_largest(D, n) for D, n in zip(Ds[1:], counts)]

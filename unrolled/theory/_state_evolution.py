@@ -9,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, host_function, program
 from unrolled._base.numbers import wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, unit_atoms
 from unrolled.theory._coherence import without_parts
 

@@ -6,17 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Dictionary,
-    as_dictionary,
-    block_of,
-    column_norms,
-    inner_terms,
-)
+from unrolled._base.doors import ArrayLike, Result, host_function
+from unrolled.dictionaries import Dictionary
 from unrolled.theory._parts import signed_products, spectral_norms, without_measurements
 from unrolled.theory._rounding import sum_error
 
@@ -131,18 +124,18 @@ def certify_supports(W: Dictionary, D: Dictionary, supports: ArrayLike) -> Suppo
         [True, True]
     """
     where = "certify_supports"
-    W, D = as_dictionary(W, where, "W"), as_dictionary(D, where)
+    W, D = dictionaries.as_dictionary(W, where, "W"), dictionaries.as_dictionary(D, where)
     if W.shape != D.shape:
         raise ValueError(f"{where}: W has shape {W.shape} and D {D.shape}; expected the same")
     checks.finite((W, D), "W or D", where)
-    W, D, g = without_measurements(W, D, block_of(D))
+    W, D, g = without_measurements(W, D, dictionaries.block_of(D))
     S = _indices(supports, D.shape[1] // g, where)
     n, s = S.shape
     with jax.enable_x64(True):
         W, D = checks.cast((W, D), np.float64)
         at_once = max(1, _PRODUCTS // max(1, s * g * D.shape[1]))
-        norms = (float(np.max(np.asarray(column_norms(A)), initial=0)) for A in (W, D))
-        terms = D.shape[0] + inner_terms(W) + inner_terms(D) + 2
+        norms = (float(np.max(np.asarray(dictionaries.column_norms(A)), initial=0)) for A in (W, D))
+        terms = D.shape[0] + dictionaries.inner_terms(W) + dictionaries.inner_terms(D) + 2
         error = sum_error(terms, float(np.finfo(float).eps)) * math.prod(norms)
         parts = [_of_supports(W, D, S[i : i + at_once], g, error) for i in range(0, n, at_once)]
     ratio, contraction = np.concatenate([np.zeros((2, 0)), *parts], axis=1)

@@ -7,9 +7,7 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.checks import ArrayLike
-from unrolled._base.programs import host_function
-from unrolled._base.results import Result
+from unrolled._base.doors import ArrayLike, Result, host_function
 from unrolled.dictionaries import Dictionary, as_dictionary, dense
 from unrolled.theory._certificates import Coupled
 from unrolled.theory._coherence import of_real_entries

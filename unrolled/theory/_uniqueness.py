@@ -11,29 +11,10 @@ import numpy as np
 
 from unrolled import dictionaries
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import UP, norm, up, wide_dtype
-from unrolled._base.programs import host_function, program
-from unrolled._base.results import Result
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    Structured,
-    as_chain,
-    block_of,
-    column_norms,
-    magnitudes,
-    normalized,
-    operands,
-)
-from unrolled.theory._coherence import (
-    max_sparsity,
-    measured,
-    mutual_coherence,
-    sparsity_bound,
-    without_parts,
-)
+from unrolled.dictionaries import Dictionary, Operator, Structured
+from unrolled.theory import _coherence
 from unrolled.theory._models import effective, host_chain, layer_counts, of_length
 from unrolled.theory._parts import part_products
 from unrolled.theory._schedules import host_numbers, times
@@ -74,7 +55,7 @@ def uniqueness(
     sparsities: Sequence[int],
     *,
     counts: Sequence[int] | None = None,
-    coherence: Callable[..., ArrayLike] = mutual_coherence,
+    coherence: Callable[..., ArrayLike] = _coherence.mutual_coherence,
 ) -> Uniqueness:
     r"""Whether the chain x_{j-1} = D_j x_j, x_0 = y, has at most one sparse solution, for every y.
 
@@ -131,9 +112,9 @@ def uniqueness(
     where = "uniqueness"
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         Ds = host_chain(Ds, where, parts=True)
-        if coherence is not mutual_coherence:
+        if coherence is not _coherence.mutual_coherence:
             for D in Ds:
-                without_parts(D, where)
+                _coherence.without_parts(D, where)
         s = bounded_counts(sparsities, Ds, where)
         nonzeros = s if counts is None else bounded_counts(counts, Ds, where, "counts")
         for D in Ds:
@@ -145,19 +126,25 @@ def uniqueness(
             D, norms = effective(Ds[j - 1 : j0])
             if not (norms > 0).all():
                 return math.inf
-            if (g := block_of(Ds[j0 - 1])) > 1:
-                return _mu_of_parts(normalized(D)[0], g)
-            value = measured(D)[0] if coherence is mutual_coherence else coherence(normalized(D)[0])
+            if (g := dictionaries.block_of(Ds[j0 - 1])) > 1:
+                return _mu_of_parts(dictionaries.normalized(D)[0], g)
+            value = (
+                _coherence.measured(D)[0]
+                if coherence is _coherence.mutual_coherence
+                else coherence(dictionaries.normalized(D)[0])
+            )
             number, rounding = host_numbers(where, coherence=value)[0], up(value)
             return number * rounding if rounding > UP else number  # for float32 and narrower
 
-        first, best, path = _visit(mu, nonzeros + s, [D.shape[1] // block_of(D) for D in Ds])
+        first, best, path = _visit(
+            mu, nonzeros + s, [D.shape[1] // dictionaries.block_of(D) for D in Ds]
+        )
         alone = [
-            _admits(_weighted(mu(j, j), D), 2 * n, D.shape[1] // block_of(D))
+            _admits(_weighted(mu(j, j), D), 2 * n, D.shape[1] // dictionaries.block_of(D))
             for j, (n, D) in enumerate(zip(nonzeros, Ds), start=1)
         ]
     unique, l1 = np.arange(len(Ds)) < first, np.logical_and.accumulate(alone)
-    bounds = np.array([sparsity_bound(m) if m < math.inf else 0.0 for m in best])
+    bounds = np.array([_coherence.sparsity_bound(m) if m < math.inf else 0.0 for m in best])
     return Uniqueness(unique, bounds, bounds - (nonzeros + s) / 2, path, l1, bool(unique.all()))
 
 
@@ -190,7 +177,9 @@ def _admits(mu: float, pair: int, d: int) -> bool:
     The condition is pair < 1 + 1/mu, with the guard of `max_sparsity` against rounding.
     """
     # 1 + 1/mu is the sparsity bound of mu / (2 + mu).
-    return pair == 0 or (mu < math.inf and int(pair) <= max_sparsity(mu / (2 + mu), 2 * d))
+    return pair == 0 or (
+        mu < math.inf and int(pair) <= _coherence.max_sparsity(mu / (2 + mu), 2 * d)
+    )
 
 
 def _weighted(mu: float, D: Dictionary) -> float:
@@ -200,7 +189,7 @@ def _weighted(mu: float, D: Dictionary) -> float:
     """
     if not mu < math.inf:
         return math.inf
-    norms = np.asarray(column_norms(D))
+    norms = np.asarray(dictionaries.column_norms(D))
     share = float(norms.max() / norms.min()) * mu / (1 + mu)
     return share / (1 - share) if share < 1 else math.inf
 
@@ -211,7 +200,7 @@ def bounded_counts(
     """One integer per layer, (J,), between 0 and d_j, or the number of parts of the code."""
     counts = layer_counts(values, len(Ds), where, name)
     for j, (s, D) in enumerate(zip(counts, Ds), start=1):
-        g = block_of(D)
+        g = dictionaries.block_of(D)
         if s > D.shape[1] // g:
             what = "atoms" if g == 1 else f"parts of {g} atoms"
             raise ValueError(
@@ -271,11 +260,11 @@ def recover_on_supports(
         (True, [1.0, -2.0])
     """
     where = "recover_on_supports"
-    Ds = as_chain(Ds, where)
+    Ds = dictionaries.as_chain(Ds, where)
     for D in Ds:
-        without_parts(D, where)
+        _coherence.without_parts(D, where)
     supports = as_supports(supports, Ds, where)
-    _, y, Ds = operands(Ds[0], y, where, params=Ds)
+    _, y, Ds = dictionaries.operands(Ds[0], y, where, params=Ds)
     return _recovered(tuple(Ds), y, *_on_and_off(Ds, supports))
 
 
@@ -402,7 +391,7 @@ def _constraints(
     structured = [D for D in Ds if isinstance(D, Structured)]
     plain = [D for D in Ds[:-1] if not isinstance(D, Structured)]
     n = sum(max(D.shape) for D in structured) + sum(D.shape[1] for D in plain)
-    sizes, rows = _products(tuple(map(magnitudes, Ds)), supports, others)
+    sizes, rows = _products(tuple(map(dictionaries.magnitudes, Ds)), supports, others)
     size = jnp.hypot(norm(sizes[0].ravel()), norm(rows.ravel()))
     return E, K, n * float(jnp.finfo(K.dtype).eps) * size
 

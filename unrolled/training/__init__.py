@@ -11,6 +11,7 @@ from unrolled._base import offer as _offer
 from unrolled.training._candidates import *
 from unrolled.training._curriculum_and_search import *
 from unrolled.training._files import *
+from unrolled.training._files import from_safetensors
 from unrolled.training._fit import *
 from unrolled.training._forms import *
 from unrolled.training._forms import digest, versions
@@ -25,6 +26,7 @@ from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
 from unrolled.training._signals import *
+from unrolled.training._signals import known_batch
 from unrolled.training._stages import run_stages
 from unrolled.training._types import *
 from unrolled.training._types import as_dictionaries

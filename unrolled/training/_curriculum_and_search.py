@@ -14,9 +14,7 @@ from jax import lax
 
 from unrolled import metrics
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked
 from unrolled.dictionaries import (
     Dictionary,
     as_dictionary,
@@ -152,6 +150,7 @@ def curriculum(
     decay: float = 1.0,
     optimizer: Callable[[float], optax.GradientTransformation] | Any = optax.adam,
     loss: Loss = supervised,
+    learn_dictionary: bool = False,
     trainable: Any = None,
     validation: tuple | None = None,
     mask: ArrayLike | None = None,
@@ -165,16 +164,16 @@ def curriculum(
 
     .. math:: c \; decay^{k - j} \quad (j \le k), \qquad 0 \quad (j > k),
 
-    and the updates of trained shared params (a tied W) by c. The first stage trains shared params
-    only at k = 1. Every stage starts from the best params of the previous stage and initialises the
-    optimiser again. The best params of a stage have the least loss of the code after step k on the
-    validation batch. All stages use one compiled training step, with k and the rates as arguments.
-    Early stages therefore cost as much as late stages.
+    and the updates of a learned D and of trained shared params (a tied W) by c. The first stage
+    trains D and shared params only at k = 1. Every stage starts from the best params of the
+    previous stage and initialises the optimiser again. The best params of a stage have the least
+    loss of the code after step k on the validation batch. All stages use one compiled training
+    step, with k and the rates as arguments. Early stages therefore cost as much as late stages.
 
     Args:
         layer, params, D, sample, key, loss: as in `fit`. The loss gets the code after step k as
             `codes[-1]`.
-        trainable, validation, mask: as in `fit`.
+        learn_dictionary, trainable, validation, mask: as in `fit`.
         steps_per_stage: the largest number of training steps in a stage; there are `K *
             len(stages)` stages.
         stages: the factor c of each stage.
@@ -226,7 +225,7 @@ def curriculum(
     objective = Objective.of("curriculum", layer, loss, staged=True)
     dtype = checks.common_dtype(params, D)
     signals = Signals.of(D, sample, key, validation, mask, dtype, "curriculum")
-    data = Data.of(objective, params, signals, trainable=trainable)
+    data = Data.of(objective, params, signals, learn_dictionary, trainable)
     scaled = optax.chain(_made(optimizer, rate), scale_steps(jnp.ones(K)))
     config: dict[str, Any] = {"rate": float(rate), "steps_per_stage": steps}
     config |= {"stages": [float(c) for c in stages], "decay": float(decay)}

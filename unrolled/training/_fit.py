@@ -6,8 +6,7 @@ import numpy as np
 import optax
 
 from unrolled._base import checks, programs
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked
 from unrolled.layers import fista
 from unrolled.training._losses import supervised
 from unrolled.training._objective import Data, Objective
@@ -68,7 +67,7 @@ def fit(
             from keys that training does not use, or holds signals back if `sample` is arrays.
         mask: bools in the shape of Y, only if `sample` is arrays. True marks a known entry; unknown
             entries may be NaN. The model and the loss get `dictionaries.Masked(D, mask)` of each
-            signal. A validation batch is then (Y, X, mask).
+            signal; a learned D is one for all signals. A validation batch is then (Y, X, mask).
         run: the options of `training.Run`, by name: evaluations, patience, checkpoints, devices.
 
     Returns:

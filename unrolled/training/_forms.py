@@ -16,11 +16,9 @@ import numpy as np
 
 from unrolled import activations
 from unrolled._base import checks, text
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, checked
 from unrolled._base.files import CheckpointError
 from unrolled._base.processes import copy_of
-from unrolled._base.results import Result
 from unrolled._base.text import an
 from unrolled.dictionaries import KINDS, Conv, Structured
 from unrolled.layers import FAMILIES, Layer, Unrolled, check_records, is_record, records_of

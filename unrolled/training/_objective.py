@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
-from unrolled.dictionaries import normalize, normalized, shared_part, signal_axes
+from unrolled._base.doors import Array, checked
+from unrolled.dictionaries import Masked, normalize, normalized, shared_part, signal_axes
 from unrolled.layers import Layer, fold_thresholds, is_trained
 from unrolled.networks import Network, codes_of_ista, lam_of
-from unrolled.training._signals import Signals
+from unrolled.training._signals import Signals, first_of, is_masked, with_first
 from unrolled.training._types import Dictionaries, Loss, Params, Trained
 
 __all__ = ["merge", "split", "trainable", "with_unit_atoms"]
@@ -258,7 +257,7 @@ class Objective:
         """The loss in an evaluation, and the codes that the loss sees, or all codes if `every`."""
         params, D = merge(trained, fixed)
         Y, X, *own = batch
-        D, axis = (own[0], signal_axes(own[0])) if own else (D, None)
+        D, axis = (_of_signals(own[0], D), signal_axes(own[0])) if own else (D, None)
         codes = self.codes(params, D, Y, axis, every)
         return self.value(codes, X, D, Y, at), codes
 
@@ -269,7 +268,8 @@ class Objective:
     def baseline_losses(self, trained: Trained, fixed: Trained, batch: tuple) -> tuple[Any, Any]:
         """The loss of zero codes, and of ISTA at the same depth."""
         Y, X, *own = batch
-        D = own[0] if own else merge(trained, fixed).D
+        D = merge(trained, fixed).D
+        D = _of_signals(own[0], D) if own else D
         zeros = jax.tree.map(jnp.zeros_like, self.judged(trained, fixed, batch, -1)[1])
         zero, has_ista = (
             self.value(zeros, X, D, Y),
@@ -290,6 +290,11 @@ class Objective:
                 "expected one floating-point number, try jnp.mean"
             )
         return loss
+
+
+def _of_signals(own: Any, D: Any) -> Any:
+    """The dictionaries of signals; those of masked signals have the D of the training step."""
+    return with_first(D, Masked._of(first_of(D), first_of(own).mask)) if is_masked(own) else own
 
 
 def _trained_of(D: Any, trained: Any) -> Any:
@@ -323,7 +328,8 @@ class Data(NamedTuple):
         """
         where, D = objective.where, signals.D
         objective.model.check(params, D)
-        if learn_dictionary and not signals.share_D:
+        _, _, *own = signals.validation
+        if learn_dictionary and own and not is_masked(own[0]):
             raise ValueError(
                 f"{where}: there is no dictionary to learn if every signal has its own; try (Y, X)"
             )

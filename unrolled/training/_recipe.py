@@ -10,24 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unrolled import layers, metrics
+from unrolled import dictionaries, layers, metrics
 from unrolled._base import checks
-from unrolled._base.arguments import checked, unknown_option
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.arguments import unknown_option
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked, program
 from unrolled._base.files import check_draws, drawing
 from unrolled._base.numbers import norm
-from unrolled._base.programs import program
-from unrolled._base.results import Result
 from unrolled.analytic import calibrate
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_dictionary,
-    block_of,
-    check_batch,
-    column_norms,
-    flat_batch,
-)
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import FAMILIES, Law, Layer, Unrolled, ista, ista_params, stable_step
 from unrolled.networks import ROUNDING
 from unrolled.problems import synthesize
@@ -144,15 +134,15 @@ def prepare(
         >>> start.layer.lam in start.law.lams(0.02, 0.05, 0.1, 0.2, 0.3, 0.4), start.ridge
         (True, None)
     """
-    cls, D = _family(family, "prepare"), as_dictionary(D, "prepare")
+    cls, D = _family(family, "prepare"), dictionaries.as_dictionary(D, "prepare")
     if X is None:
         raise ValueError(
             "prepare: recipes are for known codes, got X = None; try layer.init(key, D), or "
             "analytic.calibrate with loss=training.lasso_loss(lam)"
         )
-    pairs = zip(flat_batch(D, (Y, X)), ("Y", "X"))
+    pairs = zip(dictionaries.flat_batch(D, (Y, X)), ("Y", "X"))
     Y, X = (checks.as_float(part, name, "prepare") for part, name in pairs)
-    check_batch(D, Y, X, "prepare")
+    dictionaries.check_batch(D, Y, X, "prepare")
     depth = checks.as_depth(depth, "depth", "prepare", least=1)
     if len(Y) < _FEWEST:
         raise ValueError(f"prepare: expected at least {_FEWEST} signals, got {len(Y)}")
@@ -184,6 +174,8 @@ def by_recipe(
     steps: int | None = None,
     key: Key = 0,
     validation: tuple | None = None,
+    learn_dictionary: bool = False,
+    trainable: Any = None,
     **options: Annotated[Any, RunOptions],
 ) -> Made:
     """Prepare a layer of a family by its recipe and train the layer, if codes are known.
@@ -200,6 +192,7 @@ def by_recipe(
         steps: number of training steps; None takes the number of the recipe.
         key: the key from which signals, random params and training batches are drawn.
         validation: (Y, X), on which the recipe chooses; None holds signals back, or draws them.
+        learn_dictionary, trainable: as in `fit`; the recipe sets all params before training.
         options: options of the family, as for `prepare`, and of `training.Run`. A recipe may train
             several starts, each a run of its own: callbacks and log then see the runs in turn.
 
@@ -227,13 +220,13 @@ def by_recipe(
         >>> made.nmse <= made.start.nmse < 0, made.fit.model.support is not None
         (True, True)
     """
-    cls, D = _family(family, "by_recipe"), as_dictionary(D, "by_recipe")
+    cls, D = _family(family, "by_recipe"), dictionaries.as_dictionary(D, "by_recipe")
     run = _run_of(cls, options)
     depth = checks.as_depth(depth, "depth", "by_recipe", least=1)
     drawing, starting, training = jax.random.split(checks.as_key(key, "by_recipe"), 3)
     sampler: Any = sample
     if is_own(sample):
-        arrays = flat_batch(D, sample), validation, None, D, "by_recipe"
+        arrays = dictionaries.flat_batch(D, sample), validation, None, D, "by_recipe"
         sampler, validation = from_arrays(*arrays)
         calibrating = _draw(sampler, drawing, _CALIBRATED_ON)
     else:
@@ -256,6 +249,7 @@ def by_recipe(
             f"by_recipe: the recipe of {cls.__name__} trains {len(starts)} starts, and a "
             f"checkpoint holds one run; try to set {tried}, or omit `checkpoint`"
         )
+    run |= {"learn_dictionary": learn_dictionary, "trainable": trainable}
     runs = [_trained(start, signals, sampler, steps, training, run) for start in starts]
     best, seconds = _best(runs), sum(each.fit.seconds for each in runs)
     best = best.replace(fit=best.fit.replace(seconds=seconds))
@@ -284,11 +278,7 @@ def _run_of(cls: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
 def _family(family: Any, where: str) -> type[Layer]:
     if isinstance(family, type) and issubclass(family, Layer):
         return family
-    if family not in FAMILIES:
-        raise ValueError(
-            f"{where}: unknown family {checks.brief(family)}; expected one of "
-            f"{', '.join(layers.FAMILIES)}"
-        )
+    checks.one_of(family, FAMILIES, "family", where)
     return FAMILIES[family]
 
 
@@ -348,9 +338,9 @@ def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
         >>> law.probability, law.variance, law.noise
         (0.125, 9.0, 0.0)
     """
-    check_batch(D, Y, X, "law_of")
+    dictionaries.check_batch(D, Y, X, "law_of")
     codes = np.asarray(X, float)
-    on = codes.reshape(len(codes), -1, block_of(D)).any(2)
+    on = codes.reshape(len(codes), -1, dictionaries.block_of(D)).any(2)
     share = float(f"{on.mean():.6g}")
     if not share:
         raise ValueError("law_of: all codes are zero; expected some signal to fit")
@@ -358,7 +348,7 @@ def law_of(D: Dictionary, Y: Array | np.ndarray, X: Array | np.ndarray) -> Law:
     rest = signals - np.asarray(synthesize(D, jnp.asarray(X)), float)
     noise, signal = float(np.mean(rest**2)), float(np.mean(signals**2))
     noise = 0.0 if noise <= _ROUNDING**2 * signal else noise
-    unit = float(np.mean(np.square(np.asarray(column_norms(D), float))))
+    unit = float(np.mean(np.square(np.asarray(dictionaries.column_norms(D), float))))
     variance = float(f"{np.mean(codes**2) / share:.6g}")
     return Law(share, variance, noise, signal, codes.shape[1], unit)
 
@@ -472,7 +462,8 @@ def _trained(
     schedule = optax.cosine_decay_schedule(recipe.rate, max(1, steps))
     # A scan would copy the matrices of each step. Steps of numbers compile faster as one scan.
     matrices = any(np.ndim(leaf) > 2 for leaf in jax.tree.leaves(start.params.steps))
-    params = layers.unstack(start.params) if matrices and steps else start.params
+    stacked = not (matrices and steps) or run["trainable"] is not None  # a prefix of stacked params
+    params = start.params if stacked else layers.unstack(start.params)
     silent = "fit: .*(worse than zero codes|made nothing better)"  # `Made` shows both facts
     with checks.quiet(message=silent):
         trained = fit(
@@ -487,5 +478,5 @@ def _trained(
             validation=signals.later,
             **{"evaluate_every": max(1, min(_EVALUATE_EVERY, steps)), "progress": False, **run},
         )
-    nmse, worse = _nmse(layer, trained.best, signals.D, *signals.later)
+    nmse, worse = _nmse(layer, trained.best, trained.D, *signals.later)
     return Made(start, trained, _number(nmse), float(worse))

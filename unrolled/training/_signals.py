@@ -6,17 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unrolled import dictionaries
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
-from unrolled.dictionaries import (
-    Operator,
-    block_of,
-    flat_batch,
-    known_entries,
-    known_part,
-    shared_part,
-)
+from unrolled.dictionaries import Masked, Operator
 from unrolled.problems import resampler
 from unrolled.training._types import Dictionaries, Sample, as_dictionaries
 
@@ -73,11 +67,11 @@ class Signals(NamedTuple):
         D = None if D is None else as_dictionaries(D, where)
         judged = where if validation is None else f"{where}, validation"
         if validation is not None:
-            validation = jax.tree.map(checks.as_array, flat_batch(D, validation))
+            validation = jax.tree.map(checks.as_array, dictionaries.flat_batch(D, validation))
         if mask is not None and not is_own(sample):
             raise ValueError(f"{where}: a mask is for arrays; a sampler returns (Y, X, Ds)")
         if is_own(sample):
-            arrays = flat_batch(D, sample)
+            arrays = dictionaries.flat_batch(D, sample)
             sample, validation = from_arrays(arrays, validation, dtype, D, where, mask)
         check_sample(sample, where)
         if validation is None:
@@ -88,11 +82,6 @@ class Signals(NamedTuple):
         _check_batch(validation, D, judged)
         checks.finite(validation, "the batch", judged)
         return cls(D, sample, validation, key)
-
-    @property
-    def share_D(self) -> bool:
-        """Whether all signals have the same dictionary."""
-        return len(self.validation) == 2
 
 
 def is_own(sample: Any) -> bool:
@@ -141,25 +130,35 @@ def from_arrays(
             raise ValueError(f"{where}: all {what} are zero; expected some signal to fit")
     if mask is None:
         return resampler(*trained), validation
-    if len(validation) == 2 and cut < n:
-        validation = (*validation, mask[cut:])
-    elif len(validation) != 3:
-        raise ValueError(f"{where}: a validation batch with a mask is (Y, X, mask)")
-    known = each_known(D, validation[0], validation[2], f"{where}, validation")
-    own, Y = known_part(first_of(D), jnp.asarray(validation[0], dtype), known)
+    validation = (*validation, mask[cut:]) if cut < n else validation
     rows = jax.tree_util.Partial(_known_rows, D, (*trained, jnp.asarray(mask[:cut])))
-    return rows, (Y, validation[1], with_first(D, own))
+    return rows, known_batch(D, validation, dtype, where)
+
+
+def known_batch(D: Any, batch: tuple, dtype: Any, where: str) -> tuple:
+    """A validation batch (Y, X, mask) as the signals, their codes and their dictionaries."""
+    if len(batch) != 3:
+        raise ValueError(f"{where}: a validation batch with a mask is (Y, X, mask)")
+    Y, X, mask = batch
+    known = each_known(D, Y, mask, f"{where}, validation")
+    own, Y = dictionaries.known_part(first_of(D), jnp.asarray(Y, dtype), known)
+    return Y, X, with_first(D, own)
 
 
 def each_known(D: Any, Y: Any, mask: Any, where: str) -> np.ndarray:
     """A mask of the known entries of each signal, (n, m)."""
-    known = known_entries(first_of(D), mask, len(Y), where)
+    known = dictionaries.known_entries(first_of(D), mask, len(Y), where)
     return np.broadcast_to(known, (len(Y), known.shape[-1]))
 
 
 def first_of(D: Any) -> Any:
     """The dictionary of the signals, which is the first dictionary of a chain."""
     return D[0] if isinstance(D, tuple) else D
+
+
+def is_masked(own: Any) -> bool:
+    """Whether the dictionaries of signals are one D, with a mask for each signal."""
+    return dictionaries.shared_part(first_of(own)) is not first_of(own)
 
 
 def with_first(D: Any, own: Operator) -> Any:
@@ -172,7 +171,7 @@ def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
     """Random signals, their codes, and their dictionaries."""
     rows = jax.random.randint(key, (_BATCH,), 0, len(arrays[0]))
     Y, X, known = jax.tree.map(lambda array: array[rows], arrays)
-    own, Y = known_part(first_of(D), Y, known)
+    own, Y = dictionaries.known_part(first_of(D), Y, known)
     return Y, X, with_first(D, own)
 
 
@@ -180,7 +179,7 @@ def check_width(Y: Array | np.ndarray, D: Dictionaries | None, where: str) -> No
     """Raise ValueError unless signals and atoms of the first dictionary have the same length."""
     if D is None:
         return
-    m, g = first_of(D).shape[0], block_of(first_of(D))
+    m, g = first_of(D).shape[0], dictionaries.block_of(first_of(D))
     if Y.shape[1] != m:
         hint = "; the signals seem to be in columns, try Y.T" if len(Y) == m else ""
         if g > 1 and g * Y.shape[1] == m:
@@ -204,7 +203,13 @@ def _drawn(sample: Sample, key: Array) -> tuple:
     """Batches from keys that no training step uses."""
     keys = jax.random.split(jax.random.fold_in(key, _NO_STEP), _VALIDATION_BATCHES)
     batches = [*map(drawing(sample), keys)]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
+    if (
+        isinstance(whole, tuple) and len(whole) == 3 and is_masked(own := batches[0][2])
+    ):  # one D, and a mask for each signal
+        mask = first_of(whole[2]).mask
+        whole = (*whole[:2], with_first(own, Masked._of(first_of(own).base, mask)))
+    return whole
 
 
 def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
@@ -253,7 +258,7 @@ def _check_own(own: Any, D: Dictionaries, n: int, where: str) -> None:
     """Raise ValueError unless `own` holds one dictionary like D for each of n signals."""
     axis: tuple[int, ...] = (n,)
     first = first_of(own)
-    if shared_part(first) is not first and first.mask.shape == (n, first_of(D).shape[0]):
+    if is_masked(own) and first.mask.shape == (n, first_of(D).shape[0]):
         axis, own = (), with_first(own, first.base)
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(own)]
     expected = [(*axis, *np.shape(leaf)) for leaf in jax.tree.leaves(D)]

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.results import Result
+from unrolled._base.doors import Result, checked
 from unrolled._base.text import an
 from unrolled.layers import Layer, fold_thresholds
 from unrolled.networks import Network

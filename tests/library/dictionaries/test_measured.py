@@ -87,7 +87,7 @@ def test_the_norm_of_a_large_masked_dictionary_is_a_bound(monkeypatch):
     D = ud.Masked(A, -2.0 * MASKS[0])
     exact = np.linalg.norm(2 * A[MASKS[0]], 2)
     assert ud.spectral_norm(D) == pytest.approx(exact, rel=1e-12)
-    monkeypatch.setattr("unrolled.dictionaries._masked.DENSE_LIMIT", 10)
+    monkeypatch.setattr("unrolled.dictionaries._base.DENSE_LIMIT", 10)
     assert D.spectral_norm() == pytest.approx(2 * np.linalg.norm(A, 2), rel=1e-12)
 
 

@@ -264,6 +264,29 @@ def test_layer_learning_is_fit_with_its_dictionary():
 MASK = np.random.default_rng(1).random(Y.shape) < 0.8
 
 
+@pytest.mark.slow  # compiles trainings
+def test_layer_learning_uses_the_known_entries_alone():
+    layer = ur.layers.ista(3, lam=0.1)
+
+    def learned(Y, mask, **options):
+        return dl.unrolled(layer, Y, D_ATOMS, lam=0.1, steps=60, mask=mask, **options)
+
+    holes = np.where(MASK, Y, np.nan)
+    found = learned(holes, MASK)
+    others = learned(np.where(MASK, Y, 7.0), MASK)
+    assert same(found.replace(state=None), others.replace(state=None))
+    assert found.history[-1].objective < found.history[0].objective
+    X, D = np.asarray(found.X), np.asarray(found.D)
+    value = np.sum((Y - X @ D.T)[MASK] ** 2) / 2 + 0.1 * np.abs(X).sum()
+    assert found.objective == pytest.approx(value / N, rel=1e-6)
+    given = learned(holes, MASK, validation=(holes[:9], None, MASK[:9]))
+    assert given.history[0].objective != found.history[0].objective
+    plain, full = (learned(Y, mask) for mask in (None, np.ones_like(MASK)))
+    np.testing.assert_allclose(full.D, plain.D, rtol=1e-8)
+    with pytest.raises(ValueError, match=r"unrolled: a validation batch with a mask is \(Y, X, m"):
+        learned(holes, MASK, validation=(Y[:9], None))
+
+
 @pytest.mark.parametrize("name", SWEEPING)
 def test_entries_outside_of_the_mask_do_not_matter(name):
     holes = np.where(MASK, Y, np.nan)

@@ -252,7 +252,7 @@ def test_steps_far_from_the_identity_are_measured_on_the_rows_of_weights_and_ato
     D = ur.dictionaries.gaussian(3, 5, 40)
     W = ur.theory.frobenius_weights(D)
     whole = ur.theory.sequence_bound(W, D, 4)
-    monkeypatch.setattr(_convergence, "BLOCK", 0)
+    monkeypatch.setattr(_coherence, "BLOCK", 0)
     np.testing.assert_allclose(ur.theory.sequence_bound(W, D, 4), whole, rtol=1e-12)
 
 

@@ -285,6 +285,21 @@ def test_shared_weights_and_unstacked_steps(D, sample):
 
 
 @pytest.mark.slow
+def test_a_curriculum_learns_d(D, sample):
+    """It moves with shared params, from the first stage on, and belongs to the best params."""
+    found, fixed = (
+        course(layers.ista(2), D, sample, learn_dictionary=learn)[0] for learn in (True, False)
+    )
+    assert not np.array_equal(found.D, D) and np.array_equal(fixed.D, D)
+    np.testing.assert_allclose(np.linalg.norm(found.D, axis=0), 1, rtol=1e-6)
+    Y, X = sample(jax.random.key(8))
+    codes = jax.vmap(layers.ista(2).apply, (None, None, 0))(found.best, found.D, Y)
+    loss = training.supervised(codes[None], X, found.D, Y)
+    assert found.judged["best"] == pytest.approx(float(loss), rel=1e-5)
+    assert found.judged["best"] < fixed.judged["best"]
+
+
+@pytest.mark.slow
 def test_patience_ends_a_stage(D, sample):
     """At a rate of 10 training only harms: a stage ends at the first evaluation after 7 steps."""
     layer = layers.alista(DEPTH)

@@ -161,10 +161,29 @@ def test_a_mask_trains_on_the_known_entries_of_each_signal():
     )
 
 
-def test_a_full_mask_is_no_mask():
-    plain, full = fit(Y), fit(Y, mask=np.ones(M, bool))
+@pytest.mark.parametrize("learn_dictionary", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_full_mask_is_no_mask(learn_dictionary):
+    plain, full = (
+        fit(Y, learn_dictionary=learn_dictionary, **options)
+        for options in ({}, {"mask": np.ones(M, bool)})
+    )
     np.testing.assert_allclose(full.best.steps.theta, plain.best.steps.theta, rtol=1e-10)
     np.testing.assert_allclose(full.history.loss, plain.history.loss, rtol=1e-10)
+    np.testing.assert_allclose(full.D, plain.D, rtol=1e-10)
+    assert np.array_equal(full.D, D) != learn_dictionary
+
+
+def test_a_dictionary_is_learned_from_the_known_entries():
+    """Its last losses are those of the learned rows alone."""
+    found = fit(MISSING, mask=MASKS, learn_dictionary=True, evaluate_every=1)
+    assert not np.array_equal(found.D, D)
+    np.testing.assert_allclose(np.linalg.norm(found.D, axis=0), 1, rtol=1e-12)
+    losses = []
+    for known, y in zip(MASKS[36:], Y[36:]):
+        x = LAYER.apply(found.best, found.D[known], jnp.asarray(y[known]))
+        losses.append(ur.pursuit.lasso_objective(found.D[known], y[known], x, LAM))
+    assert found.judged["best"] == pytest.approx(np.mean(losses), rel=1e-10)
+    assert found.judged["best"] < fit(MISSING, mask=MASKS, evaluate_every=1).judged["best"]
 
 
 @pytest.mark.parametrize(
@@ -175,7 +194,6 @@ def test_a_full_mask_is_no_mask():
         (MISSING, dict(mask=~MASKS), ValueError, "Y has NaN"),
         (lambda key: (Y, None), dict(mask=MASKS), ValueError, "a mask is for arrays"),
         (MISSING, dict(mask=MASKS, validation=(Y, None)), ValueError, r"is \(Y, X, mask\)"),
-        (MISSING, dict(mask=MASKS, learn_dictionary=True), ValueError, "no dictionary to learn"),
     ],
 )
 def test_masks_that_are_refused(given, options, error, message):

@@ -56,11 +56,29 @@ def test_samples_of_one_law_have_the_options_of_one():
 @pytest.mark.parametrize("name", registry.FAMILIES)
 def test_every_family_starts_and_trains_by_its_recipe(name, problem):
     D, Y, X = problem
+    if name == "sae":  # its codes are never negative
+        Y, X = np.abs(X) @ np.asarray(D).T, np.abs(X)
     made = training.by_recipe(name, D, (Y, X), depth=K, steps=3)
     assert made.nmse <= made.start.nmse < 0
     assert 0 <= made.worse <= 1 and repr(made)
     assert made.fit.model.depth == K and type(made.fit.model).__name__ == name
     made.fit.model.check(made.fit.best, D)
+
+
+@pytest.mark.slow
+def test_a_recipe_learns_d_and_leaves_alone_what_is_not_trainable(problem):
+    """Frozen thresholds are those of the start; the NMSE is that of the learned D."""
+    D, Y, X = problem
+    last = Y[-51:], X[-51:]
+    options = dict(depth=K, steps=20, tied=False, validation=last, learn_dictionary=True)
+    trains = ur.layers.Unrolled(None, ur.layers.WeightsAndThreshold(W=True, theta=False))
+    made = training.by_recipe("lista_cp", D, (Y, X), trainable=trains, **options)
+    start, best, learned = made.start.params.steps, made.fit.best.steps, made.fit.D
+    np.testing.assert_array_equal(best.theta, start.theta)
+    assert not np.array_equal(best.W, start.W) and not np.array_equal(learned, D)
+    np.testing.assert_allclose(np.linalg.norm(learned, axis=0), 1, rtol=1e-5)
+    codes = jax.vmap(made.fit.model.apply, (None, None, 0))(made.fit.best, learned, last[0])
+    assert made.nmse == pytest.approx(float(ur.metrics.nmse(codes, last[1])), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["lista_cp", "lista", "lfista", "liht"])

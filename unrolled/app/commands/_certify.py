@@ -14,24 +14,9 @@ from unrolled import activations, dictionaries, pursuit, theory
 from unrolled._base import checks
 from unrolled._base.packages import require
 from unrolled.app import studies
-from unrolled.app.commands import _report
+from unrolled.app.commands import _inputs, _report
 from unrolled.app.commands._console import add_command, progress_printer, show
-from unrolled.app.commands._inputs import (
-    CHUNK,
-    check_length,
-    numbers,
-    open_signals,
-    read_dictionary,
-    restore_model,
-    weights_of,
-)
-from unrolled.app.commands._report import (
-    Section,
-    check_figure,
-    check_folder,
-    environment,
-    write_html,
-)
+from unrolled.app.commands._report import Section
 from unrolled.dictionaries import Operator, block_of, refuse_parts
 from unrolled.problems import synthesize
 from unrolled.vision import datasets
@@ -118,31 +103,28 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled certify`."""
-    return add_command(
-        commands,
-        "certify",
-        run,
-        _ARGUMENTS,
-        help="certify a dictionary, a chain or saved weights by theory",
-        description="Print certified coherence, admissible sparsity, rate and number of steps,\n"
-        "for W = D, the closed-form W and the minimax W. With --sparsity, also count the drawn\n"
-        "codes that a layer is proved to find, beyond the worst case. For several dictionaries,\n"
-        "also print uniqueness, stability, and a plan of the chain. For saved weights, analytic\n"
-        "or learned, print the error that the weights guarantee, layer by layer. For codes from\n"
-        "any solver, print which codes, after least squares on their supports, are proved to be\n"
-        "the only codes of least l1 norm.",
-        epilog="examples:\n"
-        "  unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png\n"
-        "  unrolled certify D.npy --sparsity 11 --output report\n"
-        "  unrolled certify D.npy --sparsity 3 --signals Y.npy\n"
-        "  unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json\n"
-        "  unrolled certify run/weights.npz --sparsity 10,2\n"
-        "  unrolled certify D.npy --code X.npy --signals Y.npy",
-    )
+    return add_command(commands, "certify", run, _ARGUMENTS)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the certificates, and save the figure if `--figure` names a file."""
+    """Certify a dictionary, a chain or saved weights by theory.
+
+    Print certified coherence, admissible sparsity, rate and number of steps,
+    for W = D, the closed-form W and the minimax W. With --sparsity, also count the drawn
+    codes that a layer is proved to find, beyond the worst case. For several dictionaries,
+    also print uniqueness, stability, and a plan of the chain. For saved weights, analytic
+    or learned, print the error that the weights guarantee, layer by layer. For codes from
+    any solver, print which codes, after least squares on their supports, are proved to be
+    the only codes of least l1 norm.
+
+    Examples:
+        unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png
+        unrolled certify D.npy --sparsity 11 --output report
+        unrolled certify D.npy --sparsity 3 --signals Y.npy
+        unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json
+        unrolled certify run/weights.npz --sparsity 10,2
+        unrolled certify D.npy --code X.npy --signals Y.npy
+    """
     if arguments.figure is not None or arguments.output is not None:
         require("certify", "matplotlib")
     if arguments.code is not None:
@@ -158,13 +140,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"certify: sampled must be at least 0, got {arguments.sampled}")
     s, must = arguments.sparsity, "certify: sparsity must be integers with commas between them"
     asked = dict(
-        sparsity=None if s is None else numbers(s, int, must),
+        sparsity=None if s is None else _inputs.numbers(s, int, must),
         bound=arguments.bound,
         noise=arguments.noise,
         tolerance=arguments.tolerance,
     )
     if arguments.output is not None:
-        check_folder(arguments.output)
+        _report.check_folder(arguments.output)
     (_run_on_weights if weights else _run_on_dictionaries)(arguments, asked)
 
 
@@ -177,7 +159,7 @@ def _run_on_dictionaries(arguments: argparse.Namespace, asked: dict[str, Any]) -
         raise ValueError("certify: --scale needs --activation")
     asked |= dict(activation=activation, entries=arguments.entries)
     if arguments.figure is not None:
-        check_figure(arguments.figure)
+        _report.check_figure(arguments.figure)
     say = progress_printer()
     with jax.enable_x64(True):
         Ds = [_read_in_float64(path, arguments.normalize) for path in arguments.dictionaries]
@@ -276,12 +258,14 @@ def _write_sections(arguments: argparse.Namespace, sections: list[Section]) -> N
         return
     names = " ".join(str(path) for path in arguments.dictionaries)
     summary = "The guarantees of theory in numbers, and whether their hypotheses hold."
-    write_html(arguments.output, f"Certificate of {names}", summary, sections, environment())
+    _report.write_html(
+        arguments.output, f"Certificate of {names}", summary, sections, _report.environment()
+    )
 
 
 def _read_in_float64(path: Path, normalize: bool) -> Operator:
     """D of a file in float64, without the directions that rounding in the file adds."""
-    stored = read_dictionary(path, None)
+    stored = _inputs.read_dictionary(path, None)
     D = checks.cast(stored, np.float64)
     if normalize:
         D = dictionaries.normalize(D)[0]
@@ -309,7 +293,9 @@ def _run_on_weights(arguments: argparse.Namespace, asked: dict[str, Any]) -> Non
     if idle:
         raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
     # Further files are the dictionaries of weights that were saved without dictionaries.
-    model = restore_model(weights_of(path), others, "its file after the file of the weights")
+    model = _inputs.restore_model(
+        _inputs.weights_of(path), others, "its file after the file of the weights"
+    )
     certificate = studies.certify_weights(model.layer, model.params, model.D, **asked)
     show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
     _write_report(
@@ -403,11 +389,11 @@ def signals_of_class(
     Raises:
         ValueError: the signals cannot be read, or their length differs from m.
     """
-    Y = open_signals(signals, D)
-    check_length(signals, Y, D)
+    Y = _inputs.open_signals(signals, D)
+    _inputs.check_length(signals, Y, D)
     inside, least = 0, np.inf
-    for first in range(0, len(Y), CHUNK):
-        part = datasets.read_rows(Y, signals, first, CHUNK)
+    for first in range(0, len(Y), _inputs.CHUNK):
+        part = datasets.read_rows(Y, signals, first, _inputs.CHUNK)
         rounding = 8 * float(np.finfo(part.dtype).eps if part.dtype.kind == "f" else 0.0)
         with jax.enable_x64(True):
             rows = np.asarray(part, float)
@@ -445,19 +431,19 @@ def certify_codes(dictionary: Path, signals: Path, codes: Path) -> CertifiedCode
         ValueError: a file cannot be read, or the files do not fit together.
     """
     with jax.enable_x64(True):
-        D = read_dictionary(dictionary, None)
+        D = _inputs.read_dictionary(dictionary, None)
     refuse_parts(D, str(dictionary), _BY_PARTS)
-    Y, X = open_signals(signals), datasets.open_array(codes, "X")
-    check_length(signals, Y, D)
+    Y, X = _inputs.open_signals(signals), datasets.open_array(codes, "X")
+    _inputs.check_length(signals, Y, D)
     if X.shape != (len(Y), D.shape[1]) or not len(Y):
         raise ValueError(
             f"{codes}: has shape {X.shape}; expected ({len(Y)}, {D.shape[1]}), one code for each "
             f"signal of {signals}, and at least one"
         )
     rows: list[int] = []
-    for first in range(0, len(Y), CHUNK):
+    for first in range(0, len(Y), _inputs.CHUNK):
         parts = (
-            datasets.read_rows(array, path, first, CHUNK)
+            datasets.read_rows(array, path, first, _inputs.CHUNK)
             for array, path in ((Y, signals), (X, codes))
         )
         rows += (first + uncertified(D, *parts)).tolist()

@@ -13,18 +13,8 @@ from unrolled import dictionaries, problems, training
 from unrolled._base.packages import absent, is_installed, require
 from unrolled._base.threads import in_thread
 from unrolled.app import studies
-from unrolled.app.commands import _report
+from unrolled.app.commands import _inputs, _report
 from unrolled.app.commands._console import Say, add_command, progress_printer
-from unrolled.app.commands._inputs import (
-    OPTIONS,
-    add_options,
-    given_options,
-    names,
-    read_dictionary,
-    read_signals,
-    restore_model,
-    weights_of,
-)
 from unrolled.app.commands._report import Section, section_of
 from unrolled.app.studies import BY_DEFAULT, METHODS, Pictures, plan
 from unrolled.dictionaries import Operator, as_chain
@@ -39,7 +29,7 @@ weights; their thresholds and step sizes are chosen on a sample, without gradien
 start at the calibrated params and are trained end to end."""
 _STEPS, _QUICK_STEPS = 400, 60
 # Options that only pursuits have; layers also have a sparsity and a lam.
-_OPTIONS = tuple(name for name in OPTIONS if name not in ("sparsity", "lam"))
+_OPTIONS = tuple(name for name in _inputs.OPTIONS if name not in ("sparsity", "lam"))
 # Weight of the LASSO for patches whose grey values are in [0, 1].
 _LAM_OF_PATCHES = 0.05
 # With --quick: the approximate number of tested signals, the steps of the certified regime, and the
@@ -116,28 +106,26 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "folders of `unrolled train`, and pursuits, shown as horizontal lines "
         f"({','.join(_pursuits())})",
     )
-    parser = add_command(
-        commands,
-        "compare",
-        run,
-        {**_ARGUMENTS, "--method": method},
-        help="compare analytic and learned weights in a report",
-        description="Compare the weights that theory sets with learned weights, and write a report "
-        "with\ntables and figures. Without arguments, the report covers the standard benchmark, "
-        "patches of\nphotographs, and a certified chain.",
-        epilog="examples:\n  unrolled compare --quick\n"
-        "  unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report\n"
-        "  unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp\n"
-        "  unrolled compare --dictionary D.npy --method ista,omp,bpdn --sparsity 5 --eps 0.1\n"
-        "  unrolled compare --dictionary D_1.npy D_2.npy D_3.npy\n"
-        "  unrolled compare --signals one.png two.png",
-    )
-    add_options(parser, _OPTIONS)
+    parser = add_command(commands, "compare", run, {**_ARGUMENTS, "--method": method})
+    _inputs.add_options(parser, _OPTIONS)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run the studies, write the report and print its text, or its data as JSON."""
+    """Compare analytic and learned weights in a report.
+
+    Compare the weights that theory sets with learned weights, and write a report with
+    tables and figures. Without arguments, the report covers the standard benchmark, patches of
+    photographs, and a certified chain.
+
+    Examples:
+        unrolled compare --quick
+        unrolled compare --dictionary D.npy --sparsity 5 --snr 30 --depth 20 --output report
+        unrolled compare --dictionary D.npy --signals Y.npy --method ista,lista_cp
+        unrolled compare --dictionary D.npy --method ista,omp,bpdn --sparsity 5 --eps 0.1
+        unrolled compare --dictionary D_1.npy D_2.npy D_3.npy
+        unrolled compare --signals one.png two.png
+    """
     require("compare", "matplotlib")
     say, folder = progress_printer(), arguments.output
     asked = _asked(arguments, say)
@@ -192,7 +180,7 @@ def _asked(arguments: argparse.Namespace, say: Say) -> Asked:
         )
     pursuits = tuple(name for name in methods if name in _pursuits())
     _check_options(arguments, pursuits)
-    options, steps = given_options(arguments), arguments.steps
+    options, steps = _inputs.given_options(arguments), arguments.steps
     if steps is None:
         steps = _QUICK_STEPS if arguments.quick else _STEPS
     asked = dict(
@@ -220,7 +208,7 @@ def _asked(arguments: argparse.Namespace, say: Say) -> Asked:
 
 
 def _pursuits() -> tuple[str, ...]:
-    return tuple(name for name in names() if name not in studies.all_methods())
+    return tuple(name for name in _inputs.names() if name not in studies.all_methods())
 
 
 def _is_weights(name: str) -> bool:
@@ -231,7 +219,9 @@ def _is_weights(name: str) -> bool:
 def _check_options(arguments: argparse.Namespace, pursuits: tuple[str, ...]) -> None:
     """Raise ValueError if a given option suits no method in use, or a number is out of range."""
     has = {option for name in pursuits for option in PURSUITS[name].options}
-    if idle := [option for option in given_options(arguments, _OPTIONS) if option not in has]:
+    if idle := [
+        option for option in _inputs.given_options(arguments, _OPTIONS) if option not in has
+    ]:
         raise ValueError(f"compare: --{', --'.join(idle)} needs a pursuit that has it in --method")
     planted = ["snr"] if arguments.snr != math.inf else []
     planted += ["sparsity"] if arguments.sparsity is not None and "sparsity" not in has else []
@@ -258,8 +248,8 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
     """
     fits = {}
     for path in paths:
-        has_D = training.restore(weights_of(path)).D is not None
-        saved = restore_model(weights_of(path), [] if has_D else D)
+        has_D = training.restore(_inputs.weights_of(path)).D is not None
+        saved = _inputs.restore_model(_inputs.weights_of(path), [] if has_D else D)
         model: Any = saved.layer
         history = training.History(np.zeros(0), ())
         fit = training.Fit(saved.params, saved.params, saved.D, history, model)
@@ -272,10 +262,10 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
 
 def _sections(paths: list[Path], signals: list[Path] | None, asked: Asked) -> list[Section]:
     """The studies of a user's files; without files, the standard studies."""
-    Ds = [read_dictionary(path) for path in paths]
+    Ds = [_inputs.read_dictionary(path) for path in paths]
     D: Any = as_chain(Ds, "compare") if len(Ds) > 1 else next(iter(Ds), None)
     if signals is not None:
-        D, own = read_signals(signals, D)
+        D, own = _inputs.read_signals(signals, D)
         if not isinstance(own, Pictures):
             of = "of the chain" if len(Ds) > 1 else "with known codes"
             return [_known_codes(studies.split(D, *own), asked, f"Own signals {of}", "signals")]

@@ -324,7 +324,7 @@ def _check_pairs(config: Config) -> None:
             )
     if training.method != "curriculum":
         return
-    wrong = [name for name in ("deep", "learn_dictionary") if getattr(training, name)]
+    wrong = ["deep"] if training.deep else []
     wrong += ["schedule cosine"] if training.schedule == "cosine" else []
     if config.chained:
         wrong.append("a chain")

@@ -3,6 +3,7 @@ programs that it keeps for the next call.
 """
 
 import argparse
+import inspect
 import io
 import os
 import sys
@@ -46,15 +47,28 @@ def add_command(
     name: str,
     run: Callable[[argparse.Namespace], None],
     arguments: Mapping[str, Mapping[str, Any]],
-    **texts: Any,
 ) -> argparse.ArgumentParser:
-    """The parser of a command, from a table: argument name -> options of argparse."""
-    how = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(name, formatter_class=how, **texts)
+    """The parser of a command, from a table: argument name -> options of argparse.
+
+    The docstring of `run` is the help: a line, a description, and examples.
+    """
+    line, description, examples = inspect.cleandoc(run.__doc__ or "\n\n\n\n").split("\n\n")
+    parser = commands.add_parser(
+        name,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        help=_in_lower_case(line).removesuffix("."),
+        description=description,
+        epilog=_in_lower_case(examples).replace("\n    ", "\n  "),
+    )
     for argument, options in arguments.items():
         parser.add_argument(argument, **options)
     parser.set_defaults(run=run)
     return parser
+
+
+def _in_lower_case(text: str) -> str:
+    """A text whose first letter is small."""
+    return text[:1].lower() + text[1:]
 
 
 @contextmanager

@@ -34,16 +34,18 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "doctor",
         run,
         {"--output": dict(type=Path, metavar="DIR", help="a folder to check for write access")},
-        help="show versions and devices, and check that they work",
-        description="Print versions, devices and settings, run one small certified check, time a "
-        "product and a\nlayer on every device, and check that two runs of a gradient have the same "
-        "bits.",
-        epilog="example:\n  unrolled doctor --json",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print what `doctor` finds."""
+    """Show versions and devices, and check that they work.
+
+    Print versions, devices and settings, run one small certified check, time a product and a
+    layer on every device, and check that two runs of a gradient have the same bits.
+
+    Example:
+        unrolled doctor --json
+    """
     report = doctor(arguments.output)
     lines = {name: value for name, value in report.items() if name != "measured"}
     lines |= {f"device {i}": device.text() for i, device in enumerate(report["measured"])}

@@ -6,7 +6,7 @@ import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,34 +14,18 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from unrolled import export
+from unrolled import export, pursuit
+from unrolled._base import checks
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import in_rows
 from unrolled.app.commands import _inputs
 from unrolled.app.commands._certify import CertifiedCodes, ProvedCodes, proved, uncertified
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
-from unrolled.app.commands._inputs import (
-    check_length,
-    code_names,
-    in_float32,
-    nonzeros,
-    open_signals,
-    residual_norms,
-    restore_model,
-    weights_of,
-)
+from unrolled.app.commands._inputs import nonzeros
 from unrolled.app.commands._report import check_not_read
 from unrolled.app.studies import seldom
 from unrolled.dictionaries import Operator, block_of
-from unrolled.pursuit import (
-    PURSUITS,
-    ROUNDINGS,
-    check_dictionaries,
-    check_options,
-    is_relative,
-    lasso_problem,
-)
 from unrolled.vision import datasets
 
 _PERIOD = 5.0  # seconds between two lines of progress
@@ -103,22 +87,25 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         run,
         _ARGUMENTS
         | {"--method": dict(metavar="PURSUIT", help=f"one of {', '.join(_inputs.names())}")},
-        help="compute codes of signals with saved weights or a pursuit",
-        description="Run the layer or the chain of a weights file, as `unrolled train` writes it, "
-        "on signals,\nor run a pursuit with --method. A .npy file can hold any number of signals. "
-        "If no option\nhas the units of the signals, as with --ratio or --sparsity alone, a "
-        "signal whose norm is\nbelow 8 roundings (float32) of the largest norm counts as zero: "
-        "the command codes the\nsignal as zero, and prints the number of such signals.",
-        epilog="examples:\n  unrolled encode run/weights.npz Y.npy --output codes.npy\n"
-        "  unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy\n"
-        "  unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy",
     )
     _inputs.add_options(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the codes, and print a summary."""
+    """Compute codes of signals with saved weights or a pursuit.
+
+    Run the layer or the chain of a weights file, as `unrolled train` writes it, on signals,
+    or run a pursuit with --method. A .npy file can hold any number of signals. If no option
+    has the units of the signals, as with --ratio or --sparsity alone, a signal whose norm is
+    below 8 roundings (float32) of the largest norm counts as zero: the command codes the
+    signal as zero, and prints the number of such signals.
+
+    Examples:
+        unrolled encode run/weights.npz Y.npy --output codes.npy
+        unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy
+        unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy
+    """
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(
         _check_source(arguments.weights, arguments.method, options, paths, arguments.certify),
@@ -147,17 +134,14 @@ def _check_source(
         allowed = _PENALTY if certify and {"lam", "ratio"} & set(options) else ()
         if needing := [option for option in options if option not in allowed]:
             raise ValueError(f"encode: --{', --'.join(needing)} needs --method")
-        return weights_of(weights)
+        return _inputs.weights_of(weights)
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
-    if method not in _inputs.names():
-        raise ValueError(
-            f"encode: unknown method {method!r}; expected one of {', '.join(_inputs.names())}"
-        )
-    check_options(method, options, "encode")
+    checks.one_of(method, _inputs.names(), "method", "encode")
+    pursuit.check_options(method, options, "encode")
     if not paths:
         raise ValueError("encode: --method needs --dictionary")
-    check_dictionaries(method, len(paths), "encode")
+    pursuit.check_dictionaries(method, len(paths), "encode")
     return method
 
 
@@ -256,11 +240,11 @@ class _Job(NamedTuple):
         Ds, nothing = self.coder.Ds, (_norms(signals) < self.least) & signals.any(1)
         parts, missed = self.coder.codes(np.where(nothing[:, None], np.float32(0), signals))
         codes = [np.asarray(X) for X in parts]
-        norms = residual_norms(Ds, signals, codes)
+        norms = _inputs.residual_norms(Ds, signals, codes)
         _check_finite(codes, norms, first)
         unproved, optima, distance = self._proofs(signals, codes[0])
         certified = np.isin(np.arange(len(signals)), unproved, invert=True)
-        names = code_names(len(Ds), self.coder.chained)
+        names = _inputs.code_names(len(Ds), self.coder.chained)
         line = Line(
             len(signals),
             [nonzeros(D, X) for D, X in zip(Ds, codes)],
@@ -359,7 +343,7 @@ def _advice(source: Path | str) -> str:
     """Advice that is printed if all codes are zero."""
     if isinstance(source, Path):
         return "a smaller threshold"
-    options = PURSUITS[source].options
+    options = pursuit.PURSUITS[source].options
     more = " or a larger sparsity" if "sparsity" in options else ""
     less = [name for name in _SILENCING if name in options] or ["tol"]
     return f"a smaller {' or '.join(less)}{more}"
@@ -382,16 +366,16 @@ def _job(
     Ds = coder.Ds
     if certify and len(Ds) > 1:
         raise ValueError(f"encode: --certify is for one dictionary, got {len(Ds)}")
-    Y = open_signals(signals, Ds[0])
-    check_length(signals, Y, Ds[0])
+    Y = _inputs.open_signals(signals, Ds[0])
+    _inputs.check_length(signals, Y, Ds[0])
     if not len(Y):
         raise ValueError(f"{signals}: expected at least one signal")
-    columns = {n: D.shape[1] for n, D in zip(code_names(len(Ds), coder.chained), Ds)}
+    columns = {n: D.shape[1] for n, D in zip(_inputs.code_names(len(Ds), coder.chained), Ds)}
     if suffix == ".npy":  # a .npy file has one array: the last codes
         columns = dict([columns.popitem()])
     elif certify:
         columns = {"certified": 1, **columns}
-    relative = isinstance(source, str) and is_relative(source, options)
+    relative = isinstance(source, str) and pursuit.is_relative(source, options)
     least = _least_norm(Y, signals) if relative else 0.0
     name = source if isinstance(source, str) else "lasso"
     problem = partial(_lasso, name, options, Ds[0])
@@ -403,31 +387,28 @@ def _lasso(
     name: str, options: dict[str, Any], D: Operator, signals: np.ndarray
 ) -> dict[str, Any] | None:
     """The LASSO whose optimum a proof compares with the codes, if a penalty is given."""
-    return lasso_problem(name, options, D, signals) if {"lam", "ratio"} & set(options) else None
+    return (
+        pursuit.lasso_problem(name, options, D, signals)
+        if {"lam", "ratio"} & set(options)
+        else None
+    )
 
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
     """Write the codes of all chunks into the file, and return the lines of the chunks."""
-    lines, now_and_then = [], seldom(say, _PERIOD)
+    lines, headers, archived = [], job.headers, output.suffix == ".npz"
     with ExitStack() as stack:
-        parts: dict[str, Any] = {"": file}
-        if output.suffix == ".npz":  # its entries are written one after another
-            beside = partial(tempfile.TemporaryFile, dir=target(output).parent)
-            parts = {name: stack.enter_context(beside()) for name in job.headers}
-        for part, header in zip(parts.values(), job.headers.values()):
+        parts = _temporary(stack, output, headers) if archived else {"": file}
+        for part, header in zip(parts.values(), headers.values()):
             np.lib.format.write_array_header_1_0(part, header)
-        for first in range(0, len(job.Y), _CHUNK):
-            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
-            for part, name in zip(parts.values(), job.headers):
+        for arrays, line in _chunks(job, say):
+            for part, name in zip(parts.values(), headers):
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
-            lines.append(counted)
-            now_and_then(f"{min(first + _CHUNK, len(job.Y)):,} of {len(job.Y):,} signals")
-        if output.suffix == ".npz":
+            lines.append(line)
+        if archived:  # its entries are written one after another
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():
-                part.seek(0)
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    shutil.copyfileobj(part, entry, 2**20)
+                _copy(part, archive, name)
     return lines
 
 
@@ -436,26 +417,18 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
 
     Memory holds one chunk of codes and a number per signal.
     """
-    lines, counts, now_and_then = [], [np.zeros(1, int)], seldom(say, _PERIOD)
-    (name, header), n = next(iter(job.headers.items())), len(job.Y)
-    beside, dtypes = (
-        partial(tempfile.TemporaryFile, dir=target(output).parent),
-        {
-            "data": header["descr"],
-            "indices": "<i8",
-        },
-    )
+    lines, counts = [], [np.zeros(1, int)]
+    name, header = next(iter(job.headers.items()))
+    dtypes = {"data": header["descr"], "indices": "<i8"}
     with ExitStack() as stack:
-        parts: dict[str, Any] = {part: stack.enter_context(beside()) for part in dtypes}
-        for first in range(0, n, _CHUNK):
-            arrays, counted = job.chunk(first, _rows(job.Y, job.path, first))
+        parts = _temporary(stack, output, dtypes)
+        for arrays, line in _chunks(job, say):
             codes = np.ascontiguousarray(arrays[name], "<f4").view(dtypes["data"])
             rows, columns = np.nonzero(codes)
             counts.append(np.count_nonzero(codes, axis=1))
             for part, values in (("data", codes[rows, columns]), ("indices", columns)):
                 parts[part].write(np.ascontiguousarray(values, dtypes[part]).data)
-            lines.append(counted)
-            now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+            lines.append(line)
         starts = np.cumsum(np.concatenate(counts))
         whole = {"indptr": starts, "format": np.array(b"csr"), "shape": np.array(header["shape"])}
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))
@@ -463,16 +436,36 @@ def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[L
             with archive.open(f"{part}.npy", "w") as entry:
                 np.lib.format.write_array(entry, array)
         for part, source in parts.items():
-            source.seek(0)
             shape = {"descr": dtypes[part], "fortran_order": False, "shape": (int(starts[-1]),)}
-            with archive.open(f"{part}.npy", "w", force_zip64=True) as entry:
-                np.lib.format.write_array_header_1_0(entry, shape)
-                shutil.copyfileobj(source, entry, 2**20)
+            _copy(source, archive, part, shape)
     return lines
 
 
+def _chunks(job: _Job, say: Say) -> Iterator[tuple[dict[str, np.ndarray], Line]]:
+    """The codes of every chunk and their counts, with messages on the progress."""
+    n, now_and_then = len(job.Y), seldom(say, _PERIOD)
+    for first in range(0, n, _CHUNK):
+        yield job.chunk(first, _rows(job.Y, job.path, first))
+        now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
+
+
+def _temporary(stack: ExitStack, output: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Temporary files next to the output, by name."""
+    folder = target(output).parent
+    return {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}
+
+
+def _copy(part: BinaryIO, archive: zipfile.ZipFile, name: str, header: Any = None) -> None:
+    """Copy a temporary file, after a header if it has none, into an archive."""
+    part.seek(0)
+    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+        if header is not None:
+            np.lib.format.write_array_header_1_0(entry, header)
+        shutil.copyfileobj(part, entry, 2**20)
+
+
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
-    return in_float32(datasets.read_rows(Y, path, first, _CHUNK), path, first)
+    return _inputs.in_float32(datasets.read_rows(Y, path, first, _CHUNK), path, first)
 
 
 def _norms(rows: np.ndarray) -> np.ndarray:
@@ -482,7 +475,7 @@ def _norms(rows: np.ndarray) -> np.ndarray:
 def _least_norm(Y: np.ndarray, path: Path) -> float:
     """The norm below which a signal is negligible next to the largest signal of the file."""
     largest = max(_norms(_rows(Y, path, first)).max() for first in range(0, len(Y), _CHUNK))
-    return ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
+    return pursuit.ROUNDINGS * float(np.finfo(np.float32).eps) * float(largest)
 
 
 def _check_finite(codes: Sequence[np.ndarray], norms: np.ndarray, first: int) -> None:
@@ -532,24 +525,21 @@ _EXPORTED: dict[str, dict[str, Any]] = {
 
 def add_export_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled export`."""
-    return add_command(
-        commands,
-        "export",
-        run_export,
-        _EXPORTED,
-        help="write trained weights as a program that runs without this library",
-        description="Write the layer or network of a weights file, with its dictionary, as one "
-        "\nStableHLO program for any number of signals. To run the program, install only jax and "
-        "flatbuffers.",
-        epilog="example:\n  unrolled export weights.npz --output net.stablehlo",
-    )
+    return add_command(commands, "export", run_export, _EXPORTED)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Write the file, and print a summary."""
-    weights, given = weights_of(arguments.weights), arguments.dictionary or []
+    """Write trained weights as a program that runs without this library.
+
+    Write the layer or network of a weights file, with its dictionary, as one StableHLO program for
+    any number of signals. To run the program, install only jax and flatbuffers.
+
+    Example:
+        unrolled export weights.npz --output net.stablehlo
+    """
+    weights, given = _inputs.weights_of(arguments.weights), arguments.dictionary or []
     check_not_read([arguments.output], [weights, *given])
-    model = restore_model(weights, given)
+    model = _inputs.restore_model(weights, given)
     path = export.save(
         arguments.output,
         model.layer,

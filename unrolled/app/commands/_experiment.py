@@ -142,30 +142,26 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         table[f"--{name}"] = dict(choices=choices, help=text)
     for name, text in _SWITCHES:
         table[f"--{name}"] = dict(action="store_true", help=text)
-    parser = add_command(
-        commands,
-        "experiment",
-        run,
-        table,
-        help="train networks with an l1 penalty on features, and compare",
-        description="Train networks with and without a penalty on their early features, as in "
-        "Section 4 of the paper,\nor classifiers that unfold multi-layer pursuits. Each run writes "
-        "a row into the folder --output.\nThe command skips finished runs and continues "
-        "interrupted runs; several processes can share\nthe folder. Without real data the command "
-        "takes the digits of scikit-learn, or synthetic shapes.",
-        epilog="examples:\n  unrolled experiment classification --quick\n"
-        "  unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 "
-        "--budget 60\n"
-        "  unrolled experiment classification --data pictures --epochs 20\n"
-        "  unrolled experiment segmentation --data DIR --width 16 --side 128\n"
-        "  unrolled experiment ml-csc --data DIR --model cnn,ml-ista --epochs 10",
-    )
+    parser = add_command(commands, "experiment", run, table)
     parser.set_defaults(output=Path("unrolled-experiment"), constrained=None)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Run every recipe that has no row, write the report of all rows, and print the report."""
+    """Train networks with an l1 penalty on features, and compare.
+
+    Train networks with and without a penalty on their early features, as in Section 4 of the paper,
+    or classifiers that unfold multi-layer pursuits. Each run writes a row into the folder --output.
+    The command skips finished runs and continues interrupted runs; several processes can share
+    the folder. Without real data the command takes the digits of scikit-learn, or synthetic shapes.
+
+    Examples:
+        unrolled experiment classification --quick
+        unrolled experiment classification --data DIR --gamma 0,1e-3,1e-2 --epochs 20 --budget 60
+        unrolled experiment classification --data pictures --epochs 20
+        unrolled experiment segmentation --data DIR --width 16 --side 128
+        unrolled experiment ml-csc --data DIR --model cnn,ml-ista --epochs 10
+    """
     say = progress_printer()
     _complete(arguments)
     root = arguments.data or os.environ.get("UNROLLED_DATA")

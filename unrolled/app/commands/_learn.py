@@ -70,20 +70,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled learn`."""
-    return add_command(
-        commands,
-        "learn",
-        run,
-        _ARGUMENTS,
-        help="learn a dictionary from signals",
-        description="Learn a dictionary, and write D.npy and a report with a picture of the atoms "
-        "and a certificate.\nWith --method online a .npy file can hold any number of signals: the "
-        "command reads them in\nbatches. To continue after an interruption, run the same command "
-        "again.",
-        epilog="examples:\n"
-        "  unrolled learn Y.npy --atoms 256 --method online --output learned\n"
-        "  unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned",
-    )
+    return add_command(commands, "learn", run, _ARGUMENTS)
 
 
 class Summary(NamedTuple):
@@ -105,7 +92,16 @@ class Summary(NamedTuple):
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Learn, write the files, and print the summary."""
+    """Learn a dictionary from signals.
+
+    Learn a dictionary, and write D.npy and a report with a picture of the atoms and a certificate.
+    With --method online a .npy file can hold any number of signals: the command reads them in
+    batches. To continue after an interruption, run the same command again.
+
+    Examples:
+        unrolled learn Y.npy --atoms 256 --method online --output learned
+        unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned
+    """
     require("learn", "matplotlib")
     say, folder = progress_printer(), arguments.output
     options = _learning_options(arguments)

@@ -31,24 +31,20 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled recommend`."""
-    return add_command(
-        commands,
-        "recommend",
-        run,
-        _ARGUMENTS,
-        help="the cheapest method for your signals: exact codes, untrained or trained layers",
-        description="Measure the costs and the gaps of exact codes and of untrained layers on at "
-        "most 256 signals, and\nsay which method is the cheapest, and after how many signals "
-        "training is repaid. Let nothing else\ncompute meanwhile. For 256 x 1024 the answer takes "
-        "10 to 25 seconds.",
-        epilog="examples:\n"
-        "  unrolled recommend D.npy Y.npy\n"
-        "  unrolled recommend D.npy Y.npy --lam 0.1 --signals 1000000 --gap 1e-4",
-    )
+    return add_command(commands, "recommend", run, _ARGUMENTS)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Measure, print the table and the code of the method, and save the figure."""
+    """The cheapest method for your signals: exact codes, untrained or trained layers.
+
+    Measure the costs and the gaps of exact codes and of untrained layers on at most 256 signals,
+    and say which method is the cheapest, and after how many signals training is repaid. Let nothing
+    else compute meanwhile. For 256 x 1024 the answer takes 10 to 25 seconds.
+
+    Examples:
+        unrolled recommend D.npy Y.npy
+        unrolled recommend D.npy Y.npy --lam 0.1 --signals 1000000 --gap 1e-4
+    """
     D = read_dictionary(arguments.dictionary)
     Y: Any = open_given(arguments.data, D)
     if arguments.figure is not None:

@@ -30,69 +30,7 @@ RESULTS = "results.json"
 _DPI = 150
 _FEW = 3  # in tables with at least this many rows, a constant column becomes a sentence
 
-_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark"><title>$title</title>
-<style>
-:root { --ink: light-dark(#1f2328, #e6edf3); --soft: light-dark(#59636e, #9198a1);
-  --line: light-dark(#d1d9e0, #3d444d); --paper: light-dark(#fff, #0d1117);
-  --tint: light-dark(#f6f8fa, #161b22); --mark: light-dark(#0072b2, #56b4e9) }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 68rem; margin: auto; padding: 1rem }
-p { max-width: 46rem } .title { color: var(--soft); margin: 0 } .lead { font-size: 1.15rem }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .2rem 0 .8rem; text-wrap: balance }
-details { border-top: 1px solid var(--line) } details:last-of-type { margin-bottom: 2rem }
-summary { font-size: 1.15rem; font-weight: 600; cursor: pointer; padding: .6rem 0 }
-summary::marker { color: var(--mark) }
-.wide { overflow-x: auto } pre { overflow-x: auto; background: var(--tint); padding: .8rem }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
-  background: var(--paper) }
-th { cursor: pointer; color: var(--soft); vertical-align: bottom }
-th[data-dir="1"]::after { content: " \\25B4" } th[data-dir="-1"]::after { content: " \\25BE" }
-tbody tr:hover td { background: var(--tint) }
-figure { margin: 1rem 0 } figcaption { color: var(--soft); font-size: .9rem }
-details svg, details img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
-.first svg { width: 100%; height: auto; fill: none } .narrow { display: none }
-.first text { fill: var(--ink) } .first .tick, .first .mid { fill: var(--soft) }
-.first .tick { text-anchor: end } .first .mid { text-anchor: middle }
-.first .grid { stroke: var(--line) } .first polyline { stroke-linejoin: round }
-.first .faint { stroke: var(--soft); opacity: .35 }
-.short table { width: 100%; font-size: 1rem } .short th { cursor: pointer; white-space: normal }
-.short th:nth-child(2), .short td:nth-child(2) { text-align: left }
-.short tr.best td { font-weight: 700 }
-@media (max-width: 40rem) { h1 { font-size: 1.45rem } .lead { font-size: 1rem }
-  .broad { display: none } .narrow { display: block } .short table { font-size: .85rem }
-  .short th, .short td { padding: .3rem .25rem }
-  .short th:nth-child(2), .short td:nth-child(2) { display: none } }
-@media print { :root { color-scheme: light } body { max-width: none }
-  .wide { overflow: visible } table { font-size: .7rem } figure, tr { break-inside: avoid } }
-</style></head><body>
-<p class="title">$title</p><h1>$answer</h1>
-$first
-$body
-<script>
-const value = (row, i) => {
-  const text = row.cells[i].textContent.trim(), number = parseFloat(text.replace(/,/g, ""));
-  return isNaN(number) ? text : number;
-};
-const order = (a, b) => a === "" ? 1 : b === "" ? -1 :
-  typeof a === typeof b ? (a > b) - (a < b) : typeof a === "number" ? -1 : 1;
-for (const head of document.querySelectorAll("thead th")) head.onclick = () => {
-  const table = head.closest("table"), dir = head.dataset.dir === "1" ? -1 : 1;
-  for (const other of table.querySelectorAll("th")) delete other.dataset.dir;
-  head.dataset.dir = dir;
-  const by = row => value(row, head.cellIndex), body = table.tBodies[0];
-  const empty = (a, b) => by(a) === "" || by(b) === "";
-  body.append(...[...body.rows].sort(
-    (a, b) => order(by(a), by(b)) * (empty(a, b) ? 1 : dir)));
-};
-addEventListener("beforeprint",
-  () => document.querySelectorAll("details").forEach(part => part.open = true));
-</script></body></html>
-""")
+_PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
 
 
 class Section(NamedTuple):

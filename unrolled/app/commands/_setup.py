@@ -16,19 +16,8 @@ from unrolled import analytic, dictionaries, metrics, problems, training
 from unrolled._base import checks
 from unrolled._base.files import LARGEST_BYTES, MappedRows, drawing, whole_file
 from unrolled._base.text import in_rows
-from unrolled.app.commands import _inputs
-from unrolled.app.commands._config import (
-    GENERATED,
-    PLANTED,
-    PLANTED_LAM,
-    UNSUPERVISED,
-    WITH_CODES,
-    Config,
-    ConfigError,
-    leaves_open,
-    load,
-    make_model,
-)
+from unrolled.app.commands import _config, _inputs
+from unrolled.app.commands._config import Config, ConfigError
 from unrolled.app.commands._config import Model as ModelSection
 from unrolled.app.commands._console import Say
 from unrolled.app.commands._inputs import read_codes, read_dictionary, read_given
@@ -72,7 +61,7 @@ def setup(config: Config, say: Say) -> Setup:
     """
     start_key, chosen_key, test_key, key = jax.random.split(jax.random.key(config.seed), 4)
     D = _dictionary(config)
-    model = make_model(config)
+    model = _config.make_model(config)
     problem, validation = _problem(config, D, chosen_key, test_key, say)
     loss, optimizer = _loss(config), _optimizer(config)
     model, params = _start(config, model, problem, start_key, loss, say)
@@ -85,7 +74,7 @@ def _dictionary(config: Config) -> Dictionaries:
     problem = config.problem
     if isinstance(problem.dictionary, tuple):
         return as_chain([read_dictionary(Path(path)) for path in problem.dictionary], "train")
-    if problem.dictionary not in GENERATED:
+    if problem.dictionary not in _config.GENERATED:
         return read_dictionary(Path(problem.dictionary))
     # `load` has given these options a value.
     assert problem.m and problem.d and problem.dictionary_seed is not None
@@ -100,7 +89,7 @@ def _problem(
     config: Config, D: Dictionaries, chosen_key: jax.Array, test_key: jax.Array, say: Say
 ) -> tuple[Samples, Batch | None]:
     """The signals for training, for the start and for testing, and the validation signals."""
-    if config.problem.signals != PLANTED:
+    if config.problem.signals != _config.PLANTED:
         return _own_samples(config, D, say)
     problem = config.problem
     # `load` has given these options a value.
@@ -124,18 +113,21 @@ def settled(path: Path | None, flags: Mapping[str, Any], say: Say) -> Config:
         ConfigError: see `load`.
         ValueError, OSError: a file cannot be read, or files do not fit.
     """
-    config = load(path, flags)
-    if config.problem.signals == PLANTED:
+    config = _config.load(path, flags)
+    if config.problem.signals == _config.PLANTED:
         return config
     signals = Path(config.problem.signals)
     entries = datasets.entries(signals) if signals.suffix == ".npz" and signals.is_file() else []
     known = config.problem.codes is None and {"X", "X_1"} & set(entries)
-    if not known and leaves_open(path, flags, _OTHER_WAYS):
+    if not known and _config.leaves_open(path, flags, _OTHER_WAYS):
         family = training.family_without_codes(_dictionary(config))
-        flags = {**flags, "method": UNSUPERVISED, "family": family}
+        flags = {**flags, "method": _config.UNSUPERVISED, "family": family}
     if config.problem.lam is None:
-        flags = {**flags, "lam": PLANTED_LAM if known else _chosen_lam(config, signals, say)}
-    return load(path, flags)
+        flags = {
+            **flags,
+            "lam": _config.PLANTED_LAM if known else _chosen_lam(config, signals, say),
+        }
+    return _config.load(path, flags)
 
 
 def _chosen_lam(config: Config, signals: Path, say: Say) -> float:
@@ -158,7 +150,7 @@ def _own_samples(config: Config, D: Dictionaries, say: Say) -> tuple[Samples, Ba
     open_file = _inputs.open_given if codes is None else read_given  # the LASSO needs all signals
     Y: Any = open_file(path, D)
     X = read_codes(path, Y, D) if codes is None else _made_codes(config, D, Y, say)
-    needs = [f"loss {config.training.loss}"] if config.training.loss in WITH_CODES else []
+    needs = [f"loss {config.training.loss}"] if config.training.loss in _config.WITH_CODES else []
     needs += dict.fromkeys(f"start {m.start}" for m in config.layers if m.needs_codes)
     if X is None and needs:
         chained = isinstance(D, tuple)

@@ -20,32 +20,10 @@ from unrolled._base.files import write_whole
 from unrolled._base.packages import require
 from unrolled._base.processes import Processes, join
 from unrolled._base.text import markdown, plain, to_json
-from unrolled.app.commands._config import (
-    UNSUPERVISED,
-    Config,
-    ConfigError,
-    all_options,
-    differences,
-    load,
-    to_dict,
-    to_toml,
-)
+from unrolled.app.commands import _config, _inputs, _report
+from unrolled.app.commands._config import Config, ConfigError, to_dict
 from unrolled.app.commands._console import Say, add_command, note_output, progress_printer, show
-from unrolled.app.commands._inputs import (
-    CHECKPOINTS,
-    WEIGHTS,
-    apply_in_chunks,
-    nonzeros,
-    residual_norms,
-)
-from unrolled.app.commands._report import (
-    Section,
-    check_folder,
-    environment,
-    write_html,
-    write_table,
-    write_text,
-)
+from unrolled.app.commands._report import Section
 from unrolled.app.commands._setup import Dictionaries, Model, Setup, settled, setup
 from unrolled.app.studies import silent
 from unrolled.layers import Layer
@@ -155,7 +133,7 @@ class Summary(NamedTuple):
         added: dict[str, Any] = {
             "config": to_dict(self.config),
             "weights": self._weights(),
-            "environment": environment(),
+            "environment": _report.environment(),
         }
         if not self.config.chained:
             judged = {name: layer for name, (layer,) in self.judged.items()}
@@ -163,13 +141,13 @@ class Summary(NamedTuple):
         return plain(self._asdict() | added)
 
     def _weights(self) -> str:
-        return str(Path(self.config.output) / WEIGHTS)
+        return str(Path(self.config.output) / _inputs.WEIGHTS)
 
 
 def _announced(config: Config) -> str:
     """The number of training steps of all runs, before the first one."""
     steps = config.training.steps
-    if config.training.method != UNSUPERVISED:
+    if config.training.method != _config.UNSUPERVISED:
         return f"{steps} steps"
     lengths = training.run_lengths(config.layers[0].layer, steps)
     return f"{sum(lengths):,} steps in {len(lengths)} runs, the last of {steps:,} steps"
@@ -208,13 +186,13 @@ def _judged(
 
     Each layer has its own LASSO objective, whose signal is the code of the layer before.
     """
-    codes = apply_in_chunks(model.apply, params, D, Y)
+    codes = _inputs.apply_in_chunks(model.apply, params, D, Y)
     if isinstance(model, Layer):
         D, codes, X = (D,), (codes,), (X,)
     assert isinstance(D, tuple)
     Xs = [None] * len(D) if X is None else X
     judged = []
-    size, *residuals = np.linalg.norm(residual_norms(D, Y, codes), axis=1)
+    size, *residuals = np.linalg.norm(_inputs.residual_norms(D, Y, codes), axis=1)
     for D_j, signals, x, X_j, residual in zip(D, (Y, *codes), codes, Xs, residuals):
         objective = jax.vmap(lasso_objective, (None, 0, 0, None))
         values = objective(D_j, signals, x, jnp.asarray(lam, x.dtype))
@@ -223,7 +201,7 @@ def _judged(
         if X_j is None:  # the share of signals with an objective above the zero code's
             zero = jnp.sum(signals**2, 1) / 2
             numbers |= {"worse_than_zero": 100 * jnp.mean(~(values <= (1 + ROUNDING) * zero))}
-        count = nonzeros(D_j, x) / len(x)
+        count = _inputs.nonzeros(D_j, x) / len(x)
         numbers |= {"relative_residual": residual / (size or 1), "nonzeros": count}
         judged.append({name: float(value) for name, value in numbers.items()})
     return judged
@@ -276,7 +254,7 @@ def write_history(folder: Path, records: Sequence[training.Record]) -> None:
     """Write the whole history, as JSON lines and as a table."""
     rows = list(map(plain, records))
     _write_lines(folder / HISTORY, rows)
-    write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
+    _report.write_table(folder / TABLE, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
@@ -312,29 +290,9 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled train`, with a flag for every option of every known family."""
-    parser = add_command(
-        commands,
-        "train",
-        run,
-        _ARGUMENTS,
-        help="train a layer or a chain, configured by a TOML file and flags",
-        description="Train a layer, and write its weights, the history and checkpoints into a run\n"
-        "folder. On signals without codes the command trains bcd by one recipe, unless you\n"
-        "give a family, a start, a loss or a method. The exit status is 3 if the best codes are\n"
-        "worse than zero codes, or than codes of ISTA of the same depth, on the validation\n"
-        "signals.\n"
-        "Set any option below in the TOML file, under its heading, or as a flag; a flag overrides\n"
-        "the file. To train a chain, write a table [[model]] for each layer, and a list of files\n"
-        "as the dictionary.",
-        epilog="examples:\n  unrolled train run.toml --output run\n"
-        "  unrolled train --dictionary D.npy --signals Y.npy --output run\n"
-        "  unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run\n"
-        "  unrolled train --output run --resume\n"
-        "  unrolled train --import my_module --family my_family --output run\n"
-        "  srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run",
-    )
+    parser = add_command(commands, "train", run, _ARGUMENTS)
     groups: dict[str | None, Any] = {None: parser}
-    for option in all_options().values():
+    for option in _config.all_options().values():
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(f"[{option.section}]")
         if option.name != "seed":  # all commands share the seed
@@ -344,9 +302,27 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train, and print the summary; exit with status 3 if zero codes or ISTA's are better."""
+    """Train a layer or a chain, configured by a TOML file and flags.
+
+    Train a layer, and write its weights, the history and checkpoints into a run
+    folder. On signals without codes the command trains bcd by one recipe, unless you
+    give a family, a start, a loss or a method. The exit status is 3 if the best codes are
+    worse than zero codes, or than codes of ISTA of the same depth, on the validation
+    signals.
+    Set any option below in the TOML file, under its heading, or as a flag; a flag overrides
+    the file. To train a chain, write a table [[model]] for each layer, and a list of files
+    as the dictionary.
+
+    Examples:
+        unrolled train run.toml --output run
+        unrolled train --dictionary D.npy --signals Y.npy --output run
+        unrolled train --family lista_cp --depth 10 --loss log_nmse --steps 500 --output run
+        unrolled train --output run --resume
+        unrolled train --import my_module --family my_family --output run
+        srun unrolled train run.toml --accumulate 8 --distributed --output /shared/run
+    """
     require("train", "matplotlib", "tomli_w")
-    flags = {name: getattr(arguments, name) for name in all_options()}
+    flags = {name: getattr(arguments, name) for name in _config.all_options()}
     processes = Processes(arguments.distributed and jax.process_count() > 1)
     say = progress_printer() if processes.is_first else silent
     summary = train(arguments.config, flags, arguments.resume, say, processes)
@@ -396,13 +372,13 @@ def train(
 
     def begun():
         if not resume:
-            write_text(folder / CONFIG, to_toml(config))
+            _report.write_text(folder / CONFIG, _config.to_toml(config))
 
     def ended():
         write_history(folder, fit.history.records)
         validation = summary.validation
-        training.save(folder / WEIGHTS, fit, fit.D, ready.model, validation=validation)
-        write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
+        training.save(folder / _inputs.WEIGHTS, fit, fit.D, ready.model, validation=validation)
+        _report.write_text(folder / SUMMARY, to_json(summary.to_dict()) + "\n")
         _write_report(folder, summary, fit.history.records)
 
     processes.on_all(begun, first_alone=True)
@@ -417,7 +393,7 @@ def _write_report(folder: Path, summary: Summary, records: Sequence[training.Rec
     figures = {"the loss at every evaluation": partial(plots.losses, records)}
     text = "The weights of a solver at the start and after training."
     section = Section("Result", "result", summary.parts(), figures, answer=summary.answer())
-    write_html(folder, "Training", text, [section], environment())
+    _report.write_html(folder, "Training", text, [section], _report.environment())
 
 
 def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say) -> Config:
@@ -425,14 +401,14 @@ def _opened(path: Path | None, flags: Mapping[str, Any], resume: bool, say: Say)
     config = _read_config(path, flags, resume, say)
     folder = Path(config.output)
     if resume:
-        other = differences(_grown(load(_saved(folder), {}), config), config)
+        other = _config.differences(_grown(_config.load(_saved(folder), {}), config), config)
         if other:
             raise _another(folder, other)
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(
             f"{folder}: is not empty; try --resume to continue its run, or another --output"
         )
-    check_folder(folder)
+    _report.check_folder(folder)
     return config
 
 
@@ -441,7 +417,7 @@ def _read_config(path: Path | None, flags: Mapping[str, Any], resume: bool, say:
     if not (resume and path is None):
         return settled(path, flags, say)
     folder = Path(flags.get("output") or Config.output).absolute()
-    saved, family = load(_saved(folder), {}), flags.get("family")
+    saved, family = _config.load(_saved(folder), {}), flags.get("family")
     if family and not saved.chained and family != saved.layers[0].family:  # other options
         raise _another(folder, [f"model.family ({saved.layers[0].family}, now {family})"])
     return settled(_saved(folder), {**flags, "output": str(folder)}, say)
@@ -490,9 +466,10 @@ def _trained(
     chosen = config.training
 
     def started():  # the steps of a resumed run may have grown
-        if differences(load(folder / CONFIG, {}), config):
-            (folder / WEIGHTS).unlink(missing_ok=True)  # the weights of the earlier, shorter run
-        write_text(folder / CONFIG, to_toml(config))
+        if _config.differences(_config.load(folder / CONFIG, {}), config):
+            # The weights of the earlier, shorter run.
+            (folder / _inputs.WEIGHTS).unlink(missing_ok=True)
+        _report.write_text(folder / CONFIG, _config.to_toml(config))
 
     problem: Any = (ready.model, ready.params, ready.D, ready.sample)
     shared: dict[str, Any] = dict(
@@ -503,11 +480,11 @@ def _trained(
         if processes.is_first
         else (),
         mesh=mesh,
-        checkpoint=training.Checkpoint(folder / CHECKPOINTS, every=chosen.save_every),
+        checkpoint=training.Checkpoint(folder / _inputs.CHECKPOINTS, every=chosen.save_every),
         **{name: getattr(chosen, name) for name in training.PlainRun.__signature__.parameters},
     )
     try:
-        if chosen.method == UNSUPERVISED:
+        if chosen.method == _config.UNSUPERVISED:
             lam: Any = config.problem.lam  # a number: `settled`
             options = {name: shared[name] for name in shared if name != "loss"}
             options["family"] = config.layers[0].layer.family
@@ -519,6 +496,7 @@ def _trained(
                 steps_per_stage=chosen.steps,
                 rate=chosen.rate,
                 optimizer=ready.optimizer,
+                learn_dictionary=chosen.learn_dictionary,
                 **shared,
             )
         cosine = chosen.schedule == "cosine"

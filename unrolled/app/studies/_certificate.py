@@ -9,10 +9,10 @@ import numpy as np
 from unrolled import activations, analytic, plots, realize, theory
 from unrolled._base import checks
 from unrolled._base.arguments import checked
-from unrolled._base.results import Result
-from unrolled._base.text import grid, line, markdown, number, screen, table_of
+from unrolled._base.text import grid, line, markdown, number, table_of
 from unrolled.activations import Activation
 from unrolled.app.studies._steps import Say, one_per_layer, seldom, silent
+from unrolled.app.studies._study import Study
 from unrolled.dictionaries import Dictionary, as_chain, block_of, dense
 from unrolled.layers import Layer
 from unrolled.networks import dsc
@@ -43,7 +43,7 @@ class Request(NamedTuple):
     entries: bool
 
 
-class DictionaryReport(Result):
+class DictionaryReport(Study):
     """The certificate of one dictionary."""
 
     m: int  # length of a signal
@@ -119,7 +119,7 @@ class DictionaryReport(Result):
         }
 
 
-class ChainReport(Result):
+class ChainReport(Study):
     """The certificate of a chain, with the minimax weights of every layer."""
 
     sparsities: tuple[int, ...]  # s of every layer
@@ -181,7 +181,7 @@ class ChainReport(Result):
         }
 
 
-class Report(Result):
+class Report(Study):
     """The certificates of each dictionary, and of the chain if there are several."""
 
     layers: tuple[DictionaryReport, ...]  # one per dictionary
@@ -209,10 +209,6 @@ class Report(Result):
         holds = "holds" if self.chain.plan.holds else "does not hold"
         counts = ", ".join(map(str, largest))
         return f"At most {counts} nonzeros are admissible in the layers; the plan of steps {holds}."
-
-    def __repr__(self) -> str:
-        """The text, shortened to fit on a screen."""
-        return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
         """A row for each kind of weights of each D, as `comparison.Comparison.table`."""
@@ -408,7 +404,7 @@ def _progress(say: Say, j: int, J: int) -> Callable[[int, int], None]:
     return lambda settled, total: now_and_then(f"{which}{settled} of {total} linear programs")
 
 
-class WeightsCertificate(Result):
+class WeightsCertificate(Study):
     """The certificate of every layer of given weights."""
 
     layers: tuple[Layer, ...]  # the layers of the model
@@ -469,10 +465,6 @@ class WeightsCertificate(Result):
             ],
             "largest sparsity": [c.largest_sparsity for c in each],
         }
-
-    def __repr__(self) -> str:
-        """The table, shortened to fit on a screen."""
-        return screen(self.text().splitlines())
 
     def table(self, form: str = "markdown") -> Any:
         """A row for every layer, in the forms of `comparison.Comparison.table`."""

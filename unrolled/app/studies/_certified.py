@@ -10,11 +10,10 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Key
-from unrolled._base.results import Result
-from unrolled._base.text import markdown, screen, table_of
+from unrolled._base.doors import Key, Result, checked
+from unrolled._base.text import markdown
 from unrolled.app.studies._steps import Say, silent
+from unrolled.app.studies._study import Measured
 from unrolled.dictionaries import Dictionary, as_dictionary
 from unrolled.layers import Unrolled
 
@@ -57,7 +56,7 @@ class CertifiedRun(Result):
         return f"{self.weights}, s = {self.sparsity}"
 
 
-class CertifiedRegime(Result):
+class CertifiedRegime(Measured):
     """The study of all kinds of weights, with the most nonzeros that theory certifies for each."""
 
     shape: tuple[int, ...]  # the shape of D
@@ -65,10 +64,7 @@ class CertifiedRegime(Result):
     largest: dict[str, int]  # weights -> the most nonzeros that they certify
     common: int  # the most nonzeros that W = D or the closed form certifies
     runs: tuple[CertifiedRun, ...]  # empty if not even one nonzero is certified
-
-    def text(self) -> str:
-        """`parts` as Markdown."""
-        return "\n".join(self.parts())
+    caption = "errors under their bounds, for the weights and the nonzeros of the table"
 
     def parts(self) -> list[str]:
         """The setting, and a table with a row for every run."""
@@ -100,15 +96,6 @@ class CertifiedRegime(Result):
         verdict = "stay below their bounds" if inside else "exceed a bound"
         return f"Theory certifies up to {largest} nonzeros; the measured errors {verdict}."
 
-    def __repr__(self) -> str:
-        """The text, shortened to fit on a screen."""
-        return screen(self.text().splitlines())
-
-    def table(self, form: str = "markdown") -> Any:
-        """The numbers of `rows`, in the forms of `comparison.Comparison.table`."""
-        head, rows = self.rows()
-        return table_of(form, [dict(zip(head, row)) for row in rows])
-
     def to_dict(self) -> dict[str, Any]:
         """The most nonzeros that each kind of weights certifies; errors and bounds of the runs."""
         curves = {
@@ -137,11 +124,6 @@ class CertifiedRegime(Result):
         """The errors and their bounds, with matplotlib."""
         lines = {run.name: (run.measured, run.schedule.error) for run in self._holding()}
         return plots.bound(lines, title=f"Largest l1 error of {_SIGNALS} signals and its bound")
-
-    def figures(self) -> dict[str, Callable[[], Any]]:
-        """The functions that draw the figures, by caption."""
-        shown = "errors under their bounds, for the weights and the nonzeros of the table"
-        return {shown: self.figure}
 
 
 @checked
@@ -278,15 +260,12 @@ class ChainRun(Result):
     printed: float  # largest l1 error of layer 2 with the thresholds of the printed proof
 
 
-class CertifiedChain(Result):
+class CertifiedChain(Measured):
     """The study of a certified chain of two layers."""
 
     fast: ChainRun  # layer 1 contracts fast
     slow: dict[int, ChainRun]  # layer 1 contracts slowly; steps of each layer -> run
-
-    def text(self) -> str:
-        """`parts` as Markdown."""
-        return "\n".join(self.parts())
+    caption = f"{_CHAIN_SIGNALS} signals, float64"
 
     def parts(self) -> list[str]:
         """The setting, the fast run, and a table of the slow runs."""
@@ -324,15 +303,6 @@ class CertifiedChain(Result):
             f"each layer; {error:.1e} was measured."
         )
 
-    def __repr__(self) -> str:
-        """The text, shortened to fit on a screen."""
-        return screen(self.text().splitlines())
-
-    def table(self, form: str = "markdown") -> Any:
-        """The numbers of `rows`, in the forms of `comparison.Comparison.table`."""
-        head, rows = self.rows()
-        return table_of(form, [dict(zip(head, row)) for row in rows])
-
     def to_dict(self) -> dict[str, Any]:
         """All runs as data."""
         return {"fast": self.fast, "slow": {str(K): run for K, run in self.slow.items()}}
@@ -353,10 +323,6 @@ class CertifiedChain(Result):
         """The errors of the fast run and their bounds, with matplotlib."""
         title = f"Largest l1 error and its bound, {_FAST} nonzeros"
         return plots.bound(self._lines(), title=title)
-
-    def figures(self) -> dict[str, Callable[[], Any]]:
-        """The functions that draw the figures, by caption."""
-        return {f"{_CHAIN_SIGNALS} signals, float64": self.figure}
 
 
 @checked

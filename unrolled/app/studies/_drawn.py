@@ -10,11 +10,10 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Key
-from unrolled._base.results import Result
-from unrolled._base.text import markdown, screen, table_of
+from unrolled._base.doors import Key, Result, checked
+from unrolled._base.text import markdown, table_of
 from unrolled.app.studies._steps import Say, silent
+from unrolled.app.studies._study import Study
 from unrolled.dictionaries import Dictionary, as_dictionary, block_of
 
 __all__ = ["DrawnProofs", "ProvedShare", "certify_drawn"]
@@ -49,7 +48,7 @@ class ProvedShare(Result):
     error: float | None = None  # largest error of an entry of a proved code, after the steps
 
 
-class DrawnProofs(Result):
+class DrawnProofs(Study):
     """The proofs of drawn codes, for one sparsity or for several."""
 
     shape: tuple[int, ...]  # the shape of D
@@ -64,10 +63,7 @@ class DrawnProofs(Result):
     # The number of entries of a part. If a part has several entries, sparsities, bound and errors
     # refer to parts, and the noise is measured in the l2 norm.
     block: int = 1
-
-    def text(self) -> str:
-        """The class of the codes, and a table of the proofs, as text."""
-        return "\n".join(self.parts())
+    caption = "the ratios of the supports, and the bounds of proved codes"
 
     def parts(self) -> list[str]:
         """The class of codes, and a table of the worst case and statements; empty without rows."""
@@ -129,10 +125,6 @@ class DrawnProofs(Result):
             f"({best.weights} weights, {best.steps}); the worst case ends at {worst} nonzeros."
         )
 
-    def __repr__(self) -> str:
-        """The text, shortened to fit on a screen."""
-        return screen(self.text().splitlines())
-
     def table(self, form: str = "markdown") -> Any:
         """A row for every statement, in the forms of `comparison.Comparison.table`."""
         return table_of(form, [row.asdict() for row in self.rows])
@@ -161,10 +153,6 @@ class DrawnProofs(Result):
         plots.curves(right, lines, title=title, ylabel=ylabel, log=True)
         right.legend(loc="lower left", frameon=False)
         return fig
-
-    def figures(self) -> dict[str, Callable[[], Any]]:
-        """The functions that draw the figures, by caption."""
-        return {"the ratios of the supports, and the bounds of proved codes": self.figure}
 
 
 @checked

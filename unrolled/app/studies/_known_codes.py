@@ -9,14 +9,13 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers, networks, theory, training
 from unrolled._base import threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Key, checked
 from unrolled._base.text import markdown
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_known, to_show
 from unrolled.app.studies._steps import Plan, Samples, Say, timed
-from unrolled.comparison import ChainComparison, Comparison, with_seconds
+from unrolled.app.studies._study import Compared
+from unrolled.comparison import with_seconds
 from unrolled.layers import Layer, Unrolled
 
 __all__ = ["KnownChain", "KnownCodes", "known_codes"]
@@ -24,25 +23,16 @@ __all__ = ["KnownChain", "KnownCodes", "known_codes"]
 
 _CALIBRATED_ON = 512  # signals to calibrate ISTA on
 _FEW = "ALISTA-SS"  # also has analytic params for fewer nonzeros than the codes have
-_FIGURE = "distance to the true codes, failures, support and thresholds, step by step"
-_CHAIN_FIGURE = "error, failures, support, thresholds and weights, a column per layer"
 
 
-class KnownCodes(Result):
+class KnownCodes(Compared):
     """The study of methods on signals whose codes are known."""
 
     samples: Samples  # the signals and codes of the study
-    depth: int  # K, the number of steps
-    comparison: Comparison  # the comparison of the methods
-    remarks: list[str]  # sentences about the settings
     caution: str  # why the analytic thresholds are not certified; "" if they are
-    seconds: dict[str, float]  # the seconds of calibration and training
     methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
     covered: int  # the most nonzeros that the worst case covers
-
-    def text(self) -> str:
-        """`parts` as Markdown."""
-        return "\n".join(self.parts())
+    caption = "distance to the true codes, failures, support and thresholds, step by step"
 
     def parts(self) -> list[str]:
         """The setting, errors, weights and guarantees as tables, and remarks."""
@@ -70,10 +60,6 @@ class KnownCodes(Result):
             _steps.spent(self.seconds),
         ]
 
-    def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees this error."""
-        return self.comparison.answer()
-
     def overview(self) -> Overview:
         """Make the first screen of a report, and time the methods on the screen."""
         D, (Y, X) = self.samples.D, self.samples.tested_on
@@ -86,18 +72,6 @@ class KnownCodes(Result):
         )
         return of_known(result, self.methods, setting, self.covered, self.answer())
 
-    def __repr__(self) -> str:
-        """The comparison, shortened to fit on a screen."""
-        return repr(self.comparison)
-
-    def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in any of its forms."""
-        return self.comparison.table(form)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison and the seconds that calibration and training took."""
-        return {"comparison": self.comparison, "seconds": self.seconds}
-
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every method after every step."""
         return _steps.curve_rows(self.comparison)
@@ -106,23 +80,12 @@ class KnownCodes(Result):
         """The figure of the comparison, with matplotlib."""
         return self.comparison.plot(note=self.caution)
 
-    def figures(self) -> dict[str, Callable[[], Any]]:
-        """The functions that draw the figures, by caption."""
-        return {_FIGURE: self.figure}
 
-
-class KnownChain(Result):
+class KnownChain(Compared):
     """The study of chains of layers on signals whose codes are known, layer by layer."""
 
     samples: Samples  # the signals and codes of the study
-    depth: int  # K, the number of steps of every layer
-    comparison: ChainComparison  # the comparison of the methods, layer by layer
-    remarks: list[str]  # sentences about the settings
-    seconds: dict[str, float]  # the seconds of calibration and training
-
-    def text(self) -> str:
-        """`parts` as Markdown."""
-        return "\n".join(self.parts())
+    caption = "error, failures, support, thresholds and weights, a column per layer"
 
     def parts(self) -> list[str]:
         """The setting, errors, weights and guarantees as tables, and remarks."""
@@ -153,22 +116,6 @@ class KnownChain(Result):
             _steps.spent(self.seconds),
         ]
 
-    def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees this error."""
-        return self.comparison.answer()
-
-    def __repr__(self) -> str:
-        """The comparison, shortened to fit on a screen."""
-        return repr(self.comparison)
-
-    def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in any of its forms."""
-        return self.comparison.table(form)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison and the seconds that calibration and training took."""
-        return {"comparison": self.comparison, "seconds": self.seconds}
-
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every layer after every step."""
         tables = [_steps.curve_rows(layer) for layer in self.comparison.layers]
@@ -178,10 +125,6 @@ class KnownChain(Result):
     def figure(self) -> Any:
         """The figure of the comparison, with matplotlib."""
         return self.comparison.plot()
-
-    def figures(self) -> dict[str, Callable[[], Any]]:
-        """The functions that draw the figures, by caption."""
-        return {_CHAIN_FIGURE: self.figure}
 
 
 @checked
@@ -249,7 +192,7 @@ def known_codes(
     options = dict(sampled=sampled, certify=certify, predict=predict)
     result = _steps.compared({**made, **run.weights}, samples.D, *samples.tested_on, **options)
     layered = {name: method for name, method in made.items() if isinstance(method, tuple)}
-    return KnownCodes(samples, run.depth, result, remarks, caution, seconds, layered, covered)
+    return KnownCodes(run.depth, result, remarks, seconds, samples, caution, layered, covered)
 
 
 def _families(run: Plan) -> dict[str, tuple[str, str, dict[str, Any]]]:
@@ -359,7 +302,7 @@ def _known_chain(samples: Samples, run: Plan) -> KnownChain:
     methods = _chain_methods(samples, run, seconds, remarks)
     run.say("comparing on the test signals")
     result = _steps.compared({**pursued, **methods, **run.weights}, Ds, Y, Xs)
-    return KnownChain(samples, run.depth, result, remarks, seconds)
+    return KnownChain(run.depth, result, remarks, seconds, samples)
 
 
 def _sparsity_table(Ds: Any, Xs: Any) -> str:

@@ -16,10 +16,8 @@ import optax
 
 from unrolled import analytic, dictionaries, layers, metrics, problems, theory, training
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, Key
+from unrolled._base.doors import Array, Key, Result, checked
 from unrolled._base.files import drawing
-from unrolled._base.results import Result
 from unrolled.comparison import ChainComparison, Comparison
 from unrolled.comparison import compared as compared_of
 from unrolled.dictionaries import block_of, check_batch

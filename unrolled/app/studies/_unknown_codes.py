@@ -21,31 +21,13 @@ from unrolled import (
     training,
 )
 from unrolled._base import checks, threads
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, Key, checked
 from unrolled.app.studies import _steps
 from unrolled.app.studies._overview import Overview, of_unknown, to_show
-from unrolled.app.studies._steps import (
-    BY_DEFAULT,
-    PATCH,
-    SUPPORT,
-    Pictures,
-    Plan,
-    Samples,
-    Say,
-    compared,
-    resampler,
-    timed,
-)
-from unrolled.comparison import Comparison, with_seconds
-from unrolled.dictionaries import (
-    Dictionary,
-    Operator,
-    as_dictionary,
-    check_batch,
-    refuse_parts,
-)
+from unrolled.app.studies._steps import Pictures, Plan, Samples, Say
+from unrolled.app.studies._study import Compared
+from unrolled.comparison import with_seconds
+from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
 from unrolled.vision import datasets
@@ -63,23 +45,16 @@ _CALIBRATED = "alista", "alista_ss"  # left out by default, because known codes 
 Methods = dict[str, tuple[Layer, Unrolled]]
 
 
-class UnknownCodes(Result):
+class UnknownCodes(Compared):
     """The study of methods on signals without known codes."""
 
     D: Operator  # the dictionary, (m, d)
     signals: Pictures  # the signals for training and for testing
     tested: Array  # (tested, m), the test signals in the comparison
     lam: float  # weight of the LASSO
-    depth: int  # K, the number of steps
     optimum: pursuit.Pursuit  # the LASSO codes of the tested signals, which serve as true codes
     methods: Methods  # layers and params by name
-    comparison: Comparison  # the comparison of the methods
-    remarks: list[str]  # sentences about the settings
-    seconds: dict[str, float]  # the seconds of training, by method
-
-    def text(self) -> str:
-        """`parts` as Markdown."""
-        return "\n".join(self.parts())
+    caption = "distance to the LASSO codes, objective gap, support, thresholds and weights"
 
     def parts(self) -> list[str]:
         """The setting, gaps to the optimum and weights as tables, and remarks."""
@@ -129,26 +104,9 @@ class UnknownCodes(Result):
         methods = self.comparison.methods.items()
         return {name: np.asarray(of.curve.psnr).tolist() for name, of in methods}
 
-    def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees this error."""
-        return self.comparison.answer()
-
-    def __repr__(self) -> str:
-        """The comparison, shortened to fit on a screen."""
-        return repr(self.comparison)
-
-    def table(self, form: str = "markdown") -> Any:
-        """`Comparison.table`, in any of its forms."""
-        return self.comparison.table(form)
-
     def to_dict(self) -> dict[str, Any]:
         """The comparison, PSNR, lam, and the seconds that training took."""
-        return {
-            "comparison": self.comparison,
-            "psnr": self.psnr,
-            "lam": self.lam,
-            "seconds": self.seconds,
-        }
+        return super().to_dict() | {"psnr": self.psnr, "lam": self.lam}
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every method after every step."""
@@ -175,14 +133,13 @@ class UnknownCodes(Result):
             rows = problems.synthesize(self.D, codes)
             shown[f"{name}, PSNR {float(metrics.psnr(rows, tiles)):.2f} dB"] = np.asarray(rows)
         return {
-            name: datasets.from_patches(rows + picture.mean, picture.shape, PATCH)
+            name: datasets.from_patches(rows + picture.mean, picture.shape, _steps.PATCH)
             for name, rows in shown.items()
         }
 
     def figures(self) -> dict[str, Callable[[], Any]]:
         """The functions that draw the figures, by caption."""
-        shown = "distance to the LASSO codes, objective gap, support, thresholds and weights"
-        drawn: dict[str, Callable[[], Any]] = {shown: self.figure}
+        drawn = super().figures()
         if self.signals.picture is not None:
             caption = f"errors of the test picture, rebuilt from its codes after {self.depth} steps"
             original, *others = self.rebuilt().items()
@@ -197,7 +154,7 @@ def unknown_codes(
     D: Dictionary,
     signals: Pictures,
     *,
-    methods: tuple[str, ...] = BY_DEFAULT,
+    methods: tuple[str, ...] = _steps.BY_DEFAULT,
     pursuits: Mapping[str, Mapping[str, Any]] | None = None,
     depth: int = 16,
     lam: float | None = None,
@@ -249,11 +206,13 @@ def unknown_codes(
     """
     run = _steps.plan(key, methods, pursuits, depth, lam, steps, say, weights)
     where = "unknown_codes"
-    D = as_dictionary(D, where)
+    D = dictionaries.as_dictionary(D, where)
     if certify:
-        refuse_parts(D, "compare", "certify needs codes of single entries, try compare without it")
+        dictionaries.refuse_parts(
+            D, "compare", "certify needs codes of single entries, try compare without it"
+        )
     for Y in (signals.training, signals.testing):
-        check_batch(D, Y, None, where)
+        dictionaries.check_batch(D, Y, None, where)
         checks.finite(Y, "Y", where)
     tested = checks.as_index(tested, "tested", where, least=1)
     rows, tiles = jnp.asarray(signals.training), jnp.asarray(signals.testing)
@@ -261,7 +220,7 @@ def unknown_codes(
     some = tiles[:: max(1, len(tiles) // tested)]
     say(f"solving {len(some)} LASSO problems to a duality gap")
     optimum = lasso_optima(D, some, lam)
-    samples = Samples(D, resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
+    samples = Samples(D, _steps.resampler(rows, batch=_BATCH), (rows, None), (some, optimum.x))
     seconds: dict[str, float] = {}
     remarks: list[str] = []
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, remarks, lam)
@@ -270,15 +229,17 @@ def unknown_codes(
     trained = _trained_on_lasso(samples, lam, sparsity, run, seconds, remarks)
     if certify:
         say("proving the codes of the test signals")
-    result = compared({**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify)
+    result = _steps.compared(
+        {**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify
+    )
     learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
     for name, fit in run.weights.items():
         assert isinstance(fit.model, Layer)  # `compared` refuses a network next to a layer
         learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
     worse = {name: m for name, m in learned.items() if result[name].curve.worse[-1] > 0}
     remarks += _of_guarded(worse, D, some, lam, optimum)
-    solved = D, signals, some, lam, run.depth, optimum
-    return UnknownCodes(*solved, trained, result, remarks, seconds)
+    solved = D, signals, some, lam, optimum
+    return UnknownCodes(run.depth, result, remarks, seconds, *solved, trained)
 
 
 def _trained_on_lasso(
@@ -301,7 +262,7 @@ def _trained_on_lasso(
         return (1 - _DEEP) * objective(codes, X, D, Y) + _DEEP * deep
 
     names = run.methods
-    if run.methods == BY_DEFAULT:
+    if run.methods == _steps.BY_DEFAULT:
         names = "lista_cp", training.family_without_codes(D)
         left = ", ".join(_CALIBRATED)
         remarks.append(
@@ -315,7 +276,7 @@ def _trained_on_lasso(
         broken: list[str] = []
         run.say(f"{name}: training {run.steps} steps on the LASSO objective")
         start = layer.init(run.key, D)
-        with timed(spent, f"{name}, learned"):
+        with _steps.timed(spent, f"{name}, learned"):
             if rate is None:
                 learned = _by_recipe(samples, lam, run, family, name, broken)
             else:
@@ -346,7 +307,7 @@ def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Laye
         "lfista_cp": ("LFISTA-CP", layers.lfista_cp(K, lam=lam), 1e-3),
         "bcd": ("BCD", layers.bcd(K, lam=lam), None),
         "alista": ("ALISTA", layers.alista(K, lam=lam), 1e-3),
-        "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=SUPPORT), 1e-3),
+        "alista_ss": ("ALISTA-SS", layers.alista(K, lam=lam, support=_steps.SUPPORT), 1e-3),
     }
     for name in run.others:
         if name not in families:

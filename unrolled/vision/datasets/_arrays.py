@@ -13,8 +13,7 @@ import numpy as np
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
+from unrolled._base.doors import Array, ArrayLike, Key, checked
 from unrolled._base.files import LARGEST_BYTES, check_file
 from unrolled._base.packages import absent, require
 from unrolled._base.text import in_rows

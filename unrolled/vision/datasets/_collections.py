@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unrolled._base.arguments import checked
+from unrolled._base.doors import Result, checked
 from unrolled._base.packages import absent
-from unrolled._base.results import Result
 from unrolled.vision.datasets._arrays import open_array
 
 __all__ = ["Images", "cifar10", "digits", "mnist"]

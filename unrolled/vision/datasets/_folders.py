@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.results import Result
+from unrolled._base.doors import Result, checked
 from unrolled.vision.datasets._arrays import _PICTURES, open_picture, picture_files
 from unrolled.vision.datasets._collections import Images, locate
 

@@ -14,22 +14,14 @@ from flax import nnx
 
 from unrolled import metrics, plots, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, Result, checked
 from unrolled._base.files import CheckpointError, write_whole
-from unrolled._base.results import Result
 from unrolled._base.text import markdown, screen, sealed, table, to_json, unsealed
 from unrolled.dictionaries import Conv, dense
 from unrolled.training import restore_tree
 from unrolled.vision.datasets import Images
-from unrolled.vision.experiments import _recipe
-from unrolled.vision.experiments._layer_dictionary import (
-    LayerDictionary,
-    Pursued,
-    block_of,
-    layer_dictionary,
-    pursued,
-)
+from unrolled.vision.experiments import _layer_dictionary, _recipe
+from unrolled.vision.experiments._layer_dictionary import LayerDictionary, Pursued, pursued
 from unrolled.vision.experiments._recipe import Build, build_model
 from unrolled.vision.experiments._run import WEIGHTS, read_row
 from unrolled.vision.experiments._table import check_fields, interval
@@ -287,11 +279,11 @@ def features(
         raise ValueError(f"{where}: images have shape {images.shape}; expected (N, H, W, C)")
     model = nnx.clone(model)
     model.eval()
-    inputs = _inputs(model, images, [block_of(model, name)[0] for name in names])
+    inputs = _inputs(model, images, [_layer_dictionary.block_of(model, name)[0] for name in names])
     measured = {}
     for name, x in zip(names, inputs):
         options: dict[str, Any] = dict(norm=(norms or {}).get(name), activation=activation)
-        layer = layer_dictionary(model, name, x.shape[1:3], **options)
+        layer = _layer_dictionary.layer_dictionary(model, name, x.shape[1:3], **options)
         Y = layer.signals(x)
         measured[name] = LayerFeatures(
             layer,

@@ -14,10 +14,8 @@ from scipy import optimize
 
 from unrolled import activations, pursuit
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Result, checked
 from unrolled._base.numbers import norm
-from unrolled._base.results import Result
 from unrolled.dictionaries import Conv
 from unrolled.vision.models import CSCLayer, submodule
 

@@ -231,8 +231,7 @@ def paper_recipe(task: str, data: str) -> Recipe:
         >>> paper_recipe("segmentation", "duts").optimizer
         'adam'
     """
-    if task not in TASKS:
-        raise ValueError(f"experiment: unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    checks.one_of(task, TASKS, "task", "experiment")
     if task == "ml-csc":
         return _CIFAR10 if data == "cifar10" else _MNIST
     return _CLASSIFICATION if task == "classification" else _SEGMENTATION
@@ -346,10 +345,7 @@ def options_of(model: str) -> tuple[str, ...]:
         >>> options_of("res-csc"), options_of("lenet5")
         (('width', 'blocks', 'unfoldings'), ())
     """
-    if model not in MODELS:
-        raise ValueError(
-            f"experiment: unknown model {model!r}; expected one of {', '.join(MODELS)}"
-        )
+    checks.one_of(model, MODELS, "model", "experiment")
     return _OPTIONS.get(model, ())
 
 

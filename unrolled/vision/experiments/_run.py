@@ -21,9 +21,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unrolled._base import files, text
-from unrolled._base.arguments import checked
+from unrolled._base.doors import Result, checked
 from unrolled._base.files import CheckpointError, write_whole
-from unrolled._base.results import Result
 from unrolled._base.text import sealed, to_json, unsealed, version
 from unrolled._base.threads import deferred, leave
 from unrolled.training import drive, restore_tree, save_tree

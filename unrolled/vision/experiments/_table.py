@@ -10,8 +10,7 @@ import numpy as np
 
 from unrolled import plots
 from unrolled._base import checks, text
-from unrolled._base.arguments import checked
-from unrolled._base.results import Result
+from unrolled._base.doors import Result, checked
 from unrolled.activations import NAMED
 from unrolled.vision.experiments._program import SCORES
 from unrolled.vision.experiments._recipe import ML_CSC, Recipe, from_dict

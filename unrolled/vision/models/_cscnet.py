@@ -9,8 +9,7 @@ from flax import nnx
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
+from unrolled._base.doors import Array, ArrayLike, checked
 from unrolled._base.numbers import exponent, times_power
 from unrolled.dictionaries import Conv
 from unrolled.layers import Threshold, Unrolled, Weights, lista_cp, magnitude

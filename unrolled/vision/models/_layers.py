@@ -12,8 +12,7 @@ from flax import nnx
 from jax import lax
 
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, checked
 from unrolled._base.numbers import exponent, norm, times_power
 from unrolled.dictionaries import Conv
 from unrolled.vision.models._convolution import add, convolve, convolve_and_pool, up_convolve

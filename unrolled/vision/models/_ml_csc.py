@@ -10,20 +10,13 @@ import numpy as np
 from flax import nnx
 
 from unrolled._base import checks
-from unrolled._base.checks import Array
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, Result
 from unrolled.activations import by_name, relu
 from unrolled.layers import magnitude
 from unrolled.pursuit import Momentum, extrapolated, ml_ista_step, sweep
+from unrolled.vision.models import _layers
 from unrolled.vision.models._convolution import ImageConv, max_pool
-from unrolled.vision.models._layers import (
-    Convolution,
-    Dense,
-    Features,
-    as_pictures,
-    check_rngs,
-    norm_from_below,
-)
+from unrolled.vision.models._layers import Convolution, Dense, Features
 
 __all__ = ["Filters", "MLCSC", "Violations"]
 
@@ -181,7 +174,7 @@ class PursuitLayer(nnx.Module):
         theta = -self.bias[...][..., None, None, None, :]
         gamma = jnp.ones((), theta.dtype) if self.c is None else self.c[...]
         if self.constrained:
-            size = norm_from_below(D.conv, _NORM_STEPS)
+            size = _layers.norm_from_below(D.conv, _NORM_STEPS)
             zero = size**2 == 0  # then every step is safe
             most = jnp.where(zero, jnp.inf, (1 - _MARGIN) / jnp.where(zero, 1, size) ** 2)
             gamma, theta = jnp.minimum(magnitude(gamma), most), magnitude(theta)
@@ -360,10 +353,7 @@ class MLCSC(nnx.Module):
         constrained: bool = False,
         rngs: nnx.Rngs,
     ):
-        if not isinstance(method, str) or method not in PURSUITS:
-            raise ValueError(
-                f"MLCSC: unknown method {method!r}; expected one of {', '.join(PURSUITS)}"
-            )
+        checks.one_of(method, PURSUITS, "method", "MLCSC")
         constrained = checks.as_bool(constrained, "constrained", "MLCSC")
         if not callable(classifier):
             raise TypeError(f"MLCSC: classifier must make a module, got {classifier!r}")
@@ -380,7 +370,7 @@ class MLCSC(nnx.Module):
             raise ValueError(f"MLCSC: shape is {shape}; expected (H, W, C)")
         for name, size in zip(("H", "W", "C"), shape):
             checks.as_index(size, name, "MLCSC", least=1)
-        check_rngs(rngs, "MLCSC")
+        _layers.check_rngs(rngs, "MLCSC")
         self.picture, self.method = tuple(shape), method
         self.unfoldings = 0 if method == "cnn" else T
         self.activation = by_name(activation)
@@ -453,7 +443,7 @@ class MLCSC(nnx.Module):
         Args:
             y: the pictures, (N, H, W, C).
         """
-        y = as_pictures(y, self.layers[0].kernel, self.picture[2], "MLCSC")
+        y = _layers.as_pictures(y, self.layers[0].kernel, self.picture[2], "MLCSC")
         if y.shape[1:] != self.picture:
             expected = ", ".join(map(str, self.picture))
             raise ValueError(f"MLCSC: the pictures have shape {y.shape}; expected (N, {expected})")

@@ -8,15 +8,9 @@ from flax import nnx
 from unrolled._base import checks
 from unrolled._base.checks import Array
 from unrolled.activations import by_name, relu
+from unrolled.vision.models import _layers
 from unrolled.vision.models._convolution import max_pool
-from unrolled.vision.models._layers import (
-    ConvolutionBlock,
-    Dense,
-    PooledConvolution,
-    UpConvolution,
-    as_pictures,
-    check_rngs,
-)
+from unrolled.vision.models._layers import ConvolutionBlock, Dense, PooledConvolution, UpConvolution
 
 __all__ = ["LeNet5", "UNet", "VGG11"]
 
@@ -78,7 +72,7 @@ class LeNet5(nnx.Module):
         classes, self.channels = checks.as_sizes("LeNet5", classes=classes, channels=channels)
         self.side = checks.as_index(side, "side", "LeNet5", least=_LENET_SIDE)
         self.activation = by_name(activation)
-        check_rngs(rngs, "LeNet5")
+        _layers.check_rngs(rngs, "LeNet5")
         left = self.side
         for _ in range(2):
             left = (left - _KERNEL + 1) // 2
@@ -97,7 +91,7 @@ class LeNet5(nnx.Module):
         Returns:
             The logits, (N, classes).
         """
-        x = as_pictures(x, self.dense3.bias, self.channels, "LeNet5")
+        x = _layers.as_pictures(x, self.dense3.bias, self.channels, "LeNet5")
         if x.shape[1:3] != (self.side, self.side):
             raise ValueError(
                 f"LeNet5: the pictures have shape {x.shape}; expected sides of {self.side} pixels, "
@@ -165,7 +159,7 @@ class VGG11(nnx.Module):
     ):
         classes, self.channels = checks.as_sizes("VGG11", classes=classes, channels=channels)
         activation = by_name(activation)
-        check_rngs(rngs, "VGG11")
+        _layers.check_rngs(rngs, "VGG11")
         sizes = zip((self.channels, *_FILTERS), _FILTERS)
         self.blocks = nnx.List([ConvolutionBlock(*n, activation, rngs=rngs) for n in sizes])
         self.dense = Dense(_FILTERS[-1], classes, rngs=rngs)
@@ -179,7 +173,7 @@ class VGG11(nnx.Module):
         Returns:
             The logits, (N, classes).
         """
-        x = as_pictures(x, self.dense.bias, self.channels, "VGG11")
+        x = _layers.as_pictures(x, self.dense.bias, self.channels, "VGG11")
         if x.shape[1:3] != (_SIDE, _SIDE):
             raise ValueError(
                 f"VGG11: the pictures have shape {x.shape}; expected sides of {_SIDE} pixels, "
@@ -250,7 +244,7 @@ class UNet(nnx.Module):
     ):
         width, self.channels = checks.as_sizes("UNet", width=width, channels=channels)
         activation = by_name(activation)
-        check_rngs(rngs, "UNet")
+        _layers.check_rngs(rngs, "UNet")
         widths = [width * 2**j for j in range(_LEVELS)]
         self.encoder = nnx.List(
             [DoubleBlock(*n, activation, rngs=rngs) for n in zip((self.channels, *widths), widths)]
@@ -269,7 +263,7 @@ class UNet(nnx.Module):
         Returns:
             The logits, (N, H, W).
         """
-        x = as_pictures(x, self.last.bias, self.channels, "UNet")
+        x = _layers.as_pictures(x, self.last.bias, self.channels, "UNet")
         if min(x.shape[1:3]) < _UNET_SIDE:
             raise ValueError(
                 f"UNet: the pictures have shape {x.shape}; expected sides of at least "
