@@ -4,18 +4,21 @@ The method runs in float64 on the host; threads share the signals.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
+    Masked,
     Operator,
     Structured,
     as_flat,
@@ -23,15 +26,22 @@ from unrolled.dictionaries import (
     dense,
     known_entries,
     known_part,
-    signal_axes,
+    shared_part,
     spread,
     threshold_shapes,
 )
 from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions
-from unrolled.pursuit._lasso import Lasso, one_penalty
-from unrolled.pursuit._many import Answers, Units, on_the_host, operands_of_many, share
+from unrolled.pursuit._lasso import ADMM, FISTA, Lasso, one_penalty
+from unrolled.pursuit._many import (
+    Answers,
+    Units,
+    in_numpy,
+    on_the_host,
+    operands_of_many,
+    share,
+)
 from unrolled.pursuit._problem import (
     Pursuit,
     StaticPart,
@@ -39,8 +49,10 @@ from unrolled.pursuit._problem import (
     flat_code,
     one_by_one,
     run,
+    told,
 )
 from unrolled.pursuit._sparse import Collected, check_out
+from unrolled.pursuit._torus import is_convolution
 
 __all__ = ["lasso_batch"]
 
@@ -52,11 +64,18 @@ _CHUNK, _FEWEST = 256, 16
 _PRODUCTS = 2**30
 # The number of signals of a file whose codes in parts are computed together.
 _PARTS = 4096
+# The largest number of entries in the codes of a convolution that are computed together: more
+# entries do not fit in the cache of a processor.
+_ENTRIES = 2**17
 # The methods. With `GRAM`, all signals share D'D; with `SETS`, a signal has the Gram matrix of its
 # working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
-# and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
+# and if D'D has at most GRAMS times as many entries as the matrices of all sets; it needs d^2
+# numbers, for up to LARGEST atoms. A set has at least 32 atoms, and about 1.2 times as many as the
+# code has nonzeros.
 GRAM, SETS = "gram", "working sets"
-FEW, GRAMS, LARGEST = 512, 8192, 8192
+FEW, GRAMS, LARGEST = 512, 3, 8192
+_LEAST_SET, _USUAL_SET, _SPARE = 32, 52, 1.2
+_SAMPLE, _ROUGH = 8, 1e-3  # signals that tell the number of nonzeros, and the tol of their codes
 # A constraint counts as met if its violation, relative to the product of the norms of the atom and
 # the signal, is at most this value.
 _SLACK = 1e-11
@@ -83,13 +102,14 @@ def lasso_batch(
         \quad \text{for every row } y \text{ of } Y.
 
     The method moves towards the minimiser and stops at the first code whose duality gap, computed
-    in float64, is at most tol. If D has few atoms for the number of signals, all signals share the
-    matrix D'D (`how` of the result is "gram"). Otherwise (`how` is "working sets") all signals of a
-    block go through the same rounds: one product of all residuals with D gives the gap of every
-    signal and the atoms that violate their constraints, and each signal is then minimised over its
-    own tens of atoms. No matrix D'D is formed, and structured dictionaries and arrays on an
-    accelerator are used only through products r @ D, which run where the arrays are, and single
-    columns. The products may run in float32: the gap allows for their rounding errors.
+    in float64, is at most tol. If D has few atoms for the number of signals and of nonzeros (as
+    eight of the signals tell), all signals share D'D, and `how` of the result is "gram". Otherwise
+    `how` is "working sets": all signals of a block go through the same rounds. One product of all
+    residuals with D gives the gap of every signal and the atoms that violate their constraints, and
+    each signal is then minimised over its own tens of atoms. No matrix D'D is formed, and
+    structured dictionaries and arrays on an accelerator are used only through products r @ D, which
+    run where the arrays are, and single columns. The products may run in float32: the gap allows
+    for their rounding errors.
 
     The rest of the method runs on the host, compiled by numba: the first call takes seconds unless
     an earlier process has saved the machine code. The function is traceable, and differentiable
@@ -97,8 +117,9 @@ def lasso_batch(
     solves one k x k system for a code with k nonzeros. If `margin` is below the root of tol, the
     minimiser may have another support.
 
-    If the codes of D come in parts, `lasso_batch` itself runs `lasso` under `vmap`. Then |x_i| is
-    the norm of a part, the gap has the precision of the dtype, and `steps` counts steps of FISTA.
+    If the codes of D come in parts, or if D is a `Conv` of stride 1 with more than 512 atoms,
+    `lasso_batch` runs `lasso` for each signal. Then the gap has the precision of the dtype, `steps`
+    counts steps, there is no margin, and |x_i| is the norm of a part.
 
     Args:
         D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
@@ -171,25 +192,25 @@ def lasso_batch(
         relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps
     )
     into = _destination(D, signals, sparse, out, dtype, grid, where)
-    if block_of(D) > 1:
-        result = _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
+    convolved = is_convolution(D) and D.shape[1] > FEW
+    if block_of(D) > 1 or convolved:
+        result = _one_by_one(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
         if into is None:
-            return result
+            return told(result, ADMM if convolved else FISTA)
         into[np.arange(n)] = np.asarray(result.x)
-        return result.replace(x=into.codes() if sparse else into)
+        result = result.replace(x=into.codes() if sparse else into)
+        return told(result, ADMM if convolved else FISTA)
     weight = as_rows(spread(D, flat_code(D, weight)))
     operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
-    how = _method(D, weight, n, where)
-    host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), into=into, **options)
-    if how == SETS:
-        host = partial(_by_sets, dtype=np.dtype(dtype), into=into, **options)
+    options["dtype"] = np.dtype(dtype)
+    how = _method(D, weight, n, where, partial(_nonzeros, D, *operands, **options))
+    host = partial(lasso_of_rows if how == GRAM else _by_sets, into=into, **options)
     given, conditions = (D, signals, weight, l2), None
     if not checks.is_concrete(given):
         conditions = _conditions(*given, known, lam is None, nonnegative)
     whole: Any = dense(D) if how == GRAM and isinstance(D, Structured) else D
     result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, conditions, into)
-    object.__setattr__(result, "how", how)  # of a frozen record
-    return result
+    return told(result, how)
 
 
 def _conditions(
@@ -204,7 +225,7 @@ def _conditions(
     return Conditions(D, Y, lam, l2, None if known is None else jnp.asarray(known, Y.dtype))
 
 
-def _by_parts(
+def _one_by_one(
     D: Operator,
     Y: Any,
     weight: Any,
@@ -219,7 +240,7 @@ def _by_parts(
     nonnegative: bool,
     max_steps: int,
 ) -> Pursuit:
-    """The codes in parts, by `lasso` under `vmap`; the signals of a file chunk by chunk."""
+    """The codes by `lasso` for each signal; the signals of a file chunk by chunk."""
     penalty = Penalty(block_of(D), nonnegative)
     method = Lasso(tol, max_steps, penalty)
     form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=relative, kind=penalty)
@@ -259,15 +280,24 @@ def _together(
     l2: Any,
     start: Any,
 ) -> Pursuit:
-    """`lasso` under `vmap`; `several` says whether lam has a row for every signal."""
+    """`lasso` for some signals at a time; `several`: whether lam has a row for every signal."""
 
-    def one(D, y, lam, start):
-        lam = lam[0] if np.shape(lam) == (1,) else lam
-        (x,), *rest = run(method, form, (D,), y, (lam,), l2, None, start)
+    base = shared_part(D)
+
+    def one(row):
+        mask, y, own, start = row
+        weight = own if several else lam
+        weight = weight[0] if np.shape(weight) == (1,) else weight
+        of_signal = base if mask is None else Masked._of(base, mask)
+        (x,), *rest = run(method, form, (of_signal,), y, (weight,), l2, None, start)
         return Pursuit(x, *rest)
 
-    axes = signal_axes(D), 0, 0 if several else None, None if start is None else 0
-    return jax.vmap(one, axes)(D, Y, lam, start)
+    masks = None if base is D else D.mask  # type: ignore[union-attr]
+    rows = masks, Y, lam if several else None, start
+    size = max(1, _ENTRIES // D.shape[1])
+    if is_convolution(base) and size < len(Y):
+        return lax.map(one, rows, batch_size=size)
+    return jax.vmap(one)(rows)
 
 
 def _destination(
@@ -288,8 +318,14 @@ def _destination(
     return Collected(*shape, np.dtype(dtype)) if sparse else check_out(out, shape, dtype, where)
 
 
-def _method(D: Operator, lam: Any, n: int, where: str) -> str:
-    """The method for n signals: `GRAM`, or `SETS` if D is large or the signals are few.
+def _method(D: Operator, lam: Any, n: int, where: str, nonzeros: Callable[[], float | None]) -> str:
+    """The method for n signals: `GRAM`, or `SETS` if D is large or the sets are small.
+
+    Args:
+        D, lam, where: as in `lasso_batch`.
+        n: the number of signals.
+        nonzeros: function that returns the mean number of nonzeros of some codes, or None if the
+            arguments are traced.
 
     Raises:
         ValueError: some atoms have no penalty, so that only `GRAM` would do, and D is too large.
@@ -301,8 +337,35 @@ def _method(D: Operator, lam: Any, n: int, where: str) -> str:
             f"{where}: D has {d} atoms and some of them have lam 0; expected at most {LARGEST} "
             "atoms with free ones, try a small lam, or lasso under vmap"
         )
-    many = d <= FEW or d * d <= GRAMS * n
-    return GRAM if free or (many and d <= LARGEST) else SETS
+
+    def shared(size: float) -> bool:
+        return d * d <= GRAMS * n * size**2
+
+    if free or d <= min(FEW, LARGEST):
+        return GRAM
+    if d > LARGEST or not shared(_SPARE * min(D.shape)):
+        return SETS
+    if shared(_LEAST_SET):
+        return GRAM
+    count = nonzeros()
+    size = _USUAL_SET if count is None else max(_LEAST_SET, _SPARE * count)
+    return GRAM if shared(size) else SETS
+
+
+def _nonzeros(*operands: Any, tol: float, **options: Any) -> float | None:
+    """The mean number of nonzeros of the codes of some signals; None for traced operands."""
+    if not checks.is_concrete(operands):
+        return None
+    D, Y, lam, l2, start, known = operands
+    n = len(Y)
+    rows = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(int))
+
+    def some(v: Any) -> Any:
+        return v[rows] if np.ndim(v) == 2 and len(v) == n else v
+
+    part = (in_numpy(some(v)) for v in (Y, lam, l2, start, known))
+    codes = _by_sets(in_numpy(D), *part, tol=max(tol, _ROUGH), **options).x
+    return np.count_nonzero(codes) / len(rows)
 
 
 def _by_sets(*operands: Any, **options: Any) -> Answers:
