@@ -6,6 +6,7 @@ import argparse
 import inspect
 import io
 import os
+import re
 import sys
 import threading
 import time
@@ -50,9 +51,9 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """The parser of a command, from a table: argument name -> options of argparse.
 
-    The docstring of `run` is the help: a line, a description, and examples.
+    The docstring of `run` is the help: a line, a description, the flags, and examples.
     """
-    line, description, examples = inspect.cleandoc(run.__doc__ or "\n\n\n\n").split("\n\n")
+    line, description, *_, examples = paragraphs(run)
     parser = commands.add_parser(
         name,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,10 +61,25 @@ def add_command(
         description=description,
         epilog=_in_lower_case(examples).replace("\n    ", "\n  "),
     )
-    for argument, options in arguments.items():
-        parser.add_argument(argument, **options)
+    add_arguments(parser, run, arguments)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_arguments(
+    parser: Any, function: Callable[..., Any], arguments: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add arguments to a parser or a group; the docstring of a function has their help."""
+    flags = next((text for text in paragraphs(function) if text.startswith("Flags:")), "")
+    entries = (entry.partition(": ") for entry in re.split(r"\n    (?=\S)", flags)[1:])
+    helps = {name: " ".join(text.split()).replace("%", "%%") for name, _, text in entries}
+    for name, options in arguments.items():
+        parser.add_argument(name, **{"help": helps.get(name), **options})
+
+
+def paragraphs(function: Callable[..., Any]) -> list[str]:
+    """The paragraphs of a docstring; three empty ones if Python has removed it."""
+    return inspect.cleandoc(function.__doc__ or "\n\n\n\n").split("\n\n")
 
 
 def _in_lower_case(text: str) -> str:
