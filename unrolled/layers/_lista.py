@@ -324,6 +324,9 @@ class lfista_cp(FromISTA, Shrinking):
     FISTA. `from_fista` converts the params of a `fista`. `training.unsupervised` trains this family
     on signals without codes.
 
+    Args:
+        lam: weight of the LASSO objective that chooses the code.
+
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
     Not claimed: the theorems of these papers.
 
@@ -335,9 +338,7 @@ class lfista_cp(FromISTA, Shrinking):
         True
     """
 
-    lam: float = option(
-        default=0.1, least=0, help="weight of the LASSO objective that chooses the code"
-    )
+    lam: float = option(default=0.1, least=0)
 
     forms = (Unrolled(None, WeightsAndMomentum),)
     recipe = Recipe(

@@ -42,7 +42,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--sparsity": dict(metavar="S"),
     "--bound": dict(type=float, default=1.0),
     "--noise": dict(type=float, default=0.0),
-    "--tolerance": dict(type=float, default=1e-06),
+    "--tolerance": dict(type=float, default=1e-6),
     "--sampled": dict(type=int, metavar="N"),
     "--normalize": dict(action="store_true"),
     "--activation": dict(metavar="NAME"),

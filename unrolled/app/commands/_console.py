@@ -6,7 +6,6 @@ import argparse
 import inspect
 import io
 import os
-import re
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from unrolled._base.packages import is_installed
-from unrolled._base.text import to_json
+from unrolled._base.text import entries, to_json
 
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int, str], None]
@@ -53,7 +52,8 @@ def add_command(
 
     The docstring of `run` is the help: a line, a description, the flags, and examples.
     """
-    line, description, *_, examples = paragraphs(run)
+    text = inspect.cleandoc(run.__doc__ or "")  # Python may have removed it
+    line, description, *_, examples = text.split("\n\n") if text else ("", "", "")
     parser = commands.add_parser(
         name,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -70,16 +70,10 @@ def add_arguments(
     parser: Any, function: Callable[..., Any], arguments: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Add arguments to a parser or a group; the docstring of a function has their help."""
-    flags = next((text for text in paragraphs(function) if text.startswith("Flags:")), "")
-    entries = (entry.partition(": ") for entry in re.split(r"\n    (?=\S)", flags)[1:])
-    helps = {name: " ".join(text.split()).replace("%", "%%") for name, _, text in entries}
+    helps = entries(inspect.cleandoc(function.__doc__ or ""), "Flags")
     for name, options in arguments.items():
-        parser.add_argument(name, **{"help": helps.get(name), **options})
-
-
-def paragraphs(function: Callable[..., Any]) -> list[str]:
-    """The paragraphs of a docstring; three empty ones if Python has removed it."""
-    return inspect.cleandoc(function.__doc__ or "\n\n\n\n").split("\n\n")
+        help = helps.get(name, "").replace("%", "%%")
+        parser.add_argument(name, **{"help": help, **options})
 
 
 def _in_lower_case(text: str) -> str:

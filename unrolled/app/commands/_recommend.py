@@ -14,7 +14,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "data": dict(type=Path, metavar="SIGNALS"),
     "--lam": dict(type=float),
     "--signals": dict(type=int, metavar="N"),
-    "--gap": dict(type=float, default=0.001),
+    "--gap": dict(type=float, default=1e-3),
     "--figure": dict(type=Path, metavar="PNG"),
 }
 
