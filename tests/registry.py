@@ -45,8 +45,13 @@ LAYERS |= {
     "glista": partial(ur.layers.glista, gain=0.5, support=(0.1, 0.3)),
     "tista": partial(ur.layers.tista, noise=0.01),
     "liht": partial(ur.layers.liht, sparsity=3),
+    "sae": partial(ur.layers.sae, sparsity=3),
+    "sae, all": ur.layers.sae,
     "na_alista": partial(ur.layers.na_alista, units=3, threshold=0.3),
 }
+
+# The lines whose codes are never negative.
+NONNEGATIVE = {"lista_cp, nonnegative", "sae", "sae, all"}
 
 # The first line of each family.
 FAMILIES = {}

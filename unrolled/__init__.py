@@ -33,6 +33,7 @@ from unrolled import (
     pursuit,
     realize,
     records,
+    sae,
     theory,
     training,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "realize",
     "recommend",
     "records",
+    "sae",
     "sampler",
     "save",
     "shrink",

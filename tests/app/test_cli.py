@@ -125,7 +125,7 @@ def test_a_pursuit_of_ones_own_is_a_method(run, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "certify", "learn", "recommend", "train", "encode", "doctor"]
+    "command", ["compare", "certify", "learn", "recommend", "sae", "train", "encode", "doctor"]
 )
 def test_help_shows_an_example_and_the_shared_options(command, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -150,7 +150,7 @@ def test_every_argument_of_every_command_has_a_help():
 
 def test_no_command_prints_the_help(run):
     status, out, _ = run()
-    commands = "{compare,certify,learn,recommend,train,encode,export,experiment,doctor}"
+    commands = "{compare,certify,learn,recommend,sae,train,encode,export,experiment,doctor}"
     assert status == 2 and commands in out
 
 
@@ -332,6 +332,25 @@ def test_recommend_prints_the_table_and_code_that_runs(run, folder, tmp_path):
     status, out, _ = run(*call[:3], "--lam", "0.1")
     assert status == 0 and "| method | K | microseconds | mean | median | worst |" in out
     assert out.splitlines()[-1].startswith("ur.")
+
+
+# sae
+
+
+@pytest.mark.slow
+def test_sae_prints_the_table_of_its_codes(run, tmp_path):
+    rng, figure = np.random.default_rng(0), tmp_path / "codes.png"
+    W = rng.normal(size=(8, 16)).astype("f")
+    weights = {"W_enc": W, "b_enc": np.zeros(16, "f"), "W_dec": W.T, "b_dec": np.zeros(8, "f")}
+    np.savez(tmp_path / "sae.npz", **weights)
+    np.save(tmp_path / "A.npy", rng.normal(size=(300, 8)).astype(np.float16))
+    call = "sae", tmp_path / "sae.npz", tmp_path / "A.npy", "--kind", "topk", "--k", "2"
+    status, out, _ = run(*call, "--steps", "0", "--json", "--figure", figure)
+    found = strict_json(out)
+    assert status == 0 and figure.read_bytes().startswith(b"\x89PNG")
+    assert found["rows"][0]["method"] == "encoder" and found["rows"][0]["nonzeros"] <= 2
+    status, out, _ = run(*call, "--steps", "0")
+    assert status == 0 and "| method | nonzeros | unexplained | microseconds |" in out
 
 
 # doctor
@@ -578,6 +597,9 @@ REFUSED = {
     "recommend D.npy Y.npy --gap 0": "recommend: gap must be positive and finite, got 0",
     "recommend D.npy Y.npy --signals -1": "recommend: signals must be at least 0",
     "recommend D.npy Y.npy --figure gap.xyz": "gap.xyz: .xyz is not a format of pictures",
+    "sae gone.npz Y.npy": "gone.npz: no such file",
+    "sae D.npy Y.npy": r"D.npy has the suffix '.npy'; expected one of .safetensors, .npz",
+    "sae D.npy Y.npy --figure codes.xyz": "codes.xyz: .xyz is not a format of pictures",
     "compare --output D.npy": "D.npy: is a file; expected a folder",
     "compare --dictionary D.npy --method ista,omp,ksvd": "unknown method ksvd; expected some "
     "of ista, fista",

@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from unrolled.activations._activation import relu
 __all__ = [
     "firm_threshold",
     "hard_threshold",
+    "jump_relu",
     "nonnegative_threshold",
     "power_threshold",
     "select_support",
@@ -121,6 +123,52 @@ def hard_threshold(v: ArrayLike, theta: ArrayLike) -> Array:
 @program()
 def _hard_threshold(v: Array, theta: ArrayLike) -> Array:
     return jnp.where(jnp.abs(v) <= theta, jnp.zeros_like(v), v)
+
+
+@checked
+def jump_relu(v: ArrayLike, theta: ArrayLike, bandwidth: float = 1e-3) -> Array:
+    r"""v where v > theta, else 0, with a surrogate derivative in theta. NaN stays NaN.
+
+    The function jumps at theta, so its derivative in theta is 0 almost everywhere. But its mean
+    over values v with density p has the derivative -theta p(theta), which the mean of the surrogate
+    estimates:
+
+    .. math:: -\frac{\theta}{h} \, 1\!\left[|v - \theta| < h / 2\right], \qquad
+        h = \text{bandwidth}.
+
+    Args:
+        v: any shape.
+        theta: threshold, broadcast against `v`; non-negative.
+        bandwidth: h, in the units of v.
+
+    Raises:
+        ValueError: a known theta is negative or NaN, or the bandwidth is not positive.
+
+    Reference: Erichson, Yao, Mahoney (2019); Rajamanoharan et al. (2024) for the surrogate.
+
+    Example:
+        >>> ur.activations.jump_relu(jnp.array([-3.0, 0.5, 2.0]), 1.0).tolist()
+        [0.0, 0.0, 2.0]
+        >>> float(jax.grad(ur.activations.jump_relu, 1)(1.1, 1.0, 0.5))  # -theta / h
+        -2.0
+    """
+    h = checks.as_number(bandwidth, "bandwidth", "jump_relu")
+    if not 0 < h < math.inf:
+        raise ValueError(f"jump_relu: bandwidth must be positive and finite, got {h}")
+    v, theta = _operands(v, theta, "jump_relu")
+    return _jump_relu(v, jnp.asarray(theta, jnp.result_type(v, theta)), h)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _jump_relu(v: Array, theta: Array, h: float) -> Array:
+    return jnp.where(v <= theta, jnp.zeros_like(v), v)
+
+
+@_jump_relu.defjvp
+def _jump_relu_jvp(h, primals, tangents):
+    (v, theta), (dv, dtheta) = primals, tangents
+    near = jnp.where(jnp.abs(v - theta) < h / 2, theta / h, 0)
+    return _jump_relu(v, theta, h), jnp.where(v <= theta, 0, dv) - near * dtheta
 
 
 @checked

@@ -24,6 +24,7 @@ from unrolled.layers._records import (
     names_with_role,
     records_of,
 )
+from unrolled.layers._sae import *
 from unrolled.layers._shrinking import *
 from unrolled.layers._shrinking import as_activation
 from unrolled.pursuit import State as State
@@ -32,7 +33,7 @@ from unrolled.records import option as option
 
 _offer(
     __name__,
-    own="Acting Adapting Analytic Belief Coupled Estimating FAMILIES Fixed FromClosedForm "
+    own="Acting Adapting Analytic Belief Coupled Encoder Estimating FAMILIES Fixed FromClosedForm "
     "FromISTA Gamma Gated Hyper Interned Law Layer Looped Matrices MatricesAndThreshold "
     "Matrix Message MomentumMatrices Number Prepared Recipe Recurrent Selecting Shape Shrinking "
     "SignalMatrices Spectrum Square State Step StepAndThreshold Sweep Theta Threshold Unrolled "

@@ -14,13 +14,18 @@ __all__ = ["costs"]
 
 @checked
 def costs(
-    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, gap: float | None = None
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    gap: float | None = None,
+    title: str = "Mean gap and cost",
+    ylabel: str = "(F - F*) / F*",
 ) -> "Figure":
     """Gaps to the optimum against microseconds per signal, both on logarithmic axes.
 
     Args:
         lines: microseconds and gaps by method, one point for each number of steps.
         gap: a wanted gap, drawn as a dashed line.
+        title, ylabel: words for another error than the gap.
 
     Example:
         >>> fig = ur.plots.costs({"fista": ([1.0, 2.0], [0.1, 0.01])}, gap=0.05)
@@ -41,9 +46,9 @@ def costs(
         panel.axhline(gap, color="#808080", linestyle="--", linewidth=1, label="_wanted gap")
     tidy(
         panel,
-        title="Mean gap and cost",
+        title=title,
         xlabel="time per signal, microseconds",
-        ylabel="(F - F*) / F*",
+        ylabel=ylabel,
     )
     name_lines(panel)
     return fig

@@ -11,7 +11,7 @@ from unrolled.theory._atom_programs import in_float64
 from unrolled.theory._certificates import *
 from unrolled.theory._codes import *
 from unrolled.theory._coherence import *
-from unrolled.theory._coherence import diagonal, product_sizes, weights_coherence
+from unrolled.theory._coherence import diagonal, product_sizes, row_maxima, weights_coherence
 from unrolled.theory._convergence import *
 from unrolled.theory._generalized import *
 from unrolled.theory._lasso_codes import *

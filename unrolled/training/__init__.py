@@ -11,6 +11,7 @@ from unrolled._base import offer as _offer
 from unrolled.training._candidates import *
 from unrolled.training._curriculum_and_search import *
 from unrolled.training._files import *
+from unrolled.training._files import from_safetensors
 from unrolled.training._fit import *
 from unrolled.training._forms import *
 from unrolled.training._forms import digest, versions

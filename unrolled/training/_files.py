@@ -182,7 +182,7 @@ def to_safetensors(file: BinaryIO, text: str, arrays: dict[str, np.ndarray]) -> 
 
 
 def from_safetensors(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
-    """The text and the arrays of a `.safetensors` file.
+    """The text and the arrays of a `.safetensors` file; the text of another program is "".
 
     Raises:
         ValueError: the header does not cover the bytes exactly.
@@ -192,9 +192,9 @@ def from_safetensors(file: BinaryIO) -> tuple[str, dict[str, np.ndarray]]:
     if len(blob) < 8 or length > min(len(blob) - 8, _LARGEST_HEADER):
         raise ValueError(f"its header promises {length} bytes, the file has {len(blob)}")
     header, data = json.loads(bytes(blob[8 : 8 + length])), blob[8 + length :]
-    text = header.pop("__metadata__")["unrolled"]
+    text = header.pop("__metadata__", {}).get("unrolled", "")
     names, arrays, reached = {kind: dtype for dtype, kind in _SAFETENSORS.items()}, {}, 0
-    for name, entry in header.items():
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         begin, end = entry["data_offsets"]
         if begin != reached or end > len(data):
             raise ValueError(

@@ -489,7 +489,7 @@ WITHOUT_MEMORY = {
 }
 # Their steps carry more than the code, or end in another estimate than shrinkage.
 OTHERS = {"fista", "lfista", "glista", "hyperlista", "lamp", "lamp_bg", "tista", "na_alista"}
-OTHERS |= {"alista_at", "alista_rt", "vamp_bg", "lfista_cp", "bcd"}
+OTHERS |= {"alista_at", "alista_rt", "vamp_bg", "lfista_cp", "bcd", "sae"}
 
 
 @pytest.mark.few(13)

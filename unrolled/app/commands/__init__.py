@@ -8,6 +8,7 @@ from unrolled.app.commands import (
     _experiment,
     _learn,
     _recommend,
+    _sae,
     _train,
 )
 from unrolled.app.commands._console import (
@@ -23,6 +24,7 @@ COMMANDS = (
     _certify.add_parser,
     _learn.add_parser,
     _recommend.add_parser,
+    _sae.add_parser,
     _train.add_parser,
     _encode.add_parser,
     _encode.add_export_parser,
