@@ -192,6 +192,23 @@ def relative_gap(
     return _gap(D, y, lam, x, l2, penalty) / half_energy(y)
 
 
+def gap_at(
+    D: Operator, y: Array, lam: Array, x: Array, nu: Array, l2: Array, penalty: Penalty = L1
+) -> Array:
+    r"""The relative gap of a code x with the dual point s nu, s = min(1, min_i lam_i / |g|_i).
+
+    .. math:: gap = \|y - D x - s \nu\|^2 / 2 + l2 (1 - s)^2 \|x\|^2 / 2
+        + \sum_i (lam_i |x_i| - s x_i g_i), \qquad g = D'\nu - l2 \, x.
+
+    If some lam_i is 0 and g_i is not, s is 0: the bound is valid, but loose.
+    """
+    g = nu @ D - l2 * x
+    s = jnp.min(dual_factor(penalty.of_parts(lam), penalty.dual_sizes(g)))
+    terms = penalty.excess(x, g, lam, s)
+    gap = jnp.sum((y - D @ x - s * nu) ** 2) / 2 + l2 * (1 - s) ** 2 * jnp.sum(x**2) / 2
+    return (gap + jnp.sum(jnp.where(terms < 0, 0, terms))) / half_energy(y)
+
+
 def _gap(
     D: Operator,
     y: Array,

@@ -34,11 +34,15 @@ from unrolled.pursuit._problem import (
     single,
     static_steps,
     static_tol,
+    told,
 )
+from unrolled.pursuit._torus import Convolved, is_convolution, torus_of
 
 __all__ = ["Path", "lam_max", "lam_of_paper", "lasso", "lasso_path"]
 
 
+# The methods, as `how` of a result.
+ADMM, FISTA = "admm", "fista"
 # Number of steps of FISTA between two evaluations of the gap.
 _BLOCK = 10
 # The maximum number of blocks between two solutions on the support by conjugate gradients.
@@ -62,7 +66,10 @@ def lasso(
     .. math:: \min_x \tfrac12 \|y - D x\|^2 + \sum_i lam_i |x_i| + \tfrac{l2}{2} \|x\|^2.
 
     FISTA with restart finds the support, and conjugate gradients solve the problem on the support.
-    Both methods need only products with D, so D may be a dictionary of any class and size. The
+    Both methods need only products with D, so D may be a dictionary of any class and size. If D is
+    a `Conv` of stride 1, or a `Masked` one, ADMM in Fourier space comes first, and FISTA only
+    continues if ADMM stalls. `how` of the result is then "admm", otherwise "fista". The gap of ADMM
+    has the better of two dual points, so `duality_gap`, which has one, may be larger. The
     function is traceable, and differentiable in D, y, lam and l2, in forward and in reverse mode,
     with the support held fixed. This derivative is the derivative of the solution if the solution
     is unique and small changes of the arguments leave its support unchanged. Inside a `lax.scan`, a
@@ -81,11 +88,11 @@ def lasso(
         max_steps: maximum number of steps of FISTA, rounded up to a multiple of 10.
 
     Returns:
-        Pursuit; `steps` counts steps of FISTA. If lam >= lam_max, then x = 0, without a step. Atoms
-        with a lam of 0 are not penalised; such free atoms can model a mean or a trend. If all atoms
-        are free, x is a least squares code. (If lam is a single traced number with the value 0, the
-        gap is loose; for a tight gap, pass one lam per atom.) See `duality_gap` for the effect of
-        rounding on the bound.
+        Pursuit; `steps` counts steps of ADMM and FISTA. If lam >= lam_max, then x = 0, without a
+        step. Atoms with a lam of 0 are not penalised; such free atoms can model a mean or a trend.
+        If all atoms are free, x is a least squares code. (If lam is a single traced number with the
+        value 0, the gap is loose; for a tight gap, pass one lam per atom.) See `duality_gap` for
+        the effect of rounding on the bound.
 
     Raises:
         TypeError: an operand is not real, or tol or max_steps is traced.
@@ -93,7 +100,8 @@ def lasso(
             is negative or beyond the range of the dtype, a known D is 0, or tol <= 0.
 
     Reference: Beck, Teboulle (2009); Zou, Hastie (2005) for the elastic net; Bertrand et al. (2020)
-    for the implicit derivative.
+    for the implicit derivative; Bristow, Eriksson, Lucey (2013), Wohlberg (2014), and Heide,
+    Heidrich, Wetzstein (2015) for convolutions.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)
@@ -103,7 +111,8 @@ def lasso(
     """
     method, options = _checked("lasso", lam, ratio, tol, max_steps, nonnegative, l2)
     options["lam"] = one_by_one(D, options["lam"])
-    return single(method, "lasso", D, y, start=start, **options)
+    result = single(method, "lasso", D, y, start=start, **options)
+    return told(result, ADMM if is_convolution(D) else FISTA)
 
 
 @dataclass(frozen=True)
@@ -331,7 +340,10 @@ class Penalized(NamedTuple):
 def code(
     penalty: Penalty, tol: float, max_steps: int, problem: Penalized, start: Array, size: Array
 ) -> tuple[Array, Array, Array]:
-    """x, the relative gap and the number of steps, from the code `start`; size is norm(D, 2)."""
+    """x, the relative gap and the number of steps, from the code `start`; size is norm(D, 2).
+
+    For a convolution, FISTA starts where ADMM stalls, if ADMM does not reach tol.
+    """
     D, y, lam, l2 = problem
     gamma = 1 / (size**2 + l2)
     finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
@@ -362,10 +374,12 @@ def code(
     zero = jnp.zeros_like(start)
     start = relu(start) if penalty.nonnegative else start
     start = jnp.where(relative(zero) <= tol, zero, start)
+    first = start, relative(start), jnp.zeros((), int)
+    if (torus := torus_of(D)) is not None:
+        first = Convolved(*torus, penalty, problem).solved(*first, tol, max_steps)
+    x, gap, steps = first
     state, steps, gap = programs.while_loop(
-        lambda carry: (carry[2] > tol) & (carry[1] < max_steps),
-        body,
-        (_rest(start), jnp.zeros((), int), relative(start)),
+        lambda carry: (carry[2] > tol) & (carry[1] < max_steps), body, (_rest(x), steps, gap)
     )
     return state.x, gap, steps
 

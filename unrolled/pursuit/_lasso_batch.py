@@ -10,12 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
+    Masked,
     Operator,
     Structured,
     as_flat,
@@ -23,14 +25,14 @@ from unrolled.dictionaries import (
     dense,
     known_entries,
     known_part,
-    signal_axes,
+    shared_part,
     spread,
     threshold_shapes,
 )
 from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions
-from unrolled.pursuit._lasso import Lasso, one_penalty
+from unrolled.pursuit._lasso import ADMM, FISTA, Lasso, one_penalty
 from unrolled.pursuit._many import Answers, Units, on_the_host, operands_of_many, share
 from unrolled.pursuit._problem import (
     Pursuit,
@@ -39,8 +41,10 @@ from unrolled.pursuit._problem import (
     flat_code,
     one_by_one,
     run,
+    told,
 )
 from unrolled.pursuit._sparse import Collected, check_out
+from unrolled.pursuit._torus import is_convolution
 
 __all__ = ["lasso_batch"]
 
@@ -52,6 +56,9 @@ _CHUNK, _FEWEST = 256, 16
 _PRODUCTS = 2**30
 # The number of signals of a file whose codes in parts are computed together.
 _PARTS = 4096
+# The largest number of entries in the codes of a convolution that are computed together: more
+# entries do not fit in the cache of a processor.
+_ENTRIES = 2**17
 # The methods. With `GRAM`, all signals share D'D; with `SETS`, a signal has the Gram matrix of its
 # working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
 # and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
@@ -97,8 +104,9 @@ def lasso_batch(
     solves one k x k system for a code with k nonzeros. If `margin` is below the root of tol, the
     minimiser may have another support.
 
-    If the codes of D come in parts, `lasso_batch` itself runs `lasso` under `vmap`. Then |x_i| is
-    the norm of a part, the gap has the precision of the dtype, and `steps` counts steps of FISTA.
+    If the codes of D come in parts, or if D is a `Conv` of stride 1 with more than 512 atoms,
+    `lasso_batch` runs `lasso` for each signal. Then the gap has the precision of the dtype, `steps`
+    counts steps, there is no margin, and |x_i| is the norm of a part.
 
     Args:
         D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
@@ -171,12 +179,14 @@ def lasso_batch(
         relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps
     )
     into = _destination(D, signals, sparse, out, dtype, grid, where)
-    if block_of(D) > 1:
-        result = _by_parts(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
+    convolved = is_convolution(D) and D.shape[1] > FEW
+    if block_of(D) > 1 or convolved:
+        result = _one_by_one(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
         if into is None:
-            return result
+            return told(result, ADMM if convolved else FISTA)
         into[np.arange(n)] = np.asarray(result.x)
-        return result.replace(x=into.codes() if sparse else into)
+        result = result.replace(x=into.codes() if sparse else into)
+        return told(result, ADMM if convolved else FISTA)
     weight = as_rows(spread(D, flat_code(D, weight)))
     operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
     how = _method(D, weight, n, where)
@@ -188,8 +198,7 @@ def lasso_batch(
         conditions = _conditions(*given, known, lam is None, nonnegative)
     whole: Any = dense(D) if how == GRAM and isinstance(D, Structured) else D
     result = on_the_host(host, (whole, *operands), D.shape[1], dtype, grid, conditions, into)
-    object.__setattr__(result, "how", how)  # of a frozen record
-    return result
+    return told(result, how)
 
 
 def _conditions(
@@ -204,7 +213,7 @@ def _conditions(
     return Conditions(D, Y, lam, l2, None if known is None else jnp.asarray(known, Y.dtype))
 
 
-def _by_parts(
+def _one_by_one(
     D: Operator,
     Y: Any,
     weight: Any,
@@ -219,7 +228,7 @@ def _by_parts(
     nonnegative: bool,
     max_steps: int,
 ) -> Pursuit:
-    """The codes in parts, by `lasso` under `vmap`; the signals of a file chunk by chunk."""
+    """The codes by `lasso` for each signal; the signals of a file chunk by chunk."""
     penalty = Penalty(block_of(D), nonnegative)
     method = Lasso(tol, max_steps, penalty)
     form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=relative, kind=penalty)
@@ -259,15 +268,24 @@ def _together(
     l2: Any,
     start: Any,
 ) -> Pursuit:
-    """`lasso` under `vmap`; `several` says whether lam has a row for every signal."""
+    """`lasso` for some signals at a time; `several`: whether lam has a row for every signal."""
 
-    def one(D, y, lam, start):
-        lam = lam[0] if np.shape(lam) == (1,) else lam
-        (x,), *rest = run(method, form, (D,), y, (lam,), l2, None, start)
+    base = shared_part(D)
+
+    def one(row):
+        mask, y, own, start = row
+        weight = own if several else lam
+        weight = weight[0] if np.shape(weight) == (1,) else weight
+        of_signal = base if mask is None else Masked._of(base, mask)
+        (x,), *rest = run(method, form, (of_signal,), y, (weight,), l2, None, start)
         return Pursuit(x, *rest)
 
-    axes = signal_axes(D), 0, 0 if several else None, None if start is None else 0
-    return jax.vmap(one, axes)(D, Y, lam, start)
+    masks = None if base is D else D.mask  # type: ignore[union-attr]
+    rows = masks, Y, lam if several else None, start
+    size = max(1, _ENTRIES // D.shape[1])
+    if is_convolution(base) and size < len(Y):
+        return lax.map(one, rows, batch_size=size)
+    return jax.vmap(one)(rows)
 
 
 def _destination(

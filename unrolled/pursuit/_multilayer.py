@@ -14,9 +14,9 @@ from unrolled._base.numbers import pseudo_inverse, widened
 from unrolled.activations import shrink
 from unrolled.dictionaries import Dictionary, Operator, as_chain, spectral_norm
 from unrolled.pursuit import _problem
+from unrolled.pursuit._admm import PERIOD, admm, begin
 from unrolled.pursuit._gap import chain_gap, dual_gap, half_energy
 from unrolled.pursuit._problem import Codes, DeepPursuit, Found, Problem
-from unrolled.pursuit._splitting import admm
 
 __all__ = ["holistic", "ml_basis_pursuit"]
 
@@ -130,11 +130,19 @@ class MultiLayer:
 
         root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, below)))
         T = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(len(root), dtype=y.dtype))
-        step, state = admm(_minimiser(A, y, T), forward, prox, x)
+        minimise, state = _minimiser(A, y, T), begin(forward(x))
+
+        def nearest(w, rho):
+            return forward(minimise(programs.adjoint(forward, x, w), rho))
 
         def body(carry):
             state, *_ = _problem.solve(
-                step, carry[0], lambda s: gap(*pair(s)), tol=self.tol, max_steps=_ROUND
+                admm(nearest, prox),
+                carry[0],
+                lambda s: gap(*pair(s)),
+                tol=self.tol,
+                max_steps=_ROUND,
+                period=PERIOD,
             )
             return state, best(state)
 
@@ -372,9 +380,9 @@ def _lasso_on_rows(
         g = U + N @ ((r @ A - U) @ N)
         return dual_gap(jnp.sum(r**2), (lam,), (x,), (g,)) / half_energy(y)
 
-    step, start = admm(
-        _minimiser(A, y, N), lambda x: x, lambda v, rho: shrink(v, lam / rho), last.x
+    advance = admm(_minimiser(A, y, N), lambda v, rho: shrink(v, lam / rho))
+    state, steps, least = _problem.solve(
+        advance, begin(last.x), gap, tol=tol, max_steps=max_steps, period=PERIOD
     )
-    state, steps, least = _problem.solve(step, start, gap, tol=tol, max_steps=max_steps)
     largest = jnp.maximum(last.gap, least)
     return _State(last.zeros, feasible(state), state.v != 0, largest, last.steps + steps)

@@ -67,9 +67,15 @@ class Pursuit(Result):
     # () in [0, 1], the distance from a change of the support, if the pursuit computes it
     margin: Any = None
 
-    # The method that `lasso_batch` chose, "gram" or "working sets". Not a field, because
-    # programs and files do not hold it.
+    # The method that `lasso` or `lasso_batch` chose: "admm", "fista", "gram" or "working sets". Not
+    # a field, because programs and files do not hold it.
     how: ClassVar[str] = ""
+
+
+def told(result: Pursuit, how: str) -> Pursuit:
+    """The result, which now names the method `how`."""
+    object.__setattr__(result, "how", how)  # of a frozen record
+    return result
 
 
 class DeepPursuit(Result):
@@ -319,11 +325,13 @@ def solve(
     *,
     tol: float | None,
     max_steps: int,
+    period: int = 1,
 ) -> tuple[Any, Array, Any]:
     """The loop of all solvers: `state <- step(state)` until all gaps(state) are <= tol.
 
     The gaps are one number or a tuple; they are evaluated every `_BLOCK` steps. With tol=None
-    exactly `max_steps` steps run as one scan, which has a derivative in reverse mode.
+    exactly `max_steps` steps run as one scan, which has a derivative in reverse mode. `period` is
+    the number of steps that a call of `step` takes, a divisor of `_BLOCK`.
 
     Returns:
         The last state, the number of steps, and the gaps of the last state.
@@ -338,7 +346,7 @@ def solve(
 
     def body(carry):
         state, steps, _ = carry
-        state = run(state, _BLOCK)
+        state = run(state, _BLOCK // period)
         return state, steps + _BLOCK, gaps(state)
 
     def not_done(carry):

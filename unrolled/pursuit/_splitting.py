@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from unrolled._base.numbers import norm
 from unrolled._base.results import Result
 from unrolled.activations import as_power, power_threshold, shrink
 from unrolled.dictionaries import Conv, Dictionary, Operator, Structured, dense, spread
+from unrolled.pursuit._admm import PERIOD, Splits, admm, begin
 from unrolled.pursuit._gap import dual_factor, half_energy, relative_gap
 from unrolled.pursuit._ista import State
 from unrolled.pursuit._lasso import on_branch
@@ -37,80 +38,6 @@ from unrolled.pursuit._problem import (
 )
 
 __all__ = ["Constrained", "half_quadratic", "half_quadratic_step", "local_error", "local_sparsity"]
-
-
-# The factor of over-relaxation, in (0, 2).
-_RELAXATION = 1.6
-# rho is balanced once per _PERIOD steps, during the first _BALANCED steps.
-_PERIOD, _BALANCED = 10, 2000
-# The largest factor by which rho may change at once.
-_MOST = 10.0
-
-
-class Splits(NamedTuple):
-    """The state of ADMM."""
-
-    x: Array  # (d,)
-    v: Any  # the copies of K x, a tree
-    u: Any  # the scaled multipliers of v; rho u is a subgradient of the penalties at v
-    rho: Array  # ()
-    steps: Array  # ()
-
-
-def admm(
-    minimise: Callable[[Array, Array], Array],
-    forward: Callable[[Array], Any],
-    prox: Callable[[Any, Array], Any],
-    start: Array,
-) -> tuple[Callable[[Splits], Splits], Splits]:
-    r"""Minimise f(x) + g(K x) by the alternating direction method of multipliers.
-
-    .. math::
-        x &\leftarrow \arg\min_x f(x) + \rho/2 \|K x - v + u\|^2, \\
-        v_+ &= prox_{g/\rho}(w + u), \qquad w = \alpha K x + (1 - \alpha) v, \\
-        u &\leftarrow u + w - v_+.
-
-    During the first `_BALANCED` steps, the method changes rho once per `_PERIOD` steps to balance
-    the relative primal and dual residuals. After these steps rho is constant, so that ADMM
-    converges.
-
-    Args:
-        minimise: (b, rho) -> argmin_x f(x) + rho (x'K'K x / 2 - b'x).
-        forward: x -> K x, linear, any tree of arrays.
-        prox: (w, rho) -> argmin_v g(v) + rho/2 norm(v - w)^2.
-        start: the x to start from.
-
-    Returns:
-        The function that takes a step, and the first state.
-
-    Reference: Boyd, Parikh, Chu, Peleato, Eckstein (2011); Wohlberg (2017) for the balance.
-    """
-
-    def step(state: Splits) -> Splits:
-        x, v, u, rho, steps = state
-        x = minimise(programs.adjoint(forward, x, _minus(v, u)), rho)
-        image = forward(x)
-        w = jax.tree.map(lambda a, b: _RELAXATION * a + (1 - _RELAXATION) * b, image, v)
-        after = prox(jax.tree.map(jnp.add, w, u), rho)
-        u = jax.tree.map(lambda u, w, v: u + w - v, u, w, after)
-        primal = _size(_minus(image, after)) / jnp.maximum(_size(image), _size(after))
-        dual = _size(_minus(after, v)) / _size(u)
-        factor = jnp.clip(jnp.sqrt(primal / dual), 1 / _MOST, _MOST)
-        due = (steps % _PERIOD == _PERIOD - 1) & (steps < _BALANCED) & jnp.isfinite(factor)
-        factor = jnp.where(due, factor, 1)
-        return Splits(x, after, jax.tree.map(lambda u: u / factor, u), rho * factor, steps + 1)
-
-    image = forward(start)
-    zero = jax.tree.map(jnp.zeros_like, image)
-    return step, Splits(start, image, zero, jnp.ones((), start.dtype), jnp.zeros((), int))
-
-
-def _minus(a: Any, b: Any) -> Any:
-    return jax.tree.map(jnp.subtract, a, b)
-
-
-def _size(tree: Any) -> Array:
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)))
 
 
 # The maximum number of steps of Newton's method. The method takes one step for each piece of a
@@ -215,11 +142,12 @@ class LocalError:
         A = dense(D)
         factor = jax.scipy.linalg.cho_factor(A @ A.T + jnp.eye(len(y), dtype=y.dtype))
 
-        def minimise(b, _):  # uses products with D; only the factor needs the matrix
-            return b - jax.scipy.linalg.cho_solve(factor, D @ b) @ D
-
         def forward(x):
             return x, D.patches(D @ x) / c
+
+        def nearest(w, _):  # uses products with D; only the factor needs the matrix
+            b = programs.adjoint(forward, start, w)
+            return forward(b - jax.scipy.linalg.cho_solve(factor, D @ b) @ D)
 
         def prox(v, rho):
             code, patches = v
@@ -239,9 +167,13 @@ class LocalError:
             largest = jnp.max(_norms(target))
             return gap, jnp.maximum(over, 0) / jnp.where(largest > 0, largest, 1)
 
-        step, state = admm(minimise, forward, prox, start)
         state, steps, (gap, violation) = solve(
-            step, state, judged, tol=self.tol, max_steps=self.max_steps
+            admm(nearest, prox),
+            begin(forward(start)),
+            judged,
+            tol=self.tol,
+            max_steps=self.max_steps,
+            period=PERIOD,
         )
         if self.dtype != y.dtype:
             x, patches = state.v
@@ -342,12 +274,13 @@ class LocalSparsity:
         times = together(D.stripes(jnp.ones_like(start)))
         root = jnp.sqrt(times)
         A = dense(D) / root[None, :]
-        w, U = jnp.linalg.eigh(A @ A.T)
+        sigma, U = jnp.linalg.eigh(A @ A.T)
         c = y @ A
 
-        def minimise(b, rho):
-            h = c + rho * b
-            return (h - (U @ ((U.T @ (A @ h)) / (jnp.maximum(w, 0) + rho))) @ A) / rho
+        def nearest(w, rho):
+            h = c + rho * together(w) / root
+            x = (h - (U @ ((U.T @ (A @ h)) / (jnp.maximum(sigma, 0) + rho))) @ A) / rho
+            return D.stripes(x / root)
 
         def code(state):
             """The mean of the copies; an entry is zero if it is zero in all copies."""
@@ -363,14 +296,13 @@ class LocalSparsity:
             excess = lam * jnp.max(jnp.sum(jnp.abs(stripes), 1)) - s * jnp.sum(q * stripes)
             return ((1 - s) ** 2 * jnp.sum(r**2) / 2 + jnp.maximum(excess, 0)) / half_energy(y)
 
-        step, state = admm(
-            minimise,
-            lambda x: D.stripes(x / root),
-            lambda stripes, rho: lower_the_fullest(stripes, lam / rho),
-            start * root,
-        )
         state, steps, least = solve(
-            step, state, lambda s: gap(code(s), s), tol=self.tol, max_steps=self.max_steps
+            admm(nearest, lambda stripes, rho: lower_the_fullest(stripes, lam / rho)),
+            begin(D.stripes(start)),
+            lambda s: gap(code(s), s),
+            tol=self.tol,
+            max_steps=self.max_steps,
+            period=PERIOD,
         )
 
         def judge(x):

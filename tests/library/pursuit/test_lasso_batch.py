@@ -564,7 +564,7 @@ def test_working_sets_have_the_codes_of_the_gram_matrix(options, dtype, by_sets)
 
 def test_working_sets_use_products_and_columns_alone(by_sets, monkeypatch):
     """No dictionary becomes a matrix; the codes are those of the matrix."""
-    F = dictionaries.Conv(normal(9, 3, 1, 4), 20)
+    F = dictionaries.Conv(normal(9, 3, 1, 4), 20, stride=2)
     kinds = {
         "conv": F,
         "masked": dictionaries.Masked(F, np.arange(F.shape[0]) % 5 > 0),
