@@ -36,15 +36,16 @@ _FALL = 0.4
 _DEPENDENT = 1e-10  # largest squared sine of the angle of a dependent atom to the span
 _POLISH = 3  # maximum number of successive moves that only correct rounding
 _PAD = 8  # extra columns of a square workspace, as rows of 2^k entries would share cache lines
-_VECTORS, _LISTS = 12, 6  # numbers of vectors and lists in a workspace
-_UNBOUNDED = 2**62
+VECTORS, LISTS = 12, 6  # numbers of vectors and lists in a workspace
+GRADIENT, RESIDUAL = 8, 10  # two of the vectors
+UNBOUNDED = 2**62
 _LOWEST = -(2**12)  # an exponent below all exponents of float64
 _SHARE = 1 / 64  # of tol, at which moves end if a code missed tol only after it was rounded
 _FINEST = 1e-3  # while the gap is above tol, the slack falls to about this share of its first value
 
 
 class Problem(NamedTuple):
-    """The data that all signals share, in float64; of each signal, with a leading axis."""
+    """The data that all signals share, in float64."""
 
     D: np.ndarray  # (m, d)
     atoms: np.ndarray  # (d, m) D'
@@ -91,7 +92,7 @@ def minimise(
     start: np.ndarray | None = None,
     masks: np.ndarray | None = None,
     fewest: int = FEWEST,
-    rounds: int = _UNBOUNDED,
+    rounds: int = UNBOUNDED,
     digits: int = 53,
     finest: Any = _LOWEST,
 ) -> Minima:
@@ -122,8 +123,7 @@ def minimise(
         digits, finest: binary digits of an entry of a code, and the exponent, () or (n,), of the
             smallest difference of two entries.
     """
-    (d, m), n = problem.atoms.shape[-2:], len(Y)
-    stacked = problem.atoms.ndim == 3
+    (d, m), n = problem.atoms.shape, len(Y)
     counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
     result = Minima(np.zeros((n, d)), sizes[0], sizes[1], counts[0], counts[1], sizes[2])
     # With masks, `gram` is a workspace for the Gram matrix of one signal at a time, whose rows are
@@ -134,20 +134,20 @@ def minimise(
     finest = np.broadcast_to(np.asarray(finest, float), n)
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
-    squares, vectors, lists = _workspace(m, d)
-    _entry(_many, _MANY)(
-        *map(_operand, (*floats, first, known)),
-        *map(_pointer, (*result, squares, vectors, lists)),
-        *(n, m, d, lam.shape[1], len(first), len(known), stacked, moves, fewest, rounds),
+    sizes, used = np.zeros((1, 2), np.int64), np.array([d])
+    entry(many, MANY)(
+        *map(operand, (*floats, first, known)),
+        *map(pointer, (*result, *workspace(1, m, d), sizes, used, np.arange(n))),
+        *(n, n, m, d, lam.shape[1], len(first), len(known), False, moves, fewest, rounds),
         *(problem.l2, problem.nonnegative, tol, digits),
     )
     return result
 
 
-def _workspace(m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The square matrices, vectors and lists of indices of a workspace."""
-    shape = (_VECTORS, max(m, d))
-    return np.empty((2, d, d + _PAD)), np.zeros(shape), np.zeros((_LISTS, d), np.int64)
+def workspace(n: int, m: int, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The square matrices, vectors and lists of indices of n workspaces."""
+    vectors, lists = np.zeros((n, VECTORS, max(m, d))), np.zeros((n, LISTS, d), np.int64)
+    return np.empty((n, 2, d, d + _PAD)), vectors, lists
 
 
 # Calls from Python
@@ -162,19 +162,19 @@ _KINDS: dict[np.dtype, Any] = {
 }
 
 
-def _operand(array: np.ndarray) -> Any:
+def operand(array: np.ndarray) -> Any:
     """A pointer to the first entry of an input array, made contiguous."""
-    return _pointer(np.ascontiguousarray(array, np.float64))
+    return pointer(np.ascontiguousarray(array, np.float64))
 
 
-def _pointer(array: np.ndarray) -> Any:
+def pointer(array: np.ndarray) -> Any:
     """A pointer to the first entry of a numpy array; the pointer keeps the array alive."""
     assert array.flags.c_contiguous
     return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
 
 
 @functools.cache
-def _entry(function: Callable, signature: Any) -> Callable:
+def entry(function: Callable, signature: Any) -> Callable:
     """The compiled function; its machine code is cached on disk if the folder is writable.
 
     The compiled function takes pointers and converts them to arrays without reference counts,
@@ -186,74 +186,80 @@ def _entry(function: Callable, signature: Any) -> Callable:
         return cfunc(signature)(function).ctypes
 
 
-_MANY = types.void(
-    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, _INTEGERS,
-    *[types.int64] * 10, types.float64, types.boolean, types.float64, types.int64,
+MANY = types.void(
+    *[_FLOATS] * 13, *[_INTEGERS] * 2, *[_FLOATS] * 3, *[_INTEGERS] * 4,
+    *[types.int64] * 11, types.float64, types.boolean, types.float64, types.int64,
 )  # fmt: skip
 
 
 @_compiled
-def _arrays(squares, vectors, lists, m, d):
-    """The workspace of a signal: arrays for the active and working sets, and for all atoms."""
-    S = carray(squares, (2, d, d + _PAD))
-    V, I = carray(vectors, (_VECTORS, max(m, d))), carray(lists, (_LISTS, d))
+def _arrays(S, V, I, m, d):
+    """The workspace of a signal: arrays for the active and working sets, and for all d atoms."""
     for i in range(d):
         I[1, i] = i
     # The Gram matrix and the inverse; x, g, sign, b, lam, scale, change, u; atoms, order, blocked.
     work = (S[0], S[1], V[0], V[1], V[2], V[3], V[4], V[5], V[6], V[7], I[0], I[1], I[2])
     # D'r - l2 x, lam, r and the largest excesses; whether an atom is in the set, and which join.
-    own = (V[8, :d], V[9, :d], V[10, :m], V[11, :d], I[3], I[4])
+    own = (V[GRADIENT, :d], V[9, :d], V[RESIDUAL, :m], V[11, :d], I[3, :d], I[4])
     return work, own
 
 
 # One signal
 
 
-def _many(
+def many(
     gram, atoms, inverse, Y, products, lams, slacks, finest, first, known, X, gaps, residuals,
-    moved, rounds, margins, squares, vectors, lists, n, m, d, columns, warm, masked, stacked,
-    budget, fewest, most, l2, nonnegative, tol, digits,
+    moved, rounds, margins, squares, vectors, lists, sizes, used, which, some, n, m, w, columns,
+    warm, masked, stacked, budget, fewest, most, l2, nonnegative, tol, digits,
 ):  # fmt: skip
-    """The compiled part of `minimise`."""
+    """The compiled part of `minimise` and `resume`."""
     problems = n if stacked else 1
-    gram, atoms = carray(gram, (problems, d, d)), carray(atoms, (problems, d, m))
-    inverse = carray(inverse, (n if masked else problems, d))
-    Y, products, lams = carray(Y, (n, m)), carray(products, (n, d)), carray(lams, (n, columns))
-    slacks, first, X = carray(slacks, (n,)), carray(first, (warm, d)), carray(X, (n, d))
-    finest = carray(finest, (n,))
+    gram, atoms = carray(gram, (problems, w, w)), carray(atoms, (problems, w, m))
+    inverse = carray(inverse, (n if masked else problems, w))
+    Y, products, lams = carray(Y, (n, m)), carray(products, (n, w)), carray(lams, (n, columns))
+    slacks, first, X = carray(slacks, (n,)), carray(first, (warm, w)), carray(X, (n, w))
+    finest, which = carray(finest, (n,)), carray(which, (some,))
     gaps, residuals, known = carray(gaps, (n,)), carray(residuals, (n,)), carray(known, (masked, m))
     moved, rounds, margins = carray(moved, (n,)), carray(rounds, (n,)), carray(margins, (n,))
-    work, own = _arrays(squares, vectors, lists, m, d)
-    for i in range(n):
+    squares = carray(squares, (problems, 2, w, w + _PAD))
+    vectors = carray(vectors, (problems, VECTORS, max(m, w)))
+    lists, sizes = carray(lists, (problems, LISTS, w)), carray(sizes, (problems, 2))
+    used = carray(used, (problems,))
+    for i in which:
+        p = i if stacked else 0
+        d = used[p]
+        work, own = _arrays(squares[p], vectors[p], lists[p], m, d)
         limits = (tol, budget, fewest, most, digits, finest[i])
         mask = known[i if masked else 0 : i + 1 if masked else 0]
-        p = i if stacked else 0
-        shared = (gram[p], atoms[p], inverse[i if masked else p], l2, nonnegative, mask)
+        shared = (gram[p], atoms[p], inverse[i if masked else p, :d], l2, nonnegative, mask)
         for j in range(d):
             own[1][j] = lams[i, j if columns > 1 else 0]
         start = first[i if warm else 0 : i + 1 if warm else 0]
+        sizes[p] *= stacked
         gaps[i], residuals[i], moved[i], rounds[i], margins[i] = _one(
-            shared, Y[i], products[i], start, slacks[i], limits, work, own, X[i]
+            shared, Y[i], products[i], start, slacks[i], limits, work, own, sizes[p], X[i]
         )
 
 
 @_compiled
-def _one(shared, y, products, start, slack, limits, work, own, out):
-    """Compute the code of a signal, its gap, residual, moves, rounds and margin."""
+def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
+    """Compute the code of a signal, its gap, residual, moves, rounds and margin.
+
+    `sizes` are the numbers of atoms of a state that the function resumes if some atom is active.
+    """
     gram, D, inverse, l2, nonnegative, mask = shared
     tol, budget, fewest, most, digits, finest = limits
     x, lam, atoms, rounded = work[2], work[6], work[10], work[9]
     full, weight, r, excess, inside, fresh = own
-    inside[:] = 0
-    k = w = moves = rounds = idle = 0
-    level, least = np.inf, _FINEST * slack  # `level` is the penalty divided by lam
-    goal = tol
+    k, w = sizes
+    moves = rounds = idle = 0
+    level, least, goal = 1.0, _FINEST * slack, tol  # `level` is the penalty divided by lam
+    if k == 0:
+        level, inside[:], w = np.inf, 0, 0
     while True:
         gap, squares, top = _judged(shared, x, k, y, products, slack, work, own)
-        joined = _violated(
-            *(full, weight, inverse, excess, inside, fresh),
-            *(nonnegative, slack, min(max(fewest, k), len(inside) - w)),
-        )
+        room = min(max(fewest, k), len(inside) - w)
+        joined = _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, room)
         idle = 0 if joined or level > 1 else idle + 1  # the second round unblocks atoms
         if idle > 1 and gap > goal >= 0 and slack > least:  # for codes much larger than y
             slack, idle = slack / 10, 0
@@ -285,9 +291,10 @@ def _one(shared, y, products, start, slack, limits, work, own, out):
             lam[i] = level * weight[atoms[i]]
         k, more = _minimise(work, k, w, nonnegative, slack, budget - moves)
         moves += more
+    sizes[0], sizes[1], out[:] = k, w, 0
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    margin = _margin(rounded, full, weight, atoms, k, nonnegative)
+    margin = _margin(rounded, own, atoms, k, nonnegative)
     return gap, math.sqrt(squares), moves, rounds, margin
 
 
@@ -310,19 +317,21 @@ def _judged(shared, x, k, y, products, slack, work, own):
 
 
 @_compiled
-def _margin(x, full, weight, atoms, k, nonnegative):
+def _margin(x, own, atoms, k, nonnegative):
     """The least of |x_i| / max |x| on the support, and of 1 - |d_i . r| / lam_i off the support."""
+    full, weight, _, _, inside, _ = own
     margin, largest = 1.0, 0.0
     for i in range(k):
-        full[atoms[i]] = 0.0
+        inside[atoms[i]] = 2
         largest = max(largest, abs(x[i]))
     for i in range(k):
         if largest > 0 and (nonnegative or weight[atoms[i]] > 0):
             margin = min(margin, abs(x[i]) / largest)
     for i in range(len(full)):
         size = full[i] if nonnegative else abs(full[i])
-        if weight[i] > 0:
+        if weight[i] > 0 and inside[i] < 2:
             margin = min(margin, 1 - size / weight[i])
+        inside[i] = min(inside[i], 1)
     return max(margin, 0.0)
 
 

@@ -4,6 +4,7 @@ The method runs in float64 on the host; threads share the signals.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,14 @@ from unrolled.penalties import Penalty
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions
 from unrolled.pursuit._lasso import ADMM, FISTA, Lasso, one_penalty
-from unrolled.pursuit._many import Answers, Units, on_the_host, operands_of_many, share
+from unrolled.pursuit._many import (
+    Answers,
+    Units,
+    in_numpy,
+    on_the_host,
+    operands_of_many,
+    share,
+)
 from unrolled.pursuit._problem import (
     Pursuit,
     StaticPart,
@@ -61,9 +69,13 @@ _PARTS = 4096
 _ENTRIES = 2**17
 # The methods. With `GRAM`, all signals share D'D; with `SETS`, a signal has the Gram matrix of its
 # working set. As measured (benchmarks/exact_codes.py), `GRAM` takes less time for up to FEW atoms,
-# and if at least d^2 / GRAMS signals share D'D; it needs d^2 numbers, for up to LARGEST atoms.
+# and if D'D has at most GRAMS times as many entries as the matrices of all sets; it needs d^2
+# numbers, for up to LARGEST atoms. A set has at least 32 atoms, and about 1.2 times as many as the
+# code has nonzeros.
 GRAM, SETS = "gram", "working sets"
-FEW, GRAMS, LARGEST = 512, 8192, 8192
+FEW, GRAMS, LARGEST = 512, 3, 8192
+_LEAST_SET, _USUAL_SET, _SPARE = 32, 52, 1.2
+_SAMPLE, _ROUGH = 8, 1e-3  # signals that tell the number of nonzeros, and the tol of their codes
 # A constraint counts as met if its violation, relative to the product of the norms of the atom and
 # the signal, is at most this value.
 _SLACK = 1e-11
@@ -90,13 +102,14 @@ def lasso_batch(
         \quad \text{for every row } y \text{ of } Y.
 
     The method moves towards the minimiser and stops at the first code whose duality gap, computed
-    in float64, is at most tol. If D has few atoms for the number of signals, all signals share the
-    matrix D'D (`how` of the result is "gram"). Otherwise (`how` is "working sets") all signals of a
-    block go through the same rounds: one product of all residuals with D gives the gap of every
-    signal and the atoms that violate their constraints, and each signal is then minimised over its
-    own tens of atoms. No matrix D'D is formed, and structured dictionaries and arrays on an
-    accelerator are used only through products r @ D, which run where the arrays are, and single
-    columns. The products may run in float32: the gap allows for their rounding errors.
+    in float64, is at most tol. If D has few atoms for the number of signals and of nonzeros (as
+    eight of the signals tell), all signals share D'D, and `how` of the result is "gram". Otherwise
+    `how` is "working sets": all signals of a block go through the same rounds. One product of all
+    residuals with D gives the gap of every signal and the atoms that violate their constraints, and
+    each signal is then minimised over its own tens of atoms. No matrix D'D is formed, and
+    structured dictionaries and arrays on an accelerator are used only through products r @ D, which
+    run where the arrays are, and single columns. The products may run in float32: the gap allows
+    for their rounding errors.
 
     The rest of the method runs on the host, compiled by numba: the first call takes seconds unless
     an earlier process has saved the machine code. The function is traceable, and differentiable
@@ -189,10 +202,9 @@ def lasso_batch(
         return told(result, ADMM if convolved else FISTA)
     weight = as_rows(spread(D, flat_code(D, weight)))
     operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
-    how = _method(D, weight, n, where)
-    host: Any = partial(lasso_of_rows, dtype=np.dtype(dtype), into=into, **options)
-    if how == SETS:
-        host = partial(_by_sets, dtype=np.dtype(dtype), into=into, **options)
+    options["dtype"] = np.dtype(dtype)
+    how = _method(D, weight, n, where, partial(_nonzeros, D, *operands, **options))
+    host = partial(lasso_of_rows if how == GRAM else _by_sets, into=into, **options)
     given, conditions = (D, signals, weight, l2), None
     if not checks.is_concrete(given):
         conditions = _conditions(*given, known, lam is None, nonnegative)
@@ -306,8 +318,14 @@ def _destination(
     return Collected(*shape, np.dtype(dtype)) if sparse else check_out(out, shape, dtype, where)
 
 
-def _method(D: Operator, lam: Any, n: int, where: str) -> str:
-    """The method for n signals: `GRAM`, or `SETS` if D is large or the signals are few.
+def _method(D: Operator, lam: Any, n: int, where: str, nonzeros: Callable[[], float | None]) -> str:
+    """The method for n signals: `GRAM`, or `SETS` if D is large or the sets are small.
+
+    Args:
+        D, lam, where: as in `lasso_batch`.
+        n: the number of signals.
+        nonzeros: function that returns the mean number of nonzeros of some codes, or None if the
+            arguments are traced.
 
     Raises:
         ValueError: some atoms have no penalty, so that only `GRAM` would do, and D is too large.
@@ -319,8 +337,35 @@ def _method(D: Operator, lam: Any, n: int, where: str) -> str:
             f"{where}: D has {d} atoms and some of them have lam 0; expected at most {LARGEST} "
             "atoms with free ones, try a small lam, or lasso under vmap"
         )
-    many = d <= FEW or d * d <= GRAMS * n
-    return GRAM if free or (many and d <= LARGEST) else SETS
+
+    def shared(size: float) -> bool:
+        return d * d <= GRAMS * n * size**2
+
+    if free or d <= min(FEW, LARGEST):
+        return GRAM
+    if d > LARGEST or not shared(_SPARE * min(D.shape)):
+        return SETS
+    if shared(_LEAST_SET):
+        return GRAM
+    count = nonzeros()
+    size = _USUAL_SET if count is None else max(_LEAST_SET, _SPARE * count)
+    return GRAM if shared(size) else SETS
+
+
+def _nonzeros(*operands: Any, tol: float, **options: Any) -> float | None:
+    """The mean number of nonzeros of the codes of some signals; None for traced operands."""
+    if not checks.is_concrete(operands):
+        return None
+    D, Y, lam, l2, start, known = operands
+    n = len(Y)
+    rows = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(int))
+
+    def some(v: Any) -> Any:
+        return v[rows] if np.ndim(v) == 2 and len(v) == n else v
+
+    part = (in_numpy(some(v)) for v in (Y, lam, l2, start, known))
+    codes = _by_sets(in_numpy(D), *part, tol=max(tol, _ROUGH), **options).x
+    return np.count_nonzero(codes) / len(rows)
 
 
 def _by_sets(*operands: Any, **options: Any) -> Answers:

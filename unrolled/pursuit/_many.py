@@ -111,7 +111,7 @@ def on_the_host(
         operands = jax.lax.stop_gradient(operands)
 
     def answers(*operands):
-        return host(*map(_in_numpy, operands))
+        return host(*map(in_numpy, operands))
 
     if checks.is_concrete(operands):
         x, *rest = answers(*operands)
@@ -133,7 +133,7 @@ def on_the_host(
     return Pursuit(x if given else jax.device_put(x), *map(jax.device_put, rest))
 
 
-def _in_numpy(v: Any) -> Any:
+def in_numpy(v: Any) -> Any:
     """A known array as an array of numpy, if it is in the memory of the host; else unchanged."""
     on_device = isinstance(v, jax.Array) and {d.platform for d in v.devices()} != {"cpu"}
     return v if v is None or isinstance(v, np.ndarray | Structured) or on_device else np.asarray(v)

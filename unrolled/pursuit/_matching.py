@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray, njit, types
 
-from unrolled.pursuit._active_set import _border, _compiled, _entry, _extend, _pointer, _subtract
+from unrolled.pursuit._active_set import _border, _compiled, _extend, _subtract, entry, pointer
 from unrolled.pursuit._omp import CHOICES
 
 # Divisions by squared distances may be reciprocals; scores that are not finite are not read.
@@ -101,8 +101,8 @@ def with_gram(
         _FLOATS, _pointers(kind), *[_FLOATS] * 2, *_CODES, _pointers(kind), _bits(kind), _INTEGERS,
         *[_FLOATS] * 2, *[types.int64] * 2, *_RULE,
     )  # fmt: skip
-    _entry(_with_gram, signature)(
-        *map(_pointer, (*inputs, *codes, *scratch)),
+    entry(_with_gram, signature)(
+        *map(pointer, (*inputs, *codes, *scratch)),
         *(n, d, *rule),
     )
     return codes
@@ -152,15 +152,15 @@ def grow(
     (n, k, m), block = state.columns.shape, chosen.shape[1]
     kinds = [_FLOATS, _INTEGERS, *[_FLOATS] * 6, _INTEGERS, *_CODES, _INTEGERS]
     arrays = (Y, chosen, columns, margins, *state, *codes, np.arange(k))
-    grow_all = _entry(_grow, types.void(*kinds, *[types.int64] * 4, *_RULE))
-    grow_all(*map(_pointer, arrays), *(n, k, m, block, *rule))
+    grow_all = entry(_grow, types.void(*kinds, *[types.int64] * 4, *_RULE))
+    grow_all(*map(pointer, arrays), *(n, k, m, block, *rule))
 
 
 def finish(state: Growing, codes: Codes) -> None:
     """Write the least squares codes on the chosen atoms."""
     n, k, _ = state.columns.shape
     signature = types.void(_FLOATS, *_CODES, _INTEGERS, *[types.int64] * 2)
-    _entry(_finish, signature)(*map(_pointer, (state.numbers, *codes, np.arange(k))), n, k)
+    entry(_finish, signature)(*map(pointer, (state.numbers, *codes, np.arange(k))), n, k)
 
 
 def choose(
@@ -181,8 +181,8 @@ def choose(
         *[_pointers(kind)] * 4, _bits(kind), _INTEGERS, _FLOATS, *[types.int64] * 3, *_RULE[-2:]
     )
     scores = np.empty(d, kind)
-    _entry(_choose, signature)(
-        *map(_pointer, (products, factors, apart, scores, _as_bits(scores), best, margins)),
+    entry(_choose, signature)(
+        *map(pointer, (products, factors, apart, scores, _as_bits(scores), best, margins)),
         *(n, d, len(factors), rule.by_fit, rule.nonnegative),
     )
     return best, margins
@@ -193,7 +193,7 @@ def residuals(D: np.ndarray, Y: np.ndarray, codes: Codes, values: np.ndarray) ->
     (n, m), k, sizes = Y.shape, values.shape[1], np.empty(len(Y))
     signature = types.void(*[_FLOATS] * 2, *[_INTEGERS] * 2, *[_FLOATS] * 3, *[types.int64] * 4)
     arrays = (D, Y, codes.atoms, codes.counts, values, np.empty(m), sizes)
-    _entry(_residuals, signature)(*map(_pointer, arrays), n, m, k, len(D))
+    entry(_residuals, signature)(*map(pointer, arrays), n, m, k, len(D))
     return sizes
 
 

@@ -17,6 +17,8 @@ Reference: Massias, Gramfort, Salmon (2018) for working sets; Higham (2002), sec
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,12 +31,10 @@ from unrolled.dictionaries import column_norms, inner_terms
 from unrolled.pursuit import _active_set, _products
 from unrolled.pursuit._many import Answers, Units, share
 
-# The numbers of atoms that join in the first round and, at least, in a later round.
-_FIRST, _MORE = 64, 32
+_MORE = 32  # the number of atoms that may join in a round; half of the nonzeros if larger
 _ROUNDS = 100
-_BYTES, _ATOMS = 2**25, 2**24  # of the products of a block, and of the atoms of some of its sets
+_BYTES, _ATOMS = 2**25, 2**23  # of the products of a block, and numbers in the state of its sets
 _ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
-_KEPT = 0.98  # an atom with x_i = 0 stays in the set if |d_i . r| is above this share of lam_i
 _SLACK = 1e-11  # as in `lasso_batch`
 
 
@@ -147,11 +147,14 @@ def lasso_by_sets(
         first = units.starts(rows.start + some, b[some, 0])
         if len(some) < len(y):
             y, weights, products, b = y[some], weights[some], products[some], b[some]
-        finest = units.finest + a - b[:, 0]
-        coded = codes_of(task, y, weights, products, finest, first, known)
-        order = np.argsort(coded.sets.atoms, 1)
-        own, codes = (np.take_along_axis(v, order, 1) for v in coded.sets[:2])
-        units.store(answers, rows.start + some, b[:, 0], codes, *coded[1:], atoms=own)
+        block = Block.of(y, weights, units.finest + a - b[:, 0], known, _slots(products, weights))
+
+        def store(which: np.ndarray, own: np.ndarray, x: np.ndarray, *numbers: Any) -> None:
+            order, of = np.argsort(own, 1), rows.start + some[which]
+            own, x = (np.take_along_axis(v, order, 1) for v in (own, x))
+            units.store(answers, of, b[which, 0], x, *numbers, atoms=own)  # type: ignore[misc]
+
+        code(task, block, products, first, store)
 
     rows = int(np.clip(_BYTES // (d * wide.itemsize), 16, 256))
     if isinstance(atoms, Matrix):
@@ -162,6 +165,12 @@ def lasso_by_sets(
     return answers
 
 
+def _slots(products: np.ndarray, lam: np.ndarray) -> int:
+    """The number of slots at first: a guess that saves copies of sets that outgrow their slots."""
+    violated = np.count_nonzero(np.abs(products) > lam, axis=1)
+    return 2 * _MORE + int(violated.mean()) // 5
+
+
 class Sets(NamedTuple):
     """The working sets of some signals, (n, w) each, with -1 and 0 in unused slots."""
 
@@ -170,82 +179,175 @@ class Sets(NamedTuple):
     g: np.ndarray  # D'(y - D x) - l2 x on the set, in float64
     lam: np.ndarray  # penalties, 1 in unused slots
 
+
+class Held(NamedTuple):
+    """The state of n signals that each have their own dictionary, of at most w atoms, in slots.
+
+    A call of `_resume` goes on where the last call ended, with the atoms that came in between.
+    """
+
+    used: np.ndarray  # (n,), the numbers of slots in use, which are the first slots
+    D: np.ndarray  # (n, w, m), atoms in rows
+    gram: np.ndarray  # (n, w, w)
+    inverse: np.ndarray  # (n, w), as in `Problem`
+    products: np.ndarray  # (n, w)
+    lam: np.ndarray  # (n, w), 1 in unused slots
+    x: np.ndarray  # (n, w), rounded
+    squares: np.ndarray  # the workspaces
+    vectors: np.ndarray
+    lists: np.ndarray
+    sizes: np.ndarray  # (n, 2), the numbers of active atoms and of atoms in the working set
+
     @classmethod
-    def empty(cls, n: int, w: int) -> "Sets":
-        """Sets without atoms."""
-        return cls(-np.ones((n, w), int), np.zeros((n, w)), np.zeros((n, w)), np.ones((n, w)))
+    def empty(cls, n: int, w: int, m: int) -> "Held":
+        """The state of signals without atoms."""
+        zeros = partial(np.zeros, (n, w))
+        workspace = _active_set.workspace(n, m, w)
+        arrays = np.empty((n, w, m)), np.empty((n, w, w)), zeros(), zeros(), zeros() + 1, zeros()
+        return cls(np.zeros(n, np.int64), *arrays, *workspace, np.zeros((n, 2), np.int64))
 
-    def at(self, rows: np.ndarray) -> "Sets":
+    def at(self, rows: np.ndarray, w: int) -> "Held":
+        """The state of some signals, in w slots, not fewer than before."""
+        n, m = len(rows), self.D.shape[2]
+        some = Held.empty(n, w, m)
+        for new, old in zip(some, self):
+            if old.ndim < 3:
+                new[(slice(None), *map(slice, old.shape[1:]))] = old[rows]
+        for i, row in enumerate(rows):
+            used, (active, inside) = self.used[row], self.sizes[row]
+            for new, old, *kept in (
+                (some.D, self.D, used),
+                (some.gram, self.gram, used, used),
+                (some.squares, self.squares, 1, inside, inside),
+                (some.squares[:, 1:], self.squares[:, 1:], 1, active, active),
+                (some.vectors, self.vectors, _active_set.VECTORS, max(used, m)),
+                (some.lists, self.lists, _active_set.LISTS, used),
+            ):
+                part = tuple(map(slice, kept))
+                new[i][part] = old[row][part]
+        return some
+
+    def residuals(self, m: int) -> np.ndarray:
+        """y - D x, (n, m)."""
+        return self.vectors[:, _active_set.RESIDUAL, :m]
+
+    def gradients(self, w: int) -> np.ndarray:
+        """D'(y - D x) - l2 x, (n, w)."""
+        return self.vectors[:, _active_set.GRADIENT, :w]
+
+
+@dataclass
+class Block:
+    """Signals that go through the rounds together, near 1."""
+
+    rows: np.ndarray  # (n,)
+    y: np.ndarray  # (n, m)
+    lam: np.ndarray  # penalties, (n, 1) or (n, d), all positive
+    finest: np.ndarray  # (n,), as in `_active_set.minimise`
+    known: np.ndarray | None  # (n, m), 1 for the entries that the code fits; else 0, as y
+    r: np.ndarray  # (n, m), y - D x
+    moves: np.ndarray  # (n,)
+    atoms: np.ndarray  # (n, w), -1 in unused slots
+    held: Held  # with w slots
+
+    @classmethod
+    def of(cls, y: np.ndarray, lam: np.ndarray, finest: np.ndarray, known: Any, w: int) -> "Block":
+        """Signals with empty working sets."""
+        n, m = y.shape
+        sets = -np.ones((n, w), int), Held.empty(n, w, m)
+        return cls(np.arange(n), y, lam, finest, known, y.copy(), np.zeros(n, int), *sets)
+
+    def wider(self, some: np.ndarray, more: int) -> list["Block"]:
+        """Some of the signals with room for more atoms, in parts that fit into memory."""
+        w, m = self.atoms.shape[1] + max(more, self.atoms.shape[1] // 2), self.y.shape[1]
+        size = max(1, _ATOMS // (w * (m + 3 * w)))
+        return [self._at(some[i : i + size], w) for i in range(0, len(some), size)]
+
+    def _at(self, rows: np.ndarray, w: int) -> "Block":
+        known = None if self.known is None else self.known[rows]
+        atoms = -np.ones((len(rows), w), int)
+        atoms[:, : self.atoms.shape[1]] = self.atoms[rows]
+        y, r = self.y[rows], self.r[rows]
+        numbers = self.lam[rows], self.finest[rows], known, r, self.moves[rows]
+        return Block(self.rows[rows], y, *numbers, atoms, self.held.at(rows, w))
+
+    def sets(self, rows: np.ndarray) -> Sets:
         """The sets of some signals."""
-        return Sets(*(v[rows] for v in self))
-
-    def put(self, rows: np.ndarray, some: "Sets") -> "Sets":
-        """The sets with those of some signals replaced."""
-        n, w = len(self.atoms), max(self.atoms.shape[1], some.atoms.shape[1])
-        whole = Sets.empty(n, w)
-        for v, old, new, nothing in zip(whole, self, some, (-1, 0, 0, 1)):
-            v[:, : old.shape[1]] = old
-            v[rows] = nothing
-            v[rows, : new.shape[1]] = new
-        return whole
+        held, w = self.held, int(self.held.used[rows].max(initial=0))
+        whole = self.atoms, held.x, held.gradients(w), held.lam
+        return Sets(*(v[rows, :w] for v in whole))
 
 
-class Coded(NamedTuple):
-    """Sparse codes of a block, and their accuracy and cost."""
-
-    sets: Sets
-    gap: np.ndarray  # (n,)
-    residual: np.ndarray
-    moves: np.ndarray
-    margin: np.ndarray  # as in `_active_set.minimise`
+# Receives the rows of finished signals, their sets, gaps, residuals, moves and margins.
+Store = Callable[..., None]
 
 
-def codes_of(
-    task: Task,
-    y: np.ndarray,
-    lam: np.ndarray,
-    products: np.ndarray,
-    finest: np.ndarray,
-    start: np.ndarray | None = None,
-    known: np.ndarray | None = None,
-) -> Coded:
-    """The codes of finite signals with entries near 1, (n, m).
+def code(task: Task, block: Block, products: np.ndarray, start: Any, store: Store) -> None:
+    """The codes of finite signals, by rounds.
 
     Args:
         task: what all signals share.
-        lam: penalties, (n, 1) or (n, d), all positive.
+        block: the signals.
         products: Y D, (n, d).
-        finest: (n,), as in `_active_set.minimise`.
-        start: (n, d), codes to start from.
-        known: (n, m), 1 for the entries that the code fits, and 0 for others, where y is 0.
+        start: (n, d), codes to start from, or None.
+        store: receives the codes.
     """
-    n, tol, most_moves = len(y), task.units.tol, task.units.max_steps
-    half = np.maximum(np.sum(y**2, 1) / 2, np.finfo(float).tiny)
-    gap, moves, r, sets = np.full(n, np.inf), np.zeros(n, int), y.copy(), Sets.empty(n, 0)
-    margin = np.zeros(n)
-    todo = np.arange(n)
-    if start is not None:
+    live = np.arange(len(block.rows))
+    if start is None:
+        live, fresh = _judged(task, block, live, products, store)
+    else:
         fresh = _supports(start)
-        sets, r, moves = _refined(task, sets, fresh, y, lam, finest, known, start)
-        products = task.atoms.products(r)
-    for turn in range(_ROUNDS):
-        now = sets.at(todo)
-        error = task.gamma * np.linalg.norm(r[todo], axis=1)
-        most = np.maximum(_MORE if turn or start is not None else _FIRST, (now.x != 0).sum(1) // 2)
-        fresh, tops = _violated(products, lam[todo], task, now.atoms, error, most)
-        gap[todo] = _gaps(task, now, r[todo], tops) / half[todo]
-        margin[todo] = _margins(task, now, tops)
-        going = (gap[todo] > tol) & (fresh >= 0).any(1) & (moves[todo] < most_moves)
-        todo, fresh = todo[going], fresh[going]
-        if not len(todo):
-            break
-        part = None if known is None else known[todo]
-        some, r[todo], more = _refined(
-            task, sets.at(todo), fresh, y[todo], lam[todo], finest[todo], part
-        )
-        sets, moves[todo] = sets.put(todo, some), moves[todo] + more
-        products = task.atoms.products(r[todo])
-    return Coded(sets, gap, np.linalg.norm(r, axis=1), moves, margin)
+    _rounds(task, block, live, fresh, start, store)
+
+
+def _rounds(
+    task: Task, block: Block, live: np.ndarray, fresh: np.ndarray, start: Any, store: Store
+) -> None:
+    """Let fresh atoms, (len(live), k), join the sets of the signals `live`, until all are stored.
+
+    Each round takes one product.
+    """
+    for turn in range(_ROUNDS if len(live) else 0):
+        more = int((block.held.used[live] + (fresh >= 0).sum(1)).max()) - block.atoms.shape[1]
+        if more > 0:
+            parts = block.wider(live, more)
+            if len(parts) > 1:
+                for part in parts:
+                    n, own = len(part.rows), np.isin(block.rows[live], part.rows)
+                    first = None if start is None else start[live[own]]
+                    _rounds(task, part, np.arange(n), fresh[own], first, store)
+                return
+            (block,), live = parts, np.arange(len(live))
+        _refine(task, block, live, fresh, start)
+        start, products = None, task.atoms.products(block.r[live])
+        live, fresh = _judged(task, block, live, products, store, last=turn == _ROUNDS - 1)
+        if not len(live):
+            return
+
+
+def _judged(
+    task: Task,
+    block: Block,
+    live: np.ndarray,
+    products: np.ndarray,
+    store: Store,
+    last: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Store what is finished; return the other signals, and the atoms that join their sets."""
+    now, r = block.sets(live), block.r[live]
+    size = np.linalg.norm(r, axis=1)
+    most = np.maximum(_MORE, np.count_nonzero(now.x, axis=1) // 2)
+    fresh, tops = _violated(products, block.lam[live], task, now.atoms, task.gamma * size, most)
+    half = np.maximum(np.sum(block.y[live] ** 2, 1) / 2, np.finfo(float).tiny)
+    gap, moves = _gaps(task, now, r, tops) / half, block.moves[live]
+    going = (gap > task.units.tol) & (fresh >= 0).any(1) & (moves < task.units.max_steps)
+    going &= not last
+    numbers = gap, size, moves, _margins(task, now, tops)
+    end = ~going
+    if end.any():
+        finished = (v[end] for v in (now.atoms, now.x, *numbers))
+        store(block.rows[live[end]], *finished)
+    return live[going], fresh[going]
 
 
 def _supports(start: np.ndarray) -> np.ndarray:
@@ -348,66 +450,100 @@ def _gather(D, indices, order, scale, atoms):
                 atoms[i, row] = scale * D[row, j] if j >= 0 else 0.0
 
 
-def _refined(
-    task: Task,
-    sets: Sets,
-    fresh: np.ndarray,
-    y: np.ndarray,
-    lam: np.ndarray,
-    finest: np.ndarray,
-    known: np.ndarray | None,
-    start: np.ndarray | None = None,
-) -> tuple[Sets, np.ndarray, np.ndarray]:
-    """The sets with fresh atoms and the minimisers over them, the residuals, and the moves."""
-    units, sets = task.units, _grown(task, sets, fresh, lam)
+def _refine(
+    task: Task, block: Block, live: np.ndarray, fresh: np.ndarray, start: np.ndarray | None
+) -> None:
+    """Let fresh atoms join the sets of some signals, and minimise over these sets."""
+    units, held = task.units, block.held
+    atoms = task.atoms.columns(fresh)
+    if block.known is not None:
+        atoms *= block.known[live, None]
+    several = block.lam.shape[1] > 1
+    lam = np.take_along_axis(block.lam[live], np.maximum(fresh, 0) if several else 0 * fresh, 1)
+    _join(*held[:6], block.atoms, block.y, live, fresh, atoms, lam, units.ridge)
+    first = None
     if start is not None:
-        x = np.take_along_axis(start, np.maximum(sets.atoms, 0), 1)
-        sets = sets._replace(x=np.where(sets.atoms >= 0, x, 0))
-    n, w = sets.atoms.shape
-    r, moves = np.empty_like(y), np.zeros(n, int)
-    step = max(1, _ATOMS // (8 * max(w, 1) * y.shape[1]))
-    for first in range(0, n, step):
-        rows = slice(first, first + step)
-        own, used = Sets(*(v[rows] for v in sets)), sets.atoms[rows] >= 0
-        B = task.atoms.columns(own.atoms)
-        if known is not None:
-            B *= known[rows, None]
-        gram = B @ B.transpose(0, 2, 1)
-        gram[:, np.arange(w), np.arange(w)] += units.ridge * used
-        squares = np.diagonal(gram, axis1=1, axis2=2)
-        inverse = _active_set.inverse_roots(squares)
-        problem = _active_set.Problem(B, B, gram, inverse, units.ridge, units.nonnegative)
-        P = np.matmul(B, y[rows, :, None])[..., 0]
-        minimised = _active_set.minimise(
-            *(problem, y[rows], P, own.lam, _SLACK * np.linalg.norm(y[rows], axis=1)),
-            tol=units.tol / 2,
-            moves=units.max_steps,
-            start=own.x if own.x.any() else None,
-            digits=units.digits,
-            finest=finest[rows],
-        )
-        own.x[:] = minimised.x
-        own.g[:] = P - np.matmul(gram, minimised.x[..., None])[..., 0]
-        r[rows] = y[rows] - np.matmul(minimised.x[:, None], B)[:, 0]
-        moves[rows] = minimised.moves
-    return sets, r, moves
+        first = np.zeros(block.atoms.shape)
+        values = np.take_along_axis(start[live], np.maximum(fresh, 0), 1)
+        first[live, : fresh.shape[1]] = np.where(fresh >= 0, values, 0)
+    block.moves += _resume(
+        *(held, block.y, _SLACK * np.linalg.norm(block.y, axis=1), live),
+        l2=units.ridge,
+        nonnegative=units.nonnegative,
+        tol=units.tol / 2,
+        moves=units.max_steps,
+        digits=units.digits,
+        finest=block.finest,
+        start=first,
+    )
+    block.r[live] = held.residuals(block.y.shape[1])[live]
 
 
-def _grown(task: Task, sets: Sets, fresh: np.ndarray, lam: np.ndarray) -> Sets:
-    """The sets without atoms that are far from their bounds, and with the fresh atoms."""
-    sizes = sets.g if task.units.nonnegative else np.abs(sets.g)
-    keep = (sets.atoms >= 0) & ((sets.x != 0) | (sizes > _KEPT * sets.lam))
-    order, k = np.argsort(~keep, axis=1, kind="stable"), keep.sum(1)
-    counts = (fresh >= 0).sum(1)
-    grown = Sets.empty(len(k), int((k + counts).max(initial=0)))
-    old = min(grown.atoms.shape[1], order.shape[1])
-    kept = np.take_along_axis(keep, order, 1)[:, :old]
-    for v, own in zip(grown[:2], sets[:2]):
-        values = np.take_along_axis(own, order, 1)[:, :old]
-        v[:, :old] = np.where(kept, values, v[:, :old])
-    rows, places = np.nonzero(np.arange(fresh.shape[1]) < counts[:, None])
-    grown.atoms[rows, k[rows] + places] = fresh[rows, places]
-    of = np.maximum(grown.atoms, 0) if lam.shape[1] > 1 else np.zeros_like(grown.atoms)
-    weights = np.take_along_axis(lam, of, 1)
-    grown.lam[:] = np.where(grown.atoms >= 0, weights, 1)
-    return grown
+def _resume(
+    held: Held,
+    Y: np.ndarray,
+    slack: np.ndarray,
+    which: np.ndarray,
+    *,
+    l2: float,
+    nonnegative: bool,
+    tol: float,
+    moves: int,
+    digits: int,
+    finest: np.ndarray,
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """`minimise` for signals that each have their own dictionary; return the moves, (n,).
+
+    Args:
+        held: the state of n signals, which the function changes.
+        Y, slack, finest: as in `minimise`, for all n signals.
+        which: the signals that go on.
+        l2, nonnegative: as in `Problem`.
+        tol, moves, digits: as in `minimise`.
+        start: (n, w), as in `minimise`.
+    """
+    n, w, m = held.D.shape
+    counts, sizes = np.zeros((2, n), np.int64), np.zeros((3, n))
+    floats = held.gram, held.D, held.inverse, Y, held.products, held.lam, slack, finest
+    first = np.zeros((0, w)) if start is None else start
+    results = held.x, sizes[0], sizes[1], counts[0], counts[1], sizes[2]
+    _active_set.entry(_active_set.many, _active_set.MANY)(
+        *map(_active_set.operand, (*floats, first, np.zeros((0, m)))),
+        *map(_active_set.pointer, (*results, *held[-4:], held.used, which)),
+        *(
+            len(which),
+            n,
+            m,
+            w,
+            w,
+            len(first),
+            0,
+            True,
+            moves,
+            _active_set.FEWEST,
+            _active_set.UNBOUNDED,
+        ),
+        *(l2, nonnegative, tol, digits),
+    )
+    return counts[0]
+
+
+@_compiled(error_model="numpy")
+def _join(used, D, gram, inverse, products, lam, indices, y, live, fresh, atoms, weights, ridge):
+    """Write the fresh atoms, (len(live), k, m), and their products into the next slots."""
+    for t in range(len(live)):
+        i, k = live[t], np.sum(fresh[t] >= 0)
+        w = used[i]
+        end = w + k
+        indices[i, w:end], lam[i, w:end] = fresh[t, :k], weights[t, :k]
+        D[i, w:end] = atoms[t, :k]
+        own, square = D[i][:end], gram[i]
+        rows = np.dot(own[w:], own.T)
+        for a in range(w, end):
+            for c in range(end):
+                square[a, c] = square[c, a] = rows[a - w, c]
+            square[a, a] += ridge
+            inverse[i, a] = 1 / np.sqrt(square[a, a]) if square[a, a] > 0 else 0.0
+        products[i, w:end] = np.dot(own[w:], y[i])
+        used[i] = end

@@ -282,7 +282,7 @@ def test_machine_code_is_made_where_no_folder_keeps_it(monkeypatch):
         return lambda function: SimpleNamespace(ctypes=function)
 
     monkeypatch.setattr(_active_set, "cfunc", refusing)
-    assert _active_set._entry.__wrapped__(_active_set._many, _active_set._MANY) is _active_set._many
+    assert _active_set.entry.__wrapped__(_active_set.many, _active_set.MANY) is _active_set.many
 
 
 def test_working_sets_are_compiled_where_no_folder_keeps_machine_code(monkeypatch):
@@ -540,8 +540,16 @@ def by_sets(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [float, np.float32])
 @pytest.mark.parametrize("options", SETS)
-def test_working_sets_have_the_codes_of_the_gram_matrix(options, dtype, by_sets):
-    """At a scale far from 1; gaps are those of the codes, also by products in float32."""
+def test_working_sets_have_the_codes_of_the_gram_matrix(options, dtype, by_sets, monkeypatch):
+    """At a scale far from 1; gaps are those of the codes, also by products in float32.
+
+    In float64 the sets outgrow their slots, and the blocks are split.
+    """
+    from unrolled.pursuit import _working_sets
+
+    if dtype is float:
+        monkeypatch.setattr(_working_sets, "_MORE", 2)
+        monkeypatch.setattr(_working_sets, "_ATOMS", 3000)
     A, signals, options = (2.0**20 * D).astype(dtype), Y.astype(dtype), dict(SETS[options])
     if "lam" in options:
         options["lam"] = 2.0**20 * options["lam"]
@@ -660,13 +668,27 @@ def test_one_spoilt_entry_of_a_dictionary_is_found(size, order):
 
 
 def test_the_choice_of_the_method_follows_the_number_of_atoms_and_of_signals():
-    def how(d, n, lam=0.1):
-        return _lasso_batch._method(np.zeros((2, d)), np.full((1, 1), lam), n, "caller")
+    def how(d, n, lam=0.1, nonzeros=None):
+        D, lam = np.zeros((256, d)), np.full((1, 1), lam)
+        return _lasso_batch._method(D, lam, n, "caller", lambda: nonzeros)
 
     assert how(512, 1) == how(2048, 1000) == how(4096, 10_000, 0.0) == "gram"
     assert how(2048, 100) == how(65_536, 10**6) == "working sets"
+    assert how(1024, 64, nonzeros=92) == "gram"
+    assert how(1024, 64, nonzeros=10) == how(4096, 32, nonzeros=200) == "working sets"
     with pytest.raises(ValueError, match="D has 65536 atoms and some of them have lam 0; expected"):
         how(65_536, 1, 0.0)
+
+
+def test_the_choice_of_the_method_sees_how_dense_the_codes_are(monkeypatch):
+    monkeypatch.setattr(_lasso_batch, "FEW", 0)
+    signals = np.tile(Y, (5, 1))
+    for ratio, method in ((0.5, "working sets"), (0.02, "gram")):
+        monkeypatch.setattr(_lasso_batch, "GRAMS", 2 * N**2 / len(signals) / M**2)
+        monkeypatch.setattr(_lasso_batch, "_LEAST_SET", 0)
+        assert pursuit.lasso_batch(D, signals, ratio=ratio).how == method
+    few = jax.jit(lambda Y: pursuit.lasso_batch(D, Y, 0.2))(signals)
+    assert few.converged.all()
 
 
 def test_working_sets_mark_what_they_do_not_code(by_sets):
