@@ -163,6 +163,7 @@ def lasso_batch(
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape, or if
             D has more than 8,192 atoms and some of them have no penalty.
+        MemoryError: the array of codes needs more than the memory of this machine.
 
     Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Massias,
     Gramfort, Salmon (2018) for working sets.

@@ -93,6 +93,10 @@ def destination(
     """Where to write the codes: `out`, an object that keeps the nonzeros, or None."""
     sparse, shape = checks.as_bool(sparse, "sparse", where), (len(Y), D.shape[1])
     if not sparse and out is None:
+        try:
+            checks.check_memory(shape, dtype, "the array of codes", where)
+        except MemoryError as error:
+            raise MemoryError(f"{error}; try sparse=True, or a memmap for out") from None
         return None
     if sparse and out is not None:
         raise ValueError(f"{where}: expected one of sparse and out, got both")

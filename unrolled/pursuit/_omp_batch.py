@@ -98,6 +98,7 @@ def omp_batch(
         TypeError: an operand is not real, or sparsity is not a static integer.
         ValueError: shapes do not fit, sparsity is outside 0..d, weights are negative or not finite,
             or `selection` is unknown.
+        MemoryError: the array of codes needs more than the memory of this machine.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008); Chen,
     Billings, Luo (1989) for orthogonal least squares.
