@@ -24,11 +24,25 @@ from unrolled.dictionaries import (
     column_norms,
     spectral_norm,
 )
-from unrolled.layers import _records, _shrinking
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting, Layer, Recipe, selecting
-from unrolled.layers._records import Fixed, Gamma, Number, Shape, Unrolled, Weights
-from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
+from unrolled.layers._records import (
+    RELATIVE,
+    Fixed,
+    Gamma,
+    Number,
+    Shape,
+    Unrolled,
+    Weights,
+    magnitude,
+)
+from unrolled.layers._shrinking import (
+    PUBLISHED_SUPPORT,
+    Coupled,
+    FromISTA,
+    Selecting,
+    support_option,
+)
 from unrolled.records import option
 from unrolled.theory import MessagePassing, frobenius_weights, spectral_radius
 
@@ -281,7 +295,7 @@ class Adapting(NamedTuple):
     """One step: its step size, threshold per mean magnitude, and weight of the last term."""
 
     gamma: Gamma
-    theta: Annotated[Array, Shape("", role=_records.RELATIVE)]
+    theta: Annotated[Array, Shape("", role=RELATIVE)]
     beta: Number
 
 
@@ -349,7 +363,7 @@ class alista_at(Selecting):
         least=0,
         help="ridge of the closed form, in units of norm(D, 2)^2, for noisy signals",
     )
-    support: tuple[float, float] | None = _shrinking.support_option(_shrinking.PUBLISHED_SUPPORT)
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
     forms = (Unrolled(Fixed, Adapting),)
     recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
@@ -366,7 +380,7 @@ class alista_at(Selecting):
         g = state.r @ lax.stop_gradient(shared.W)
         u = state.z + p.gamma * g
         size = jnp.mean(self.penalty(D).sizes(g) if self.by == "code" else jnp.abs(state.r))
-        x = self.shrink(D, u, _records.magnitude(p.theta) * size, fraction)
+        x = self.shrink(D, u, magnitude(p.theta) * size, fraction)
         if self.onsager:
             penalty, share = self.penalty(D), jnp.mean(x != 0, dtype=y.dtype)
             if not penalty.counts:

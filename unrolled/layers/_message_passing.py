@@ -23,10 +23,18 @@ from unrolled._base.numbers import (
 )
 from unrolled.activations import relu
 from unrolled.dictionaries import Dictionary, as_dictionary, column_norms, dense
-from unrolled.layers import _records
 from unrolled.layers._ista import Step
 from unrolled.layers._layer import Acting, Law, Layer, Prepared, Recipe
-from unrolled.layers._records import RELATIVE, Fixed, Matrix, Number, Shape, Unrolled
+from unrolled.layers._records import (
+    RELATIVE,
+    Fixed,
+    Matrix,
+    Number,
+    Shape,
+    Unrolled,
+    magnitude,
+    repeat,
+)
 from unrolled.layers._shrinking import Shrinking
 from unrolled.pursuit import State
 from unrolled.records import option
@@ -77,7 +85,7 @@ def _message_passing(D: Dictionary, norms: Array, alpha: float, depth: int) -> U
     size = jnp.mean(times_power(norms, -k) ** 2)  # the mean square of the norms, over 2^(2 k)
     alphas = jnp.full(depth, times_power(alpha / jnp.sqrt(size), -k), D.dtype)
     scale = power_of_two(-k, D.dtype)
-    return Unrolled(None, Message(_records.repeat(D * scale / size * scale, depth), alphas))
+    return Unrolled(None, Message(repeat(D * scale / size * scale, depth), alphas))
 
 
 def nonzero(norms: Array, where: str) -> None:
@@ -132,7 +140,7 @@ class lamp(Shrinking):
         if before is None:
             before = penalty.divergence(state.x, state.x)
         v = y - D @ state.x + before / m * state.v
-        theta = _records.magnitude(p.alpha) * (norm(v) / math.sqrt(m))
+        theta = magnitude(p.alpha) * (norm(v) / math.sqrt(m))
         u = state.x + v @ p.W
         x = self.shrink(D, u, theta)
         return Corrected(x, v, None if state.divergence is None else penalty.divergence(u, x))

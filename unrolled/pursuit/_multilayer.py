@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -131,19 +132,12 @@ class MultiLayer:
         root = jnp.linalg.cholesky(sum((c * B).T @ (c * B) for c, B in zip(units, below)))
         T = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(len(root), dtype=y.dtype))
         minimise, state = _minimiser(A, y, T), begin(forward(x))
-
-        def nearest(w, rho):
-            return forward(minimise(programs.adjoint(forward, x, w), rho))
+        limits: Any = dict(tol=self.tol, max_steps=_ROUND, period=PERIOD)
+        back = partial(programs.adjoint, forward, x)
+        advance = admm(lambda w, rho: forward(minimise(back(w), rho)), prox)
 
         def body(carry):
-            state, *_ = _problem.solve(
-                admm(nearest, prox),
-                carry[0],
-                lambda s: gap(*pair(s)),
-                tol=self.tol,
-                max_steps=_ROUND,
-                period=PERIOD,
-            )
+            state, *_ = _problem.solve(advance, carry[0], lambda s: gap(*pair(s)), **limits)
             return state, best(state)
 
         def not_done(carry):

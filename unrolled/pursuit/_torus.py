@@ -1,11 +1,11 @@
 """Codes of a `Conv` of stride 1 by ADMM in Fourier space, where its linear system is diagonal."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import scipy.fft
 
 from unrolled._base import programs
 from unrolled._base.checks import Array, ArrayLike
@@ -43,7 +43,7 @@ class Torus:
         sides = D.signal_shape
         if D.boundary == "zero":
             sizes = zip(sides, D.extent)
-            sides = tuple(scipy.fft.next_fast_len(N + n - 1, real=True) for N, n in sizes)
+            sides = tuple(_fast_length(N + n - 1) for N, n in sizes)
         H = jnp.fft.rfftn(D.entries(), sides, tuple(range(2, D.filters.ndim)))
         return cls(D, sides, H, jnp.sum(H[:, :, None] * H.conj()[:, None], 0))
 
@@ -94,6 +94,13 @@ class Torus:
         unit = ridge + 1  # norm(D, 2) is near 1
         inverses = inverse((G + ridge * own) / unit) / unit
         return x + self.adjoint(jnp.sum(inverses * (y - self.apply(x))[None], 1))
+
+
+def _fast_length(n: int) -> int:
+    """The least length of at least n without prime factors above 5."""
+    while math.gcd(n, 30 ** n.bit_length()) != n:
+        n += 1
+    return n
 
 
 def inverse(G: Array) -> Array:
