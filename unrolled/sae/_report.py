@@ -11,9 +11,7 @@ import optax
 
 from unrolled import plots, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked
 from unrolled._base.text import short, table_of
 from unrolled.layers import bcd
 from unrolled.pursuit import in_turns, lasso_batch, omp_batch

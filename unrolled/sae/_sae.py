@@ -8,10 +8,7 @@ import numpy as np
 
 from unrolled import layers
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Result, checked, program
 from unrolled.layers import Encoder, Unrolled, ista, stack
 
 __all__ = ["SAE", "unroll"]
