@@ -29,7 +29,7 @@ from _measure import environment
 import unrolled as ur
 
 ROWS = Path(__file__).with_name("sae.jsonl")
-D_SAE, K, STEPS, SEEDS, TESTED, HELD = 2048, 32, 3000, (0, 1, 2), 1000, 2000
+D_SAE, K, STEPS, SEEDS, TESTED, HELD = 2048, 32, 2000, (0, 1, 2), 1000, 2000
 NOISE = 0.01, 0.1
 
 

@@ -25,6 +25,7 @@ from unrolled.app.commands import (
     _config,
     _encode,
     _inputs,
+    _partial,
     _setup,
     _train,
 )
@@ -1269,3 +1270,39 @@ def test_a_fault_in_a_late_chunk_leaves_nothing(run, saved, tmp_path, folder, st
         assert status == 2 and not out and message in err
         assert (tmp_path / "codes.npy").read_text() == "old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["Y.npy", "codes.npy"]
+
+
+@pytest.mark.parametrize("output", ["codes.npy", "codes.npz", "sparse.npz"])
+def test_encode_continues_after_an_interruption(run, saved, folder, streamed, monkeypatch, output):
+    """With the bytes of a run without an interruption; other options begin anew."""
+    command = ["encode", "weights.npz", "Y.npy", "--output", output]
+    command += ["--sparse"] if output == "sparse.npz" else []
+    assert run(*command)[0] == 0
+    monkeypatch.setattr(_partial, "AFTER", -1.0)
+    whole, kept = (folder / output).read_bytes(), folder / f".{output}.chunks"
+    (folder / output).unlink()
+    chunk = _encode._Job.chunk
+
+    def stopped(job, first, signals):
+        if first == 32:
+            raise KeyboardInterrupt
+        return chunk(job, first, signals)
+
+    streamed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(_encode._Job, "chunk", stopped)
+        assert run(*command)[0] != 0
+    assert sorted(path.name for path in kept.iterdir()) == ["0.npz", "16.npz", "job"]
+    assert streamed == [16, 16] and not (folder / output).exists()
+    assert run(*command)[0] == 0
+    assert streamed == [16, 16, 8] and not kept.exists()
+    assert (folder / output).read_bytes() == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(_encode._Job, "chunk", stopped)
+        assert run(*command)[0] != 0
+    Y = np.load(folder / "Y.npy")
+    np.save(folder / "Y.npy", Y[:33])
+    streamed.clear()
+    assert run(*command)[0] == 0 and streamed == [16, 16, 1]
+    np.save(folder / "Y.npy", Y)
+    (folder / output).unlink()

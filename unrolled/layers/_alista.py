@@ -24,11 +24,25 @@ from unrolled.dictionaries import (
     column_norms,
     spectral_norm,
 )
-from unrolled.layers import _records, _shrinking
 from unrolled.layers._ista import StepAndThreshold
 from unrolled.layers._layer import Acting, Layer, Recipe, selecting
-from unrolled.layers._records import Fixed, Gamma, Number, Shape, Unrolled, Weights
-from unrolled.layers._shrinking import Coupled, FromISTA, Selecting
+from unrolled.layers._records import (
+    RELATIVE,
+    Fixed,
+    Gamma,
+    Number,
+    Shape,
+    Unrolled,
+    Weights,
+    magnitude,
+)
+from unrolled.layers._shrinking import (
+    PUBLISHED_SUPPORT,
+    Coupled,
+    FromISTA,
+    Selecting,
+    support_option,
+)
 from unrolled.records import option
 from unrolled.theory import MessagePassing, frobenius_weights, spectral_radius
 
@@ -113,6 +127,11 @@ class FromClosedForm(Layer):
     that gives small singular values of D more weight. If atoms do not have norm 1, lam is divided
     by the mean square of their norms, as in ISTA.
 
+    Args:
+        lam: weight of the LASSO at the start.
+        theta: threshold at the start; None means gamma lam.
+        ridge: ridge of the closed form, in units of norm(D, 2)^2; 0 gives the paper's weights.
+
     Example:
         >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
         >>> gamma, theta = layer.closed_form_steps(layer.closed_form(D), D)
@@ -120,16 +139,9 @@ class FromClosedForm(Layer):
         [1. 1.] [0.1 0.1]
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
-    theta: float | None = option(
-        default=None, least=0, help="threshold at the start; None means gamma lam"
-    )
-    ridge: float = option(
-        default=0.2,
-        least=0,
-        absent=0.0,
-        help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the paper's weights",
-    )
+    lam: float = option(default=0.1, least=0)
+    theta: float | None = option(default=None, least=0)
+    ridge: float = option(default=0.2, least=0, absent=0.0)
 
     def closed_form(self, D: Dictionary) -> Operator:
         """The weights in closed form for a dictionary, (m, d)."""
@@ -281,7 +293,7 @@ class Adapting(NamedTuple):
     """One step: its step size, threshold per mean magnitude, and weight of the last term."""
 
     gamma: Gamma
-    theta: Annotated[Array, Shape("", role=_records.RELATIVE)]
+    theta: Annotated[Array, Shape("", role=RELATIVE)]
     beta: Number
 
 
@@ -320,6 +332,12 @@ class alista_at(Selecting):
     not scale with y. Before training, the LASSO objective of the codes of this layer can be above
     the LASSO objective of the codes of ISTA at the same depth.
 
+    Args:
+        by: thresholds follow the mean magnitude of W'r ("code") or of r ("residual").
+        onsager: use the correction of message passing instead of momentum.
+        theta: threshold per mean magnitude at the start, times gamma.
+        ridge: ridge of the closed form, in units of norm(D, 2)^2, for noisy signals.
+
     Reference: Kim, Park (2020) for adaptive thresholds; Chen, Liu, Wang, Yin (2018) for support
     selection; Ma, Ping (2017) for the correction. Not claimed: a bound on the error, or
     convergence; with `onsager`, that codes before training are nonzero if D is ill-conditioned and
@@ -333,23 +351,11 @@ class alista_at(Selecting):
         ([3, 7], 0)
     """
 
-    by: str = option(
-        default="code",
-        choices=("code", "residual"),
-        help='thresholds follow the mean magnitude of W\'r ("code") or of r ("residual")',
-    )
-    onsager: bool = option(
-        default=False, help="use the correction of message passing instead of momentum"
-    )
-    theta: float = option(
-        default=1.5, least=0, help="threshold per mean magnitude at the start, times gamma"
-    )
-    ridge: float = option(
-        default=0.0,
-        least=0,
-        help="ridge of the closed form, in units of norm(D, 2)^2, for noisy signals",
-    )
-    support: tuple[float, float] | None = _shrinking.support_option(_shrinking.PUBLISHED_SUPPORT)
+    by: str = option(default="code", choices=("code", "residual"))
+    onsager: bool = option(default=False)
+    theta: float = option(default=1.5, least=0)
+    ridge: float = option(default=0.0, least=0)
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
     forms = (Unrolled(Fixed, Adapting),)
     recipe = Recipe(rate=2e-3, options=selecting, calibrated=True, weighted=True)
@@ -366,7 +372,7 @@ class alista_at(Selecting):
         g = state.r @ lax.stop_gradient(shared.W)
         u = state.z + p.gamma * g
         size = jnp.mean(self.penalty(D).sizes(g) if self.by == "code" else jnp.abs(state.r))
-        x = self.shrink(D, u, _records.magnitude(p.theta) * size, fraction)
+        x = self.shrink(D, u, magnitude(p.theta) * size, fraction)
         if self.onsager:
             penalty, share = self.penalty(D), jnp.mean(x != 0, dtype=y.dtype)
             if not penalty.counts:
@@ -448,6 +454,10 @@ class na_alista(Selecting):
     not scale with y. Before training, the LASSO objective of the codes of this layer can be above
     the LASSO objective of the codes of ISTA at the same depth.
 
+    Args:
+        units: number of units of the LSTM; the paper uses 32 to 256.
+        threshold: tau per gamma at the start, in units of the residual.
+
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper, tau is the threshold itself,
     and the inputs are standardised with the first batch. Here tau is in units of the residual and
     the inputs are in units of the signal. Hence `init` needs no data, and the code scales with the
@@ -460,12 +470,8 @@ class na_alista(Selecting):
         ((10, 32), (32,))
     """
 
-    units: int = option(
-        default=32, least=1, help="number of units of the LSTM; the paper uses 32 to 256"
-    )
-    threshold: float = option(
-        default=3.0, above=0, help="tau per gamma at the start, in units of the residual"
-    )
+    units: int = option(default=32, least=1)
+    threshold: float = option(default=3.0, above=0)
 
     forms = (Unrolled(Recurrent, None),)
     recipe = Recipe(rate=5e-3, steps=1000, options=selecting, weighted=True)

@@ -13,11 +13,37 @@ from unrolled._base import checks
 from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled.activations import kth_largest
 from unrolled.dictionaries import Dictionary, Structured, as_dictionary, dense, spread
-from unrolled.layers import _layer, _records, _shrinking
 from unrolled.layers._ista import fista
-from unrolled.layers._layer import Acting, Law, Layer, Recipe, least
-from unrolled.layers._records import Matrix, Number, Shape, Square, Theta, Unrolled, Weights
-from unrolled.layers._shrinking import Coupled, FromISTA, Selecting, Shrinking
+from unrolled.layers._layer import (
+    Acting,
+    Law,
+    Layer,
+    Recipe,
+    judging,
+    least,
+    selecting,
+    selecting_untied,
+    untied,
+)
+from unrolled.layers._records import (
+    Matrix,
+    Number,
+    Shape,
+    Square,
+    Theta,
+    Unrolled,
+    Weights,
+    repeat,
+    stack,
+)
+from unrolled.layers._shrinking import (
+    PUBLISHED_SUPPORT,
+    Coupled,
+    FromISTA,
+    Selecting,
+    Shrinking,
+    support_option,
+)
 from unrolled.pursuit import State, lipschitz, with_step_size
 from unrolled.records import option
 
@@ -76,7 +102,7 @@ def ista_matrices(D: Dictionary, L: Array, depth: int | None = None) -> Matrices
     with jax.default_matmul_precision("highest"):
         A = dense(D)
         matrices = Matrices(A / L, jnp.eye(d, dtype=D.dtype) - A.T @ A / L)
-    return matrices if depth is None else _records.repeat(matrices, depth)
+    return matrices if depth is None else repeat(matrices, depth)
 
 
 @program()
@@ -109,7 +135,7 @@ class lista(FromISTA, Selecting):
     tied: bool = option(default=True, help="start with one B and S for all steps, not one per step")
 
     forms = (Unrolled(Matrices, Threshold), Unrolled(None, MatricesAndThreshold))
-    recipe = Recipe(rate=3e-4, options=_layer.untied, calibrated=True, weighted=True)
+    recipe = Recipe(rate=3e-4, options=untied, calibrated=True, weighted=True)
 
     def init(self, key: Key | None, D: Dictionary) -> Unrolled:
         announce_squares(D, None if self.tied else self.depth, self.family)
@@ -125,7 +151,7 @@ class lista(FromISTA, Selecting):
         matrices, params = coupled_matrices(W, D), self.init(key, D)
         if self.tied:
             return Unrolled(matrices, params.steps)
-        B, S = _records.repeat(matrices, self.depth)
+        B, S = repeat(matrices, self.depth)
         return Unrolled(None, MatricesAndThreshold(B, S, params.steps.theta))
 
     def step(self, shared, p, D, y, state, fraction=None):
@@ -150,9 +176,9 @@ class lista_ss(lista):
         (0.012, 0.024)
     """
 
-    support: tuple[float, float] | None = _shrinking.support_option(_shrinking.PUBLISHED_SUPPORT)
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
-    recipe = lista.recipe._replace(rate=3e-5, options=_layer.selecting_untied)
+    recipe = lista.recipe._replace(rate=3e-5, options=selecting_untied)
 
 
 class WeightsAndThreshold(NamedTuple):
@@ -182,7 +208,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
     tied: bool = option(default=True, help="start with one W for all steps, not one per step")
 
     forms = (Unrolled(Weights, Threshold), Unrolled(None, WeightsAndThreshold))
-    recipe = Recipe(rate=5e-4, options=_layer.untied, calibrated=True, weighted=True)
+    recipe = Recipe(rate=5e-4, options=untied, calibrated=True, weighted=True)
 
     def at_ista(self, D, L, theta):
         return self.from_theory(D / L, theta)
@@ -193,7 +219,7 @@ class lista_cp(Coupled, FromISTA, Selecting):
     def from_theory(self, W, theta):
         if self.tied:
             return Unrolled(Weights(W), Threshold(theta))
-        return Unrolled(None, WeightsAndThreshold(_records.repeat(W, len(theta)), theta))
+        return Unrolled(None, WeightsAndThreshold(repeat(W, len(theta)), theta))
 
 
 class lista_cpss(lista_cp):
@@ -209,9 +235,9 @@ class lista_cpss(lista_cp):
         (lista_cpss(2), (0.012, 0.024))
     """
 
-    support: tuple[float, float] | None = _shrinking.support_option(_shrinking.PUBLISHED_SUPPORT)
+    support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
-    recipe = lista_cp.recipe._replace(options=_layer.selecting_untied)
+    recipe = lista_cp.recipe._replace(options=selecting_untied)
 
 
 class MomentumMatrices(NamedTuple):
@@ -272,7 +298,7 @@ class lfista(FromISTA, Shrinking):
         return Unrolled(None, MomentumMatrices(B, S + scaled, -scaled, theta))
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        B, S = _records.repeat(coupled_matrices(W, D), self.depth)
+        B, S = repeat(coupled_matrices(W, D), self.depth)
         steps = MomentumMatrices(B, S, jnp.zeros_like(S), self.init(key, D).steps.theta)
         return Unrolled(None, steps)
 
@@ -324,6 +350,9 @@ class lfista_cp(FromISTA, Shrinking):
     FISTA. `from_fista` converts the params of a `fista`. `training.unsupervised` trains this family
     on signals without codes.
 
+    Args:
+        lam: weight of the LASSO objective that chooses the code.
+
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
     Not claimed: the theorems of these papers.
 
@@ -335,14 +364,10 @@ class lfista_cp(FromISTA, Shrinking):
         True
     """
 
-    lam: float = option(
-        default=0.1, least=0, help="weight of the LASSO objective that chooses the code"
-    )
+    lam: float = option(default=0.1, least=0)
 
     forms = (Unrolled(None, WeightsAndMomentum),)
-    recipe = Recipe(
-        5e-4, options=_layer.judging, calibrated=True, weighted=True, without_codes=(2.5e-4,)
-    )
+    recipe = Recipe(5e-4, options=judging, calibrated=True, weighted=True, without_codes=(2.5e-4,))
 
     def at_ista(self, D, L, theta):
         return _along(D, jnp.full_like(theta, 1 / L), theta)
@@ -351,13 +376,13 @@ class lfista_cp(FromISTA, Shrinking):
         """Params whose steps are the steps of `fista` with params `params`: W_k = gamma_k D."""
         D = as_dictionary(D, self.family)
         fista(self.depth).check(params, D)
-        gamma, theta = _records.stack(params).steps
+        gamma, theta = stack(params).steps
         return _along(D, gamma, theta)
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         steps = self.init(key, D).steps
         beta = jnp.zeros_like(steps.beta)  # FISTA's momentum is for steps with W = D / L
-        return Unrolled(None, steps._replace(W=_records.repeat(W, self.depth), beta=beta))
+        return Unrolled(None, steps._replace(W=repeat(W, self.depth), beta=beta))
 
     def start(self, D, y):
         x, signal = jnp.zeros(D.shape[1], y.dtype), jnp.zeros_like(y)
@@ -442,18 +467,16 @@ class glista(FromISTA, Selecting):
     gain: float = option(default=0.0, least=0, help="gain of the gate at the start")
 
     forms = (Unrolled(None, Gated),)
-    recipe = Recipe(rate=5e-4, options=_layer.selecting, calibrated=True, weighted=True)
+    recipe = Recipe(rate=5e-4, options=selecting, calibrated=True, weighted=True)
 
     def at_ista(self, D, L, theta):
         gain, overshoot = jnp.full_like(theta, self.gain), jnp.zeros_like(theta)
         slope = jnp.ones((self.depth, D.shape[1]), D.dtype)
-        return Unrolled(
-            None, Gated(_records.repeat(D / L, self.depth), theta, gain, slope, overshoot)
-        )
+        return Unrolled(None, Gated(repeat(D / L, self.depth), theta, gain, slope, overshoot))
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
         start = self.init(key, D)
-        return start._replace(steps=start.steps._replace(W=_records.repeat(W, self.depth)))
+        return start._replace(steps=start.steps._replace(W=repeat(W, self.depth)))
 
     def start(self, D, y):
         zero = jnp.zeros(D.shape[1], y.dtype)
@@ -545,7 +568,7 @@ class liht(Layer):
         return Unrolled(None, with_step_size(_matrices(D, self.depth), D, self.family))
 
     def from_weights(self, key: Key | None, W: Dictionary, D: Dictionary) -> Unrolled:
-        return Unrolled(None, _records.repeat(coupled_matrices(W, D), self.depth))
+        return Unrolled(None, repeat(coupled_matrices(W, D), self.depth))
 
     def step(self, shared, p, D, y, state):
         return State(keep_largest(y @ p.B + p.S @ state.x, min(self.sparsity, D.shape[1])))

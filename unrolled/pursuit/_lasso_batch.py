@@ -37,6 +37,7 @@ from unrolled.pursuit._lasso import ADMM, FISTA, Lasso, one_penalty
 from unrolled.pursuit._many import (
     Answers,
     Units,
+    destination,
     in_numpy,
     on_the_host,
     operands_of_many,
@@ -51,7 +52,6 @@ from unrolled.pursuit._problem import (
     run,
     told,
 )
-from unrolled.pursuit._sparse import Collected, check_out
 from unrolled.pursuit._torus import is_convolution
 
 __all__ = ["lasso_batch"]
@@ -163,6 +163,7 @@ def lasso_batch(
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape, or if
             D has more than 8,192 atoms and some of them have no penalty.
+        MemoryError: the array of codes needs more than the memory of this machine.
 
     Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Massias,
     Gramfort, Salmon (2018) for working sets.
@@ -191,7 +192,7 @@ def lasso_batch(
     options: dict[str, Any] = dict(
         relative=lam is None, tol=tol, nonnegative=nonnegative, max_steps=max_steps
     )
-    into = _destination(D, signals, sparse, out, dtype, grid, where)
+    into = destination(D, signals, sparse, out, dtype, grid, where)
     convolved = is_convolution(D) and D.shape[1] > FEW
     if block_of(D) > 1 or convolved:
         result = _one_by_one(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
@@ -298,24 +299,6 @@ def _together(
     if is_convolution(base) and size < len(Y):
         return lax.map(one, rows, batch_size=size)
     return jax.vmap(one)(rows)
-
-
-def _destination(
-    D: Operator, Y: Any, sparse: bool, out: Any, dtype: np.dtype, grid: Any, where: str
-) -> Any:
-    """Where to write the codes: `out`, an object that keeps the nonzeros, or None."""
-    sparse, shape = checks.as_bool(sparse, "sparse", where), (len(Y), D.shape[1])
-    if not sparse and out is None:
-        return None
-    if sparse and out is not None:
-        raise ValueError(f"{where}: expected one of sparse and out, got both")
-    checks.on_host((D, Y), where, "an argument of a call with sparse or out")
-    if grid is not None:
-        raise ValueError(
-            f"{where}: sparse and out need flat signals, got Y with shape {np.shape(Y)} after the "
-            f"signals were flattened; expected (batch, {D.shape[0]})"
-        )
-    return Collected(*shape, np.dtype(dtype)) if sparse else check_out(out, shape, dtype, where)
 
 
 def _method(D: Operator, lam: Any, n: int, where: str, nonzeros: Callable[[], float | None]) -> str:

@@ -26,7 +26,7 @@ from unrolled.dictionaries import (
 from unrolled.pursuit import _problem
 from unrolled.pursuit._derivative import Conditions, with_derivative
 from unrolled.pursuit._problem import Grid, Pursuit, least_of
-from unrolled.pursuit._sparse import Collected
+from unrolled.pursuit._sparse import Collected, check_out
 
 _LARGEST = np.finfo(float).max
 
@@ -77,6 +77,36 @@ class Answers(NamedTuple):
             x[:] = 0
         margin = np.zeros(n, dtype)
         return cls(x, gap, residual, steps, np.zeros(n, bool), margin)
+
+    def put(self, rows: np.ndarray, atoms: np.ndarray, codes: np.ndarray) -> None:
+        """Write codes by their entries at some atoms, (n, w) in ascending order; 0 is unused."""
+        if isinstance(self.x, Collected):
+            self.x.add(rows, atoms, codes)
+        else:
+            i, j = np.nonzero(codes)
+            self.x[rows[i], atoms[i, j]] = codes[i, j]
+
+
+def destination(
+    D: Operator, Y: Any, sparse: bool, out: Any, dtype: np.dtype, grid: Any, where: str
+) -> Any:
+    """Where to write the codes: `out`, an object that keeps the nonzeros, or None."""
+    sparse, shape = checks.as_bool(sparse, "sparse", where), (len(Y), D.shape[1])
+    if not sparse and out is None:
+        try:
+            checks.check_memory(shape, dtype, "the array of codes", where)
+        except MemoryError as error:
+            raise MemoryError(f"{error}; try sparse=True, or a memmap for out") from None
+        return None
+    if sparse and out is not None:
+        raise ValueError(f"{where}: expected one of sparse and out, got both")
+    checks.on_host((D, Y), where, "an argument of a call with sparse or out")
+    if grid is not None:
+        raise ValueError(
+            f"{where}: sparse and out need flat signals, got Y with shape {np.shape(Y)} after the "
+            f"signals were flattened; expected (batch, {D.shape[0]})"
+        )
+    return Collected(*shape, np.dtype(dtype)) if sparse else check_out(out, shape, dtype, where)
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -225,11 +255,8 @@ class Units(NamedTuple):
         gap = np.where(np.isfinite(codes).all(1), gap, np.inf)
         if atoms is None:
             answers.x[rows] = codes
-        elif isinstance(answers.x, Collected):
-            answers.x.add(rows, atoms, codes)
         else:
-            i, j = np.nonzero(codes)
-            answers.x[rows[i], atoms[i, j]] = codes[i, j]
+            answers.put(rows, atoms, codes)
         fields = gap, np.ldexp(residual, b), steps, gap <= self.tol, margin
         for field, values in zip(answers[1:], fields):
             field[rows] = values

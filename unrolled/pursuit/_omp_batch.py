@@ -14,7 +14,14 @@ from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import Dictionary, Structured, block_of, column_norms, dense
 from unrolled.pursuit import _products
 from unrolled.pursuit._derivative import Conditions
-from unrolled.pursuit._many import Answers, on_the_host, operands_of_many, rows_of, share
+from unrolled.pursuit._many import (
+    Answers,
+    destination,
+    on_the_host,
+    operands_of_many,
+    rows_of,
+    share,
+)
 from unrolled.pursuit._omp import is_by_fit, most_atoms, negligible
 from unrolled.pursuit._problem import Pursuit
 
@@ -43,6 +50,8 @@ def omp_batch(
     *,
     selection: str = "correlation",
     nonnegative: bool = False,
+    sparse: bool = False,
+    out: np.ndarray | None = None,
 ) -> Pursuit:
     r"""`omp` for many signals with one dictionary, computed by another algorithm.
 
@@ -77,6 +86,8 @@ def omp_batch(
             residual, whatever the norms of the atoms (orthogonal least squares). Codes in parts
             admit only "correlation".
         nonnegative: whether to minimise over codes x >= 0, as in `omp`.
+        sparse, out: as in `lasso_batch`: whether `x` is a record with the nonzeros, and an array to
+            write the codes into.
 
     Returns:
         Pursuit with a leading axis of signals in every field, as from `omp`. With weights,
@@ -87,6 +98,7 @@ def omp_batch(
         TypeError: an operand is not real, or sparsity is not a static integer.
         ValueError: shapes do not fit, sparsity is outside 0..d, weights are negative or not finite,
             or `selection` is unknown.
+        MemoryError: the array of codes needs more than the memory of this machine.
 
     Reference: Pati, Rezaiifar, Krishnaprasad (1993); Rubinstein, Zibulevsky, Elad (2008); Chen,
     Billings, Luo (1989) for orthogonal least squares.
@@ -109,10 +121,11 @@ def omp_batch(
             raise ValueError(
                 f"{where}: weights have shape {shape}; expected ({m},) or {signals.shape}"
             )
-    options: dict[str, Any] = dict(by_fit=by_fit, nonnegative=nonnegative)
+    into = destination(D, signals, sparse, out, dtype, grid, where)
+    options: dict[str, Any] = dict(by_fit=by_fit, nonnegative=nonnegative, into=into)
     host = partial(_coded, most=most, dtype=np.dtype(dtype), block=block_of(D), **options)
     conditions = Conditions(D, signals, V=weights)
-    return on_the_host(host, (D, signals, weights), d, dtype, grid, conditions)
+    return on_the_host(host, (D, signals, weights), d, dtype, grid, conditions, into)
 
 
 class Atoms:
@@ -178,10 +191,11 @@ def _coded(
     block: int,
     by_fit: bool,
     nonnegative: bool,
+    into: Any = None,
 ) -> Answers:
     """The codes of the rows of Y, and the residuals of the codes as they are returned."""
     n, m = Y.shape
-    answers, wide = Answers.empty(n, D.shape[1], dtype), wide_dtype(dtype)
+    answers, wide = Answers.empty(n, D.shape[1], dtype, into), wide_dtype(dtype)
     atoms = Atoms(D, weights is not None)
     if not atoms.finite:
         return answers
@@ -205,8 +219,11 @@ def _coded(
             values = np.ldexp(codes.values, shift).astype(dtype)
             kept = np.where(used, np.ldexp(values.astype(float), -shift), 0)
             missed = np.where(used, np.abs(kept - codes.values), 0).max(1, initial=0)
-        i, j = np.nonzero(used)
-        answers.x[rows.start + i, codes.atoms[i, j]] = values[i, j]
+        order = np.argsort(codes.atoms, axis=1)
+        own, entries = (
+            np.take_along_axis(v, order, 1) for v in (codes.atoms, np.where(used, values, 0))
+        )
+        answers.put(np.arange(rows.start, rows.stop), own, entries)
         residual, energy = left(y, kept), np.sum(y**2, 1)
         share_of = np.where(energy > 0, energy, 1)
         solved = finite & (codes.inside / share_of <= rounding)

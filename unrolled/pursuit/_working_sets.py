@@ -253,7 +253,7 @@ class Block:
     @classmethod
     def of(cls, y: np.ndarray, lam: np.ndarray, finest: np.ndarray, known: Any, w: int) -> "Block":
         """Signals with empty working sets."""
-        n, m = y.shape
+        y, (n, m) = np.ascontiguousarray(y), y.shape
         sets = -np.ones((n, w), int), Held.empty(n, w, m)
         return cls(np.arange(n), y, lam, finest, known, y.copy(), np.zeros(n, int), *sets)
 

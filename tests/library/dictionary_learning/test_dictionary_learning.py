@@ -211,6 +211,13 @@ def test_sparse_k_svd_over_the_identity_is_k_svd():
     np.testing.assert_allclose(ur.dictionaries.dense(found.D), plain.D, atol=1e-10)
 
 
+def test_with_one_nonzero_each_atom_is_an_atom_of_the_base():
+    found = dl.sparse_ksvd(Y, np.eye(M), 4, sparsity=1, atom_sparsity=1, sweeps=1)
+    atoms = np.abs(ur.dictionaries.dense(found.D))
+    np.testing.assert_allclose(np.sort(atoms, axis=0), np.eye(M)[:, -1:] * np.ones(4), atol=1e-12)
+    assert found.D.values.shape == (1, 4)
+
+
 def test_over_an_orthonormal_base_it_learns_from_the_coefficients():
     Q = ur.dictionaries.dct(M, M)
     options = dict(sparsity=2, atom_sparsity=3, sweeps=2)

@@ -550,7 +550,8 @@ def test_working_sets_have_the_codes_of_the_gram_matrix(options, dtype, by_sets,
     if dtype is float:
         monkeypatch.setattr(_working_sets, "_MORE", 2)
         monkeypatch.setattr(_working_sets, "_ATOMS", 3000)
-    A, signals, options = (2.0**20 * D).astype(dtype), Y.astype(dtype), dict(SETS[options])
+    A, signals = (2.0**20 * D).astype(dtype), np.asfortranarray(Y.astype(dtype))
+    options = dict(SETS[options])
     if "lam" in options:
         options["lam"] = 2.0**20 * options["lam"]
     if "l2" in options:
@@ -740,6 +741,14 @@ OUTS = {
     "expected one of sparse and out": dict(out=np.zeros((BATCH, N)), sparse=True),
     "sparse must be True or False, got 2": dict(sparse=2),
 }
+
+
+def test_codes_that_do_not_fit_in_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(_lasso_batch.checks, "host_bytes", lambda: 1000)
+    for call in (lambda: pursuit.lasso_batch(D, Y, 0.2), lambda: pursuit.omp_batch(D, Y, 2)):
+        with pytest.raises(MemoryError, match=r"the array of codes.*; try sparse=True, or a memm"):
+            call()
+    assert pursuit.lasso_batch(D, Y, 0.2, sparse=True).converged.all()
 
 
 @pytest.mark.parametrize("message", OUTS)

@@ -355,3 +355,20 @@ def test_a_batch_of_another_size_compiles_no_program(compiled):
 def test_codes_in_parts_have_no_signs():
     with pytest.raises(ValueError, match="codes of Joint come in parts of 2"):
         pursuit.omp(dictionaries.Joint(np.eye(3), 2), np.ones(6), 2, nonnegative=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"nonnegative": True}])
+def test_sparse_codes_are_the_nonzeros_of_the_codes(options, tmp_path):
+    signals = np.vstack([Y, np.full((1, M), np.nan), np.zeros((1, M))])
+    whole = pursuit.omp_batch(D, signals, 5, **options)
+    sparse = pursuit.omp_batch(D, signals, 5, sparse=True, **options)
+    np.testing.assert_array_equal(sparse.x.scipy().toarray(), whole.x)
+    assert sparse.x.counts.tolist() == np.count_nonzero(whole.x, axis=1).tolist()
+    assert (np.diff(sparse.x.indices[:4], axis=1) > 0).all()
+    out = np.lib.format.open_memmap(tmp_path / "X.npy", "w+", float, (6, N))
+    found = pursuit.omp_batch(D, signals, 5, out=out, **options)
+    assert found.x is out and (whole.x == out).all()
+    for field in ("gap", "residual", "converged", "steps"):
+        np.testing.assert_array_equal(getattr(sparse, field), getattr(whole, field))
+    with pytest.raises(ValueError, match="omp_batch: expected one of sparse and out"):
+        pursuit.omp_batch(D, Y, 5, sparse=True, out=out)

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+import unrolled
 from unrolled import export, pursuit
 from unrolled._base import checks
 from unrolled._base.files import check_writable, target, whole_file
@@ -23,6 +24,7 @@ from unrolled.app.commands._certify import CertifiedCodes, ProvedCodes, proved, 
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
 from unrolled.app.commands._inputs import nonzeros
+from unrolled.app.commands._partial import Partial
 from unrolled.app.commands._report import check_not_read
 from unrolled.app.studies import seldom
 from unrolled.dictionaries import Operator, block_of
@@ -36,46 +38,13 @@ _SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 _PENALTY = ("lam", "ratio", "l2", "nonnegative")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "weights": dict(
-        type=Path,
-        nargs="?",
-        metavar="WEIGHTS",
-        help="a file written by `unrolled train`, or a run folder; the folder of an unfinished run "
-        "gives the best params at its newest checkpoint; omit with --method",
-    ),
-    "signals": dict(
-        type=Path,
-        metavar="SIGNALS",
-        help="signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the "
-        "signals are complex or pairs of real numbers, and the codes have the same form",
-    ),
-    "--output": dict(
-        type=Path,
-        required=True,
-        metavar="CODES",
-        help="codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of "
-        "the last layer as .npy, or the codes of all layers as .npz (entries X_1, X_2, ...)",
-    ),
-    "--dictionary": dict(
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="D, as .npy or .npz (entry D), for a pursuit or for weights that were saved without "
-        "D; for a chain, give the option once for each layer",
-    ),
-    "--sparse": dict(
-        action="store_true",
-        help="write only the nonzeros of the codes: a .npz file that scipy.sparse.load_npz reads",
-    ),
+    "weights": dict(type=Path, nargs="?", metavar="WEIGHTS"),
+    "signals": dict(type=Path, metavar="SIGNALS"),
+    "--output": dict(type=Path, required=True, metavar="CODES"),
+    "--dictionary": dict(type=Path, action="append", metavar="FILE"),
+    "--sparse": dict(action="store_true"),
     "--method": {},  # by `add_parser`: pursuits may be registered later
-    "--certify": dict(
-        action="store_true",
-        help="also print which codes are proved, for one dictionary. With --lam or --ratio, a code "
-        "is proved if it has the support and the signs of the only optimum of the LASSO. "
-        "Otherwise, a code is proved if, after least squares on its support, it is the only "
-        "code of least l1 norm. A .npz file gets the entry certified, (signals, 1), with 1 for a "
-        "proved code and 0 for any other code",
-    ),
+    "--certify": dict(action="store_true"),
 }
 
 
@@ -99,7 +68,24 @@ def run(arguments: argparse.Namespace) -> None:
     or run a pursuit with --method. A .npy file can hold any number of signals. If no option
     has the units of the signals, as with --ratio or --sparsity alone, a signal whose norm is
     below 8 roundings (float32) of the largest norm counts as zero: the command codes the
-    signal as zero, and prints the number of such signals.
+    signal as zero, and prints the number of such signals. If a run is interrupted after some
+    seconds, the same command continues after the codes that exist.
+
+    Flags:
+        weights: a file written by `unrolled train`, or a run folder; the folder of an unfinished
+            run gives the best params at its newest checkpoint; omit with --method
+        signals: signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the
+            signals are complex or pairs of real numbers, and the codes have the same form
+        --output: codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of
+            the last layer as .npy, or the codes of all layers as .npz (entries X_1, X_2, ...)
+        --dictionary: D, as .npy or .npz (entry D), for a pursuit or for weights that were saved
+            without D; for a chain, give the option once for each layer
+        --sparse: write only the nonzeros of the codes: a .npz file that scipy.sparse.load_npz reads
+        --certify: also print which codes are proved, for one dictionary. With --lam or --ratio, a
+            code is proved if it has the support and the signs of the only optimum of the LASSO.
+            Otherwise, a code is proved if, after least squares on its support, it is the only code
+            of least l1 norm. A .npz file gets the entry certified, (signals, 1), with 1 for a
+            proved code and 0 for any other code
 
     Examples:
         unrolled encode run/weights.npz Y.npy --output codes.npy
@@ -225,6 +211,7 @@ class _Job(NamedTuple):
     problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
     least: float  # signals of a smaller norm are negligible next to the largest
     is_complex: bool  # whether the files have complex signals and codes
+    partial: Partial  # the chunks that an earlier run has left
 
     @property
     def headers(self) -> dict[str, dict[str, Any]]:
@@ -279,6 +266,9 @@ def encode(
 ) -> Encoded:
     """Write the codes of signals, chunk by chunk, completely or not at all.
 
+    A run that is interrupted after some seconds leaves its chunks in a folder next to the output,
+    and the next run of the same job continues after them.
+
     If no option has the units of the signals, as with a ratio or a sparsity, a pursuit would code
     rounding errors like a signal. In this case a signal is coded as zero if its norm is below a few
     roundings of the largest norm.
@@ -302,12 +292,23 @@ def encode(
     """
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
-    job = _job(source, signals, output.suffix, dictionaries, options, certify)
+    chunks = Partial(
+        output,
+        [*inputs, signals, *dictionaries],
+        dict(
+            source=str(source),
+            certify=certify,
+            rows=_CHUNK,
+            version=unrolled.__version__,
+            **options,
+        ),
+    )
+    job = _job(source, signals, output.suffix, dictionaries, options, certify, chunks)
     if sparse and (job.coder.chained or output.suffix != ".npz"):
         what = "a chain" if job.coder.chained else str(output)
         raise ValueError(f"encode: --sparse needs one dictionary and an output in .npz, got {what}")
     target(output).parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(output) as file:
+    with job.partial.kept_if_interrupted(), whole_file(output) as file:
         lines = (_written_sparse if sparse else _written)(job, file, output, say)
     return _summed(lines, job, source, output)
 
@@ -356,6 +357,7 @@ def _job(
     dictionaries: list[Path],
     options: dict[str, Any],
     certify: bool,
+    chunks: Partial,
 ) -> _Job:
     """The job, with its files read and checked."""
     coder = (
@@ -380,7 +382,7 @@ def _job(
     name = source if isinstance(source, str) else "lasso"
     problem = partial(_lasso, name, options, Ds[0])
     is_complex = np.iscomplexobj(datasets.open_array(signals, "Y", with_complex=True))
-    return _Job(coder, Y, signals, columns, certify, problem, least, is_complex)
+    return _Job(coder, Y, signals, columns, certify, problem, least, is_complex, chunks)
 
 
 def _lasso(
@@ -445,7 +447,12 @@ def _chunks(job: _Job, say: Say) -> Iterator[tuple[dict[str, np.ndarray], Line]]
     """The codes of every chunk and their counts, with messages on the progress."""
     n, now_and_then = len(job.Y), seldom(say, _PERIOD)
     for first in range(0, n, _CHUNK):
-        yield job.chunk(first, _rows(job.Y, job.path, first))
+        if kept := job.partial.read(first):
+            yield kept[0], Line(**kept[1])
+            continue
+        arrays, line = job.chunk(first, _rows(job.Y, job.path, first))
+        job.partial.write(first, {name: arrays[name] for name in job.headers}, line._asdict())
+        yield arrays, line
         now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
 
 
@@ -506,15 +513,9 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
 # Export
 
 _EXPORTED: dict[str, dict[str, Any]] = {
-    "weights": dict(type=Path, metavar="WEIGHTS", help="a file of weights, or a run folder"),
-    "--output": dict(type=Path, required=True, metavar="FILE", help="file to write"),
-    "--dictionary": dict(
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="D, as .npy or .npz (entry D), for weights that were saved without D; for a chain, "
-        "give the option once for each layer",
-    ),
+    "weights": dict(type=Path, metavar="WEIGHTS"),
+    "--output": dict(type=Path, required=True, metavar="FILE"),
+    "--dictionary": dict(type=Path, action="append", metavar="FILE"),
     "--platforms": dict(
         default=",".join(export.PLATFORMS),
         metavar="NAMES",
@@ -533,6 +534,12 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     Write the layer or network of a weights file, with its dictionary, as one StableHLO program for
     any number of signals. To run the program, install only jax and flatbuffers.
+
+    Flags:
+        weights: a file of weights, or a run folder
+        --output: file to write
+        --dictionary: D, as .npy or .npz (entry D), for weights that were saved without D; for a
+            chain, give the option once for each layer
 
     Example:
         unrolled export weights.npz --output net.stablehlo
