@@ -35,6 +35,7 @@ import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from functools import partial  # noqa: E402
+from itertools import chain  # noqa: E402
 from pathlib import Path  # noqa: E402
 from unittest import mock  # noqa: E402
 
@@ -191,10 +192,11 @@ def derivatives(m=250, d=500, n=256, lam=0.1):
     def gradient(codes, C):
         return jax.grad(lambda *of: jnp.sum(codes(*of) * C), (0, 1, 2))
 
-    with jax.enable_x64(True):
-        wide = tuple(jnp.asarray(v, float) for v in arguments)
-        exact = gradient(differentiable()["lasso_batch"], C.astype(float))(*wide)
-        exact = [np.asarray(v) for v in exact]
+    jax.config.update("jax_enable_x64", True)  # in all threads, also of callbacks
+    wide = tuple(jnp.asarray(v, float) for v in arguments)
+    exact = gradient(differentiable()["lasso_batch"], C.astype(float))(*wide)
+    exact = [np.asarray(v) for v in exact]
+    jax.config.update("jax_enable_x64", False)
     for name, codes in differentiable().items():
         for kind, wrapped in (("compiled", jax.jit), ("not compiled", lambda f: f)):
             if kind == "not compiled" and name == "jaxopt":
@@ -295,14 +297,13 @@ def main():
         print(row)
         rows = [r for r in map(json.loads, ROWS.read_text().splitlines()) if "peak_gb" not in r]
         return ROWS.write_text("\n".join(map(json.dumps, [*rows, row])) + "\n")
-    rows = []
-    for row in (*measured(), *derivatives()):
-        print(row, flush=True)
-        rows.append(row)
     packages = ("numpy", "numba", "scikit-learn", "spams-bin", "skglm", "celer", "jaxopt")
     versions = {p: version(p) for p in packages if version(p)}
-    where = dict(versions=versions, processor=platform.processor() or platform.machine())
-    ROWS.write_text("\n".join(json.dumps(row) for row in [where, *rows]) + "\n")
+    rows = [dict(versions=versions, processor=platform.processor() or platform.machine())]
+    for row in chain(measured(), derivatives()):
+        print(row, flush=True)
+        rows.append(row)
+    ROWS.write_text("\n".join(map(json.dumps, rows)) + "\n")
 
 
 def version(package):
