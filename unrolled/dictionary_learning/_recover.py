@@ -116,8 +116,13 @@ class _Recovering(Stream):
         return super().config() | {"steps": self.n}
 
     def stage(self, step: int) -> Stage:
-        past = (step - 1) / self.n
-        lam = self.lam * max(1.0, _FIRST + (1 - _FIRST) * past / _FALLING)
-        if past < _REPLACING:
-            return Stage(lam, _BETA, _RARE, _TWINS, tol=_TOL)
-        return Stage(lam, _LATE, tol=_TOL)
+        return stage(step, self.n, self.lam)
+
+
+def stage(step: int, steps: int, lam: float) -> Stage:
+    """What step 1, ..., `steps` changes."""
+    past = (step - 1) / steps
+    lam *= max(1.0, _FIRST + (1 - _FIRST) * past / _FALLING)
+    if past < _REPLACING:
+        return Stage(lam, _BETA, _RARE, _TWINS, _TOL)
+    return Stage(lam, _LATE, tol=_TOL)
