@@ -1,4 +1,4 @@
-"""Fill the tables of notebooks/measurements from the committed rows.
+"""Fill the tables of the pages of notebooks/ from the committed rows.
 
     python benchmarks/pages.py            writes the tables
     python benchmarks/pages.py --check    names the tables that differ, and fails
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGES = HERE.parent / "notebooks" / "measurements"
+PAGES = HERE.parent / "notebooks"
 BLOCK = re.compile(r"(<!-- (\w+\.py.*?) -->\n).*?(<!-- -->)", re.DOTALL)
 
 
@@ -26,7 +26,7 @@ def printed(command: str) -> str:
 
 def main() -> None:
     stale = []
-    for page in sorted(PAGES.glob("*.md")):
+    for page in sorted(PAGES.rglob("*.md")):
         text = page.read_text()
         filled = BLOCK.sub(lambda block: f"{block[1]}{printed(block[2])}\n{block[3]}", text)
         if sys.argv[1:] != ["--check"]:

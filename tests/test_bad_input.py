@@ -573,6 +573,7 @@ BANK = ur.dictionaries.Conv(np.ones((2, 1, 2)), 6)
 PURSUITS = {
     "basis_pursuit": lambda **given: ur.pursuit.basis_pursuit(D, y, **given),
     "bpdn": lambda **given: ur.pursuit.bpdn(D, y, 0.1, **given),
+    "choose_lam": lambda **given: ur.choose_lam(D, Y, **given),
     "fista": lambda **given: ur.pursuit.fista(D, y, 0.1, **given),
     "half_quadratic": lambda **given: ur.pursuit.half_quadratic(D, y, 0.1, **given),
     "holistic": lambda **given: ur.pursuit.holistic(CHAIN, y, lam=0.1, zeros=1, **given),

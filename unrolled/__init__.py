@@ -45,7 +45,7 @@ from unrolled.dictionaries import gaussian
 from unrolled.layers import alista, lfista_cp, lista, lista_cp
 from unrolled.networks import dsc
 from unrolled.problems import sampler, synthesize
-from unrolled.pursuit import lasso, omp
+from unrolled.pursuit import choose_lam, lasso, omp
 from unrolled.theory import certify, mutual_coherence
 from unrolled.training import fit, recommend, save
 from unrolled.training import restore as load
@@ -63,6 +63,7 @@ __all__ = [
     "app",
     "calibrate",
     "certify",
+    "choose_lam",
     "compare",
     "comparison",
     "dictionaries",

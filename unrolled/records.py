@@ -58,7 +58,8 @@ def option(
 
     Args:
         default: the default value; an option without a default is required.
-        help: the text that the docstring of the class and `--help` of the command line show.
+        help: the text that the docstring of the class and `--help` of the command line show; or
+            write the text into the docstring of the class, under `Args:`.
         check: a function; `check(value, name, where)` returns the value in a canonical, hashable
             form, or raises an error.
         least, above, below, most: limits of a number: `>= least`, `> above`, `< below`, `<= most`.
@@ -149,9 +150,14 @@ class Record(metaclass=_Interned):
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
         _refuse_hidden(cls)
+        helps = text.entries(inspect.cleandoc(vars(cls).get("__doc__") or ""), "Args")
+        own = vars(cls).get("__annotations__", {})
         dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)(cls)
         for field in dataclasses.fields(cls):  # `lam: float = 0.1` is an option without limits
-            field.metadata = types.MappingProxyType({**option().metadata, **field.metadata})
+            metadata = {**option().metadata, **field.metadata}
+            if field.name in own and field.name in helps:
+                metadata["help"] = helps[field.name].removesuffix(".")
+            field.metadata = types.MappingProxyType(metadata)
         cls.__signature__ = _signature(cls)
         cls.__doc__ = _documented(cls)
         jax.tree_util.register_static(cls)
@@ -360,6 +366,7 @@ _ARGUMENT = textwrap.TextWrapper(88, initial_indent=4 * " ", subsequent_indent=8
 def _documented(cls) -> str:
     """The docstring of the class with its options under `Args`, before any `Reference`."""
     text = inspect.cleandoc(vars(cls).get("__doc__") or cls.__name__)
+    text = re.sub(r"^Args:\n(    .*\n?)+\n?", "", text, flags=re.MULTILINE).rstrip()
     helps = [(field.name, field.metadata["help"]) for field in _ordered(cls)]
     lines = [_ARGUMENT.fill(f"{name}: {help}.") for name, help in helps if help]
     if not lines:

@@ -26,7 +26,7 @@ from PIL import Image
 import unrolled
 from unrolled import dictionaries, plots, pursuit, theory
 from unrolled._base.files import claimed
-from unrolled.app import studies
+from unrolled.app import cli, studies
 from unrolled.app.cli import main
 from unrolled.app.commands import _certify, _compare, _doctor
 from unrolled.app.commands._certify import ProvedCodes, signals_of_class
@@ -134,6 +134,18 @@ def test_help_shows_an_example_and_the_shared_options(command, capsys):
     shown = capsys.readouterr().out
     assert re.search(rf"examples?:\n  unrolled {command} ", shown)
     assert all(option in shown for option in ("--json", "--seed", "--import MODULE"))
+
+
+def test_every_argument_of_every_command_has_a_help():
+    """Most have it in the docstring of the command, by their name."""
+    commands = next(action for action in cli._parser()._actions if action.choices)
+    without = [
+        (name, action.dest)
+        for name, parser in commands.choices.items()
+        for action in parser._actions
+        if not action.help
+    ]
+    assert commands.choices and not without
 
 
 def test_no_command_prints_the_help(run):

@@ -101,10 +101,18 @@ def test_the_search_finds_what_people_ask():
     wanted |= {"figur": "reference/paper"}
     wanted |= dict.fromkeys(("complex", "mri", "radar"), "guide/complex_signals")
     wanted |= dict.fromkeys(("mmv", "group"), "guide/many_measurements")
+    wanted |= dict.fromkeys(("lambda", "alpha", "regularis", "penalti"), "guide/choose_lam")
+    wanted |= {"proof": "guide/serve", "serv": "guide/serve"}
     for word, name in wanted.items():
         found = [index[part].get(word, []) for part in ("terms", "titleterms")]
         places = np.concatenate([np.atleast_1d(at) for at in found]).astype(int)
         assert name in [index["docnames"][i] for i in places], word
+    # Words of titles come first.
+    first = {"inpaint": "fill_in", "denois": "denoise", "nonneg": "solve", "batch": "solve"}
+    first |= {"lam": "choose_lam", "uncertainti": "choose_lam", "proof": "serve"}
+    for word, name in first.items():
+        places = np.atleast_1d(index["titleterms"].get(word, [])).astype(int)
+        assert f"guide/{name}" in [index["docnames"][i] for i in places], word
     titles = set(index["alltitles"])
     assert {"Reproduce the paper", "Theorem 6", "Theorem 12", "Figure 5", "Table 1"} <= titles
 

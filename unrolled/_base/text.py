@@ -26,6 +26,20 @@ def an(word: str) -> str:
     return f"{'an' if word[:1] in 'AEIOUaeiou' else 'a'} {word}"
 
 
+def entries(docstring: str, section: str) -> dict[str, str]:
+    """The entries of a section of a docstring by name, each in one line.
+
+    Example:
+        >>> from unrolled._base.text import entries
+        >>> entries("Add.\\n\\nArgs:\\n    x: a\\n        number.\\n    y: another.", "Args")
+        {'x': 'a number.', 'y': 'another.'}
+    """
+    body = re.search(rf"^{section}:\n((?:    .*(?:\n|$))+)", docstring, re.MULTILINE)
+    parts = re.split(r"^    (?=\S)", body[1], flags=re.MULTILINE)[1:] if body else []
+    named = (part.partition(": ") for part in parts)
+    return {name: " ".join(words.split()) for name, _, words in named}
+
+
 def line(label: str, cells: Iterable[Any]) -> str:
     """A line of a table: the label and its cells, in columns."""
     return f"{label:24}" + "".join(f"{number(cell):>16}" for cell in cells)

@@ -127,6 +127,11 @@ class FromClosedForm(Layer):
     that gives small singular values of D more weight. If atoms do not have norm 1, lam is divided
     by the mean square of their norms, as in ISTA.
 
+    Args:
+        lam: weight of the LASSO at the start.
+        theta: threshold at the start; None means gamma lam.
+        ridge: ridge of the closed form, in units of norm(D, 2)^2; 0 gives the paper's weights.
+
     Example:
         >>> layer, D = ur.alista(2, lam=0.1), jnp.eye(3)
         >>> gamma, theta = layer.closed_form_steps(layer.closed_form(D), D)
@@ -134,16 +139,9 @@ class FromClosedForm(Layer):
         [1. 1.] [0.1 0.1]
     """
 
-    lam: float = option(default=0.1, least=0, help="weight of the LASSO at the start")
-    theta: float | None = option(
-        default=None, least=0, help="threshold at the start; None means gamma lam"
-    )
-    ridge: float = option(
-        default=0.2,
-        least=0,
-        absent=0.0,
-        help="ridge of the closed form, in units of norm(D, 2)^2; 0 gives the paper's weights",
-    )
+    lam: float = option(default=0.1, least=0)
+    theta: float | None = option(default=None, least=0)
+    ridge: float = option(default=0.2, least=0, absent=0.0)
 
     def closed_form(self, D: Dictionary) -> Operator:
         """The weights in closed form for a dictionary, (m, d)."""
@@ -334,6 +332,12 @@ class alista_at(Selecting):
     not scale with y. Before training, the LASSO objective of the codes of this layer can be above
     the LASSO objective of the codes of ISTA at the same depth.
 
+    Args:
+        by: thresholds follow the mean magnitude of W'r ("code") or of r ("residual").
+        onsager: use the correction of message passing instead of momentum.
+        theta: threshold per mean magnitude at the start, times gamma.
+        ridge: ridge of the closed form, in units of norm(D, 2)^2, for noisy signals.
+
     Reference: Kim, Park (2020) for adaptive thresholds; Chen, Liu, Wang, Yin (2018) for support
     selection; Ma, Ping (2017) for the correction. Not claimed: a bound on the error, or
     convergence; with `onsager`, that codes before training are nonzero if D is ill-conditioned and
@@ -347,22 +351,10 @@ class alista_at(Selecting):
         ([3, 7], 0)
     """
 
-    by: str = option(
-        default="code",
-        choices=("code", "residual"),
-        help='thresholds follow the mean magnitude of W\'r ("code") or of r ("residual")',
-    )
-    onsager: bool = option(
-        default=False, help="use the correction of message passing instead of momentum"
-    )
-    theta: float = option(
-        default=1.5, least=0, help="threshold per mean magnitude at the start, times gamma"
-    )
-    ridge: float = option(
-        default=0.0,
-        least=0,
-        help="ridge of the closed form, in units of norm(D, 2)^2, for noisy signals",
-    )
+    by: str = option(default="code", choices=("code", "residual"))
+    onsager: bool = option(default=False)
+    theta: float = option(default=1.5, least=0)
+    ridge: float = option(default=0.0, least=0)
     support: tuple[float, float] | None = support_option(PUBLISHED_SUPPORT)
 
     forms = (Unrolled(Fixed, Adapting),)
@@ -462,6 +454,10 @@ class na_alista(Selecting):
     not scale with y. Before training, the LASSO objective of the codes of this layer can be above
     the LASSO objective of the codes of ISTA at the same depth.
 
+    Args:
+        units: number of units of the LSTM; the paper uses 32 to 256.
+        threshold: tau per gamma at the start, in units of the residual.
+
     Reference: Behrens, Sauder, Jung (2021), Algorithm 1. In the paper, tau is the threshold itself,
     and the inputs are standardised with the first batch. Here tau is in units of the residual and
     the inputs are in units of the signal. Hence `init` needs no data, and the code scales with the
@@ -474,12 +470,8 @@ class na_alista(Selecting):
         ((10, 32), (32,))
     """
 
-    units: int = option(
-        default=32, least=1, help="number of units of the LSTM; the paper uses 32 to 256"
-    )
-    threshold: float = option(
-        default=3.0, above=0, help="tau per gamma at the start, in units of the residual"
-    )
+    units: int = option(default=32, least=1)
+    threshold: float = option(default=3.0, above=0)
 
     forms = (Unrolled(Recurrent, None),)
     recipe = Recipe(rate=5e-3, steps=1000, options=selecting, weighted=True)

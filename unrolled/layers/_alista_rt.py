@@ -61,6 +61,10 @@ class alista_rt(Layer):
     Not claimed: a bound if c(S) > c; no test of the signal detects this case. A residual of 0 shows
     that the code is right if the atoms of S are independent.
 
+    Args:
+        ratio: initial c, the share of the largest product to exceed.
+        noise: nu, a bound on the part of each product w_i . y that is noise.
+
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 50, 100)
         >>> layer, y = ur.layers.alista_rt(30), 2 * D[:, 3] - D[:, 7]
@@ -69,12 +73,8 @@ class alista_rt(Layer):
         ([3, 7], [2.0, -1.0])
     """
 
-    ratio: float = option(
-        default=0.95, least=0, help="initial c, the share of the largest product to exceed"
-    )
-    noise: float = option(
-        default=0.0, least=0, help="nu, a bound on the part of each product w_i . y that is noise"
-    )
+    ratio: float = option(default=0.95, least=0)
+    noise: float = option(default=0.0, least=0)
 
     forms = (Unrolled(Ratio, None),)
     recipe = Recipe(rate=0, searched=_MULTIPLES)

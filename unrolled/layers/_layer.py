@@ -290,6 +290,13 @@ def least(new: tuple, old: tuple) -> tuple:
 class Looped(Interned):
     """A record with the options for the speed, memory and precision of the loop over the steps.
 
+    Args:
+        precision: precision of the matrix products; below "highest" the guarantees of thresholds
+            from theory may fail.
+        unroll: number of steps in one turn of the scan.
+        remat: keep only the states of the forward pass, and recompute each step in the backward
+            pass.
+
     Example:
         >>> D = jnp.eye(2)
         >>> fast, plain = ur.alista(4, unroll=4, remat=True), ur.alista(4)
@@ -298,18 +305,9 @@ class Looped(Interned):
         True
     """
 
-    precision: str = option(
-        default="highest",
-        choices=PRECISIONS,
-        help='precision of the matrix products; below "highest" the guarantees of thresholds '
-        "from theory may fail",
-    )
-    unroll: int = option(default=1, least=1, help="number of steps in one turn of the scan")
-    remat: bool = option(
-        default=False,
-        help="keep only the states of the forward pass, and recompute each step in the backward "
-        "pass",
-    )
+    precision: str = option(default="highest", choices=PRECISIONS)
+    unroll: int = option(default=1, least=1)
+    remat: bool = option(default=False)
 
     def loop(self, *arguments: Any, **options: Any) -> tuple[Any, Any]:
         """Call `layers.unroll` with these arguments and the options of the record."""
@@ -350,6 +348,11 @@ class Layer(Looped):
         starts_from_theory: whether `init` returns the params from theory.
         recipe: the `Recipe` of the family, for `training.by_recipe`.
 
+    Args:
+        depth: K, the number of steps.
+        guard: weight of a LASSO; the layer then returns the code of least objective among all steps
+            and the zero code (default: no guard).
+
     Example:
         >>> class _landweber(ur.layers.Layer):  # a leading underscore: an example, not a family
         ...     "K gradient steps x <- x + gamma_k D'(y - D x)."
@@ -372,13 +375,8 @@ class Layer(Looped):
         [[28.0, 0.0], [0.0, 0.0]]
     """
 
-    depth: int = option(kw_only=False, most=checks.DEEPEST, help="K, the number of steps")
-    guard: float | None = option(
-        default=None,
-        least=0,
-        help="weight of a LASSO; the layer then returns the code of least objective among all "
-        "steps and the zero code (default: no guard)",
-    )
+    depth: int = option(kw_only=False, most=checks.DEEPEST)
+    guard: float | None = option(default=None, least=0)
 
     bound = ("apply", "iterates")
     forms: ClassVar[tuple[Unrolled, ...]] = ()

@@ -350,6 +350,9 @@ class lfista_cp(FromISTA, Shrinking):
     FISTA. `from_fista` converts the params of a `fista`. `training.unsupervised` trains this family
     on signals without codes.
 
+    Args:
+        lam: weight of the LASSO objective that chooses the code.
+
     Reference: Chen, Liu, Wang, Yin (2018) for the coupling, Moreau, Bruna (2017) for the momentum.
     Not claimed: the theorems of these papers.
 
@@ -361,9 +364,7 @@ class lfista_cp(FromISTA, Shrinking):
         True
     """
 
-    lam: float = option(
-        default=0.1, least=0, help="weight of the LASSO objective that chooses the code"
-    )
+    lam: float = option(default=0.1, least=0)
 
     forms = (Unrolled(None, WeightsAndMomentum),)
     recipe = Recipe(5e-4, options=judging, calibrated=True, weighted=True, without_codes=(2.5e-4,))

@@ -111,6 +111,9 @@ class lamp(Shrinking):
     not scale with y. Before training, the LASSO objective of the codes of this layer can be above
     the LASSO objective of the codes of ISTA at the same depth.
 
+    Args:
+        alpha: threshold at the start, per unit of the estimated noise level.
+
     Reference: Borgerding, Schniter, Rangan (2017), LAMP-l1. Not claimed: convergence if D is not
     Gaussian. If D is coherent, the steps with the params from `init` can diverge.
 
@@ -121,9 +124,7 @@ class lamp(Shrinking):
         [3, 7]
     """
 
-    alpha: float = option(
-        default=1.1, least=0, help="threshold at the start, per unit of the estimated noise level"
-    )
+    alpha: float = option(default=1.1, least=0)
 
     forms = (Unrolled(None, Message),)
     recipe = Recipe(rate=1e-4, damped=DAMPED)
@@ -206,16 +207,18 @@ def posterior(r: Array, tau2: Any, log_odds: Any, variance: Any) -> tuple[Array,
 class Estimating(Layer):
     """A family whose steps end in `self.estimate(r, tau2)`, for codes with a known distribution.
 
+    Args:
+        probability: probability that an entry of the code is nonzero.
+        variance: variance of the nonzeros of the code.
+
     Example:
         >>> layer = ur.layers.tista(3, probability=0.1, variance=1.0)
         >>> [round(float(x), 3) for x in layer.estimate(jnp.array([0.1, 2.0]), 0.01)]
         [0.002, 1.98]
     """
 
-    probability: float = option(
-        default=0.1, above=0, below=1, help="probability that an entry of the code is nonzero"
-    )
-    variance: float = option(default=1.0, above=0, help="variance of the nonzeros of the code")
+    probability: float = option(default=0.1, above=0, below=1)
+    variance: float = option(default=1.0, above=0)
 
     def estimate(self, r: Array, tau2: Any) -> Array:
         """`bernoulli_gaussian_mean` with the options of the layer."""
@@ -509,6 +512,14 @@ class vamp_bg(Layer):
     not scale with y. Before training, the LASSO objective of the codes of this layer can be above
     the LASSO objective of the codes of ISTA at the same depth.
 
+    Args:
+        em: learn probability, variance and noise for each signal.
+        probability: probability that an entry of the code is nonzero.
+        variance: variance of the nonzeros; None estimates it from the energy of the signal.
+        noise_ratio: assumed energy of the noise, divided by the energy of the signal: 1e-4 at 40
+            dB.
+        damping: share of the old message that a step keeps.
+
     Reference: Rangan, Schniter, Fletcher (2019); Fletcher, Schniter (2017) for `em`. Not claimed:
     sparse codes, because entries are small but not zero; convergence if the law of D is not
     rotation invariant, as with correlated columns or parts of transforms; accuracy of `em` for
@@ -523,23 +534,11 @@ class vamp_bg(Layer):
         ([3, 7], 0)
     """
 
-    em: bool = option(default=False, help="learn probability, variance and noise for each signal")
-    probability: float = option(
-        default=0.1, above=0, below=1, help="probability that an entry of the code is nonzero"
-    )
-    variance: float | None = option(
-        default=None,
-        above=0,
-        help="variance of the nonzeros; None estimates it from the energy of the signal",
-    )
-    noise_ratio: float = option(
-        default=_NOISELESS,
-        above=0,
-        help="assumed energy of the noise, divided by the energy of the signal: 1e-4 at 40 dB",
-    )
-    damping: float = option(
-        default=0.0, least=0, below=1, help="share of the old message that a step keeps"
-    )
+    em: bool = option(default=False)
+    probability: float = option(default=0.1, above=0, below=1)
+    variance: float | None = option(default=None, above=0)
+    noise_ratio: float = option(default=_NOISELESS, above=0)
+    damping: float = option(default=0.0, least=0, below=1)
 
     forms = (Unrolled(Fixed[Spectrum], Belief),)
     recipe = Recipe(rate=0, options=_assumed)

@@ -105,6 +105,11 @@ class Shrinking(Layer):
     `bend`: certificates do not hold for layers with a `bend`, and `realize` and the predictions of
     `theory` refuse both options.
 
+    Args:
+        activation: replaces ReLU in the shrinkage.
+        nonnegative: shrink by rho(u - theta); with ReLU this is the proximal map over x >= 0.
+        bend: entries above bend * theta pass unshrunk (firm shrinkage); inf shrinks all entries.
+
     Example:
         >>> layer = ur.layers.ista(1, activation=ur.activations.leaky_relu(0.1))
         >>> print(layer.shrink(jnp.eye(2), jnp.array([3.0, 0.0]), 1.0).round(1))
@@ -117,21 +122,11 @@ class Shrinking(Layer):
     Reference: Zhang (2010); Gao, Bruce (1997).
     """
 
-    activation: Activation | Callable = option(
-        default=relu, check=as_activation, choices=NAMED, help="replaces ReLU in the shrinkage"
-    )
+    activation: Activation | Callable = option(default=relu, check=as_activation, choices=NAMED)
 
-    nonnegative: bool = option(
-        default=False,
-        help="shrink by rho(u - theta); with ReLU this is the proximal map over x >= 0",
-    )
+    nonnegative: bool = option(default=False)
 
-    bend: float = option(
-        default=math.inf,
-        above=1,
-        most=math.inf,
-        help="entries above bend * theta pass unshrunk (firm shrinkage); inf shrinks all entries",
-    )
+    bend: float = option(default=math.inf, above=1, most=math.inf)
 
     def penalty(self, D: Dictionary) -> Penalty:
         """The penalty whose proximal map shrinks the codes of D."""

@@ -149,6 +149,9 @@ class dsc(Network):
 
     Params come from `init`, `analytic.dsc` or training: a tuple with the params of every layer.
 
+    Args:
+        layers: J layers, of any families and depths.
+
     Raises:
         ValueError: there are no layers; when called, the number of params or dictionaries differs,
             or shapes do not fit.
@@ -164,9 +167,7 @@ class dsc(Network):
         (dsc((lista_cp(8), lista_cp(4))), 12)
     """
 
-    layers: Sequence[Layer] = option(
-        kw_only=False, check=as_layers, help="J layers, of any families and depths"
-    )
+    layers: Sequence[Layer] = option(kw_only=False, check=as_layers)
 
     @property
     def depth(self) -> int:
@@ -268,11 +269,13 @@ def _run(network: Unfolded, params: Params, Ds: Dictionaries, y: Array) -> tuple
 
 
 class Activated(Unfolded):
-    """Blocks whose steps end in a shrinkage with any activation."""
+    """Blocks whose steps end in a shrinkage with any activation.
 
-    activation: Activation | Callable = option(
-        default=relu, check=layers.as_activation, help="replaces ReLU in the shrinkage"
-    )
+    Args:
+        activation: replaces ReLU in the shrinkage.
+    """
+
+    activation: Activation | Callable = option(default=relu, check=layers.as_activation)
 
 
 class AllCodes(NamedTuple):

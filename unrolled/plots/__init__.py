@@ -10,4 +10,4 @@ from unrolled.plots._costs import *
 from unrolled.plots._curves import *
 from unrolled.plots._pictures import *
 
-_offer(__name__, own="COLOURS costs figure name_lines styles")
+_offer(__name__, own="COLOURS costs figure name_lines penalties styles")

@@ -1,7 +1,9 @@
-"""The figure of the errors of methods against their costs."""
+"""The figures of errors against costs, and of the choice of a penalty."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from unrolled._base.arguments import checked
 from unrolled.plots._curves import figure, name_lines, styles, tidy
@@ -9,7 +11,7 @@ from unrolled.plots._curves import figure, name_lines, styles, tidy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["costs"]
+__all__ = ["costs", "penalties"]
 
 
 @checked
@@ -51,4 +53,42 @@ def costs(
         ylabel=ylabel,
     )
     name_lines(panel)
+    return fig
+
+
+def penalties(choice: Any) -> "Figure":
+    """The curve of `choose_lam`, and the number of nonzeros, against the penalty.
+
+    If each signal has its own penalty, the horizontal axis is lam over the largest penalty of the
+    signal; the lines are medians, and 80 % of the signals are in the bands.
+
+    Args:
+        choice: a result of `choose_lam`.
+
+    Example:
+        >>> D = ur.dictionaries.dct(8, 12)
+        >>> fig = ur.choose_lam(D, D[:, :5].T + 0.1, noise=0.1).plot()
+        >>> [panel.get_ylabel() for panel in fig.axes]
+        ['SURE per entry', 'nonzeros per code']
+    """
+    each = choice.lams.ndim == 2
+    lams = choice.lams / choice.lams[:, :1] if each else choice.lams
+    shown = np.exp(np.log(lams).mean(0)) if each else lams
+    chosen = choice.lam / choice.lams[:, :1] if each else choice.lam
+    names = {"sure": "SURE", "gcv": "GCV", "held out": "squared error"}
+    fig, panels = figure(1, 2)
+    fields = names.get(choice.rule, "squared residual") + " per entry", "nonzeros per code"
+    for panel, name, values in zip(panels[0], fields, (choice.curve, choice.nonzeros)):
+        low, middle, high = np.quantile(values if each else values[None], (0.1, 0.5, 0.9), axis=0)
+        panel.plot(shown, middle, marker="o", markersize=4)
+        panel.fill_between(shown, low, high, alpha=0.2, linewidth=0)
+        marks = np.quantile(chosen, (0.1, 0.5, 0.9)) if each else [chosen]
+        for mark in marks:
+            panel.axvline(mark, color="#808080", linestyle="--", linewidth=1)
+        panel.set_xscale("log")
+        if low.min() > 0:
+            panel.set_yscale("log")
+        tidy(panel, title="", xlabel="lam / largest lam" if each else "lam", ylabel=name)
+    title = "chosen lam: 10 %, 50 % and 90 %" if each else f"chosen lam {float(chosen):.3g}"
+    fig.suptitle(f"{title}, by the rule {choice.rule!r}")
     return fig

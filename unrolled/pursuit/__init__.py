@@ -17,6 +17,7 @@ from unrolled.pursuit._by_name import (
     negligible,
     pursue,
 )
+from unrolled.pursuit._choose_lam import *
 from unrolled.pursuit._costs import (
     EXACT,
     FEWEST,
@@ -28,9 +29,11 @@ from unrolled.pursuit._costs import (
     repeated,
 )
 from unrolled.pursuit._gap import *
+from unrolled.pursuit._gap import proved_gap
 from unrolled.pursuit._ista import *
 from unrolled.pursuit._ista import with_step_size
 from unrolled.pursuit._lasso import *
+from unrolled.pursuit._lasso import Lasso, lasso_from
 from unrolled.pursuit._lasso_batch import *
 from unrolled.pursuit._lasso_batch import lasso_of_rows, minima, weights_of_many
 from unrolled.pursuit._layered import *
@@ -39,12 +42,13 @@ from unrolled.pursuit._omp import *
 from unrolled.pursuit._omp_batch import *
 from unrolled.pursuit._omp_batch import match
 from unrolled.pursuit._problem import *
+from unrolled.pursuit._problem import static_tol
 from unrolled.pursuit._sparse import SparseCodes
 from unrolled.pursuit._splitting import *
 
 _offer(
     __name__,
-    results="Constrained DeepPursuit Layered Path Pursuit SparseCodes",
+    results="ChosenLam Constrained DeepPursuit Layered Path Pursuit SparseCodes",
     own="Momentum PURSUITS State extrapolated fista_step half_quadratic_step ista_step "
     "lipschitz ml_ista_step register sweep",
 )

@@ -382,7 +382,8 @@ def _tried(
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at, penalty = Penalized(D, y, lam, zero), L1.of(D)
-    x, gap, steps = _lasso.code(penalty, accuracy, method.max_steps, at, s.latest, size)
+    inner = _lasso.Lasso(accuracy, method.max_steps, penalty)
+    x, gap, steps = _lasso.code(inner, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.
     finish = on_support if penalty.block == 1 else partial(_lasso.on_parts, penalty)
     exact = finish(at, x, jnp.asarray(2 * min(D.shape)))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -117,25 +117,30 @@ def lasso(
 
 @dataclass(frozen=True)
 class Lasso:
-    """The method of `lasso`."""
+    """The method of `lasso`; `bound` is the duality gap, `relative_gap` or `proved_gap`."""
 
     tol: float
     max_steps: int
     penalty: Penalty
+    bound: Callable[..., Array] = relative_gap
 
     def __call__(self, problem: Problem, x: Array) -> Found:
         (D,), y, (lam,), l2, _, (size,), *_ = problem
         assert l2 is not None
         penalized, start = Penalized(D, y, lam, l2), lax.stop_gradient(x)
-        x, gap, steps = code(self.penalty.of(D), self.tol, self.max_steps, penalized, start, size)
+        x, gap, steps = code(self._of(D), penalized, start, size)
 
         def judge(x, gap=None):
-            gap = relative_gap(D, y, lam, x, l2, self.penalty.of(D)) if gap is None else gap
+            gap = self.bound(D, y, lam, x, l2, self.penalty.of(D)) if gap is None else gap
             gap = jnp.where(l2 < 0, jnp.nan, gap)  # a traced l2 < 0 is not convex
             return gap, gap <= self.tol
 
         gap, met = judge(x, gap)
         return Found(x, gap, steps, met, judge=judge)
+
+    def _of(self, D: Operator) -> "Lasso":
+        """The same method with the penalty of D."""
+        return replace(self, penalty=self.penalty.of(D))
 
 
 def _checked(
@@ -150,6 +155,38 @@ def _checked(
         lam=value, name=name, l2=l2, size=fixed_norm, relative=lam is None, kind=penalty, parts=True
     )
     return method, options
+
+
+def lasso_from(
+    D: Operator, y: Array, x: Array, lam: Array, *, method: Lasso, norm: float
+) -> tuple[Array, Array, Array]:
+    """The code that `lasso` reaches from the code x, its gap as it is returned, and the steps.
+
+    A code x that is worse than the zero code counts as zero. If y is not finite, the code is zero
+    and the gap is inf.
+
+    Args:
+        D, y, lam: as in `lasso`, flat.
+        x: (d,), from any solver; it may be NaN.
+        method: the tolerance, the largest number of steps, and the bound on the gap.
+        norm: norm(D, 2).
+    """
+    form = StaticPart(np.dtype(y.dtype), size=lambda D: jnp.asarray(norm, D.dtype))
+    finite, zero = jnp.isfinite(y).all(), jnp.zeros(D.shape[1], y.dtype)
+    with jax.default_matmul_precision("highest"):
+        problem, x = scaled(form, (D,), jnp.where(finite, y, 0), (lam,), 0.0, None, x)
+        (near,), signal, (weight,), *_ = problem
+        penalty = method.penalty.of(D)
+        rest = signal - near @ x
+        value = jnp.sum(rest**2) / 2 + penalty.value(x, weight)
+        x = jnp.where(value <= jnp.sum(signal**2) / 2, x, zero)
+        answer = method(problem, x)
+        code = ldexp(answer.x, problem.up[0])
+        back = ldexp(code, -problem.up[0])  # an entry may have left the range
+        gap = method.bound(near, signal, weight, back, None, penalty)
+    lost = (problem.lost[0] & (weight < _problem.least_of(y.dtype))).any()
+    known = finite & jnp.isfinite(code).all() & jnp.isfinite(gap) & ~lost
+    return jnp.where(known, code, zero), jnp.where(known, gap, jnp.inf), answer.steps
 
 
 class Path(Result):
@@ -336,20 +373,21 @@ class Penalized(NamedTuple):
     l2: Array  # ()
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
 def code(
-    penalty: Penalty, tol: float, max_steps: int, problem: Penalized, start: Array, size: Array
+    method: Lasso, problem: Penalized, start: Array, size: Array
 ) -> tuple[Array, Array, Array]:
     """x, the relative gap and the number of steps, from the code `start`; size is norm(D, 2).
 
     For a convolution, FISTA starts where ADMM stalls, if ADMM does not reach tol.
     """
-    D, y, lam, l2 = problem
+    (D, y, lam, l2), penalty = problem, method.penalty
+    tol, max_steps = method.tol, method.max_steps
     gamma = 1 / (size**2 + l2)
     finish = on_support if penalty.block == 1 else partial(on_parts, penalty)
 
     def relative(x):
-        return relative_gap(D, y, lam, x, l2, penalty)
+        return method.bound(D, y, lam, x, l2, penalty)
 
     def step(state, _):
         v = state.z + gamma * ((y - D @ state.z) @ D)
@@ -385,8 +423,8 @@ def code(
 
 
 @code.defjvp
-def _derivative(penalty, tol, max_steps, primals, tangents):
-    x, gap, steps = code(penalty, tol, max_steps, *primals)
+def _derivative(method, primals, tangents):
+    (x, gap, steps), penalty = code(method, *primals), method.penalty
     limit, own = 10 * min(primals[0].D.shape), partial(slope, penalty=penalty)
     dx = tangent(own, limit, primals[0], tangents[0], x, penalty)
     return (x, gap, steps), (dx, jnp.zeros_like(gap), jnp.zeros((), jax.dtypes.float0))

@@ -11,9 +11,7 @@ import optax
 
 from unrolled import plots, theory
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike, Key
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Key, Result, checked
 from unrolled._base.text import short, table_of
 from unrolled.layers import bcd
 from unrolled.pursuit import in_turns, lasso_batch, omp_batch
@@ -36,7 +34,7 @@ _RATE = 0.004  # learning rate of Adam, in units of the mean size of a weight
 class Row(Result):
     """The codes of one method."""
 
-    method: str
+    method: str  # the name of the method, in the table
     nonzeros: float  # the mean number of nonzeros of a code
     unexplained: float  # sum of norm(a - decoded)^2 over the sum of norm(a - mean)^2
     microseconds: float  # per activation: CPU time of this process, or on an accelerator the clock

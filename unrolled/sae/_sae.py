@@ -8,10 +8,7 @@ import numpy as np
 
 from unrolled import layers
 from unrolled._base import checks
-from unrolled._base.arguments import checked
-from unrolled._base.checks import Array, ArrayLike
-from unrolled._base.programs import program
-from unrolled._base.results import Result
+from unrolled._base.doors import Array, ArrayLike, Result, checked, program
 from unrolled.layers import Encoder, Unrolled, ista, stack
 
 __all__ = ["SAE", "unroll"]
@@ -34,8 +31,8 @@ class SAE(Result):
         (sae(1, sparsity=2), (3, 8), (3, 4))
     """
 
-    layer: layers.sae
-    params: Unrolled
+    layer: layers.sae  # the encoder; with more steps, its unrolled form
+    params: Unrolled  # the params of the layer
     D: Array  # (m, d), the decoder: an atom is the direction of a feature
     center: Array  # (m,), the bias of the decoder
 

@@ -306,38 +306,25 @@ def _as_folder(value: Any, name: str, where: str) -> str | os.PathLike:
 class Checkpoint(Record):
     """The folder in which a run saves, and how often the run saves.
 
+    Args:
+        folder: folder of one run; made if it does not exist.
+        every: training steps between two saves, the most steps that a killed run can lose; None
+            saves at every evaluation.
+        keep: number of saved steps to keep; older steps are deleted.
+        dictionary: False saves only the hash of D, for a large D that you keep elsewhere.
+        strict: False sets a damaged newest step aside, with a warning, and resumes from the step
+            before it.
+
     Example:
         >>> ur.training.Checkpoint("runs/a", every=500).keep
         3
     """
 
-    folder: str | Path = option(
-        check=_as_folder, kw_only=False, help="folder of one run; made if it does not exist"
-    )
-    every: int | None = option(
-        default=None,
-        least=1,
-        kw_only=False,
-        help="training steps between two saves, the most steps that a killed run can lose; None "
-        "saves at every evaluation",
-    )
-    keep: int = option(
-        default=3,
-        least=1,
-        kw_only=False,
-        help="number of saved steps to keep; older steps are deleted",
-    )
-    dictionary: bool = option(
-        default=True,
-        kw_only=False,
-        help="False saves only the hash of D, for a large D that you keep elsewhere",
-    )
-    strict: bool = option(
-        default=True,
-        kw_only=False,
-        help="False sets a damaged newest step aside, with a warning, and resumes from the step "
-        "before it",
-    )
+    folder: str | Path = option(check=_as_folder, kw_only=False)
+    every: int | None = option(default=None, least=1, kw_only=False)
+    keep: int = option(default=3, least=1, kw_only=False)
+    dictionary: bool = option(default=True, kw_only=False)
+    strict: bool = option(default=True, kw_only=False)
 
 
 class Steps:

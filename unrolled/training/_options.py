@@ -19,28 +19,20 @@ __all__ = ["Run"]
 
 
 class PlainRun(Record):
-    """The options of a run that a file can spell."""
+    """The options of a run that a file can spell.
 
-    evaluate_every: int = option(
-        default=50, least=1, help="number of training steps between two evaluations"
-    )
-    patience: int | None = option(
-        default=None,
-        least=1,
-        help="stop at the first evaluation at which `best` is this many steps old (None: never)",
-    )
-    accumulate: int = option(
-        default=1,
-        least=1,
-        most=2**20,
-        help="number of batches in a step, a power of two; devices share the batches",
-    )
-    reduction: str = option(
-        default="tree",
-        choices=("tree", "psum"),
-        help="how devices add their batches: tree gives the same bits on any number of devices, "
-        "psum needs fewer exchanges",
-    )
+    Args:
+        evaluate_every: number of training steps between two evaluations.
+        patience: stop at the first evaluation at which `best` is this many steps old (None: never).
+        accumulate: number of batches in a step, a power of two; devices share the batches.
+        reduction: how devices add their batches: tree gives the same bits on any number of devices,
+            psum needs fewer exchanges.
+    """
+
+    evaluate_every: int = option(default=50, least=1)
+    patience: int | None = option(default=None, least=1)
+    accumulate: int = option(default=1, least=1, most=2**20)
+    reduction: str = option(default="tree", choices=("tree", "psum"))
 
 
 def _as_callbacks(callbacks: Any, name: str, where: str) -> tuple:
@@ -79,6 +71,13 @@ class Run(PlainRun):
     For LISTA and LFISTA, devices also exchange codes, which S multiplies; for robust ALISTA,
     devices also exchange W.
 
+    Args:
+        checkpoint: a folder, or a `Checkpoint` that says how often to save.
+        callbacks: each is called as `callback(record, params)` at an evaluation, see `Callback`.
+        log: a file; each evaluation appends a line of JSON to this file.
+        mesh: the devices that share the batches of a step.
+        progress: whether to show a progress bar; None shows the bar on a terminal.
+
     Raises:
         TypeError: there is no option with the given name, or a value has the wrong type.
         ValueError: a number is out of range, or the mesh lacks the axis "data". Functions that
@@ -91,25 +90,14 @@ class Run(PlainRun):
         (Run(evaluate_every=10, patience=100), 'tree')
     """
 
-    checkpoint: Checkpoint | str | Path | None = option(
-        default=None, help="a folder, or a `Checkpoint` that says how often to save"
-    )
-    callbacks: Iterable[Callback] = option(
-        default=(),
-        check=_as_callbacks,
-        help="each is called as `callback(record, params)` at an evaluation, see `Callback`",
-    )
-    log: Path | str | None = option(
-        default=None, help="a file; each evaluation appends a line of JSON to this file"
-    )
+    checkpoint: Checkpoint | str | Path | None = option(default=None)
+    callbacks: Iterable[Callback] = option(default=(), check=_as_callbacks)
+    log: Path | str | None = option(default=None)
     mesh: Mesh | Any = option(
         default=None,
         check=lambda mesh, name, where: None if mesh is None else data_mesh(mesh, where),
-        help="the devices that share the batches of a step",
     )
-    progress: bool | None = option(
-        default=None, help="whether to show a progress bar; None shows the bar on a terminal"
-    )
+    progress: bool | None = option(default=None)
     is_kept = False  # callbacks may hold large arrays
 
     @classmethod

@@ -38,66 +38,20 @@ def holds_weights(path: Path) -> bool:
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "dictionaries": dict(
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help="D of shape (m, d), as .npy or .npz (entry D); for a chain, one such file for each "
-        "layer, in order; or a file of weights; or a run folder",
-    ),
-    "--sparsity": dict(
-        metavar="S",
-        help="number s of nonzeros of a code; for a chain, s_1,s_2,... (default: the largest "
-        "admissible s; for the weights of a chain, 1 in every layer)",
-    ),
-    "--bound": dict(
-        type=float,
-        default=1.0,
-        help="bound B on the magnitudes of the entries of a code (default 1)",
-    ),
-    "--noise": dict(
-        type=float,
-        default=0.0,
-        help="largest l1 norm of the noise; l2 norm if D is complex (default 0)",
-    ),
-    "--tolerance": dict(type=float, default=1e-6, help="l1 error to reach (default 1e-6)"),
-    "--sampled": dict(
-        type=int,
-        metavar="N",
-        help="also draw N codes, and print for how many codes it is proved, signal by signal and "
-        "support by support, that a layer finds the code; for one D only (default 13809 with "
-        "--sparsity, else 0)",
-    ),
-    "--normalize": dict(action="store_true", help="first scale the atoms to norm 1"),
-    "--activation": dict(
-        metavar="NAME",
-        help="also print the guarantees with this activation, such as elu (see --scale)",
-    ),
-    "--scale": dict(
-        type=float, metavar="K", help="take rho(K x) / K as the activation (default 1)"
-    ),
-    "--entries": dict(
-        action="store_true",
-        help="also compute the weights with the smallest entries (Definition 8), which takes many "
-        "times longer",
-    ),
-    "--figure": dict(type=Path, metavar="PNG", help="save a picture of D'D and W'D"),
-    "--code": dict(
-        type=Path,
-        metavar="CODES",
-        help="codes of --signals, of shape (signals, d), as .npy or .npz (entry X)",
-    ),
-    "--signals": dict(
-        type=Path,
-        metavar="SIGNALS",
-        help="signals of --code, as .npy or .npz (entry Y); without --code, also print for how "
-        "many signals OMP finds a code of the class that the options describe",
-    ),
-    "--output": dict(
-        type=Path,
-        metavar="DIR",
-        help="folder for report.html, for dictionaries or weights (default: no report)",
-    ),
+    "dictionaries": dict(type=Path, nargs="+", metavar="FILE"),
+    "--sparsity": dict(metavar="S"),
+    "--bound": dict(type=float, default=1.0),
+    "--noise": dict(type=float, default=0.0),
+    "--tolerance": dict(type=float, default=1e-6),
+    "--sampled": dict(type=int, metavar="N"),
+    "--normalize": dict(action="store_true"),
+    "--activation": dict(metavar="NAME"),
+    "--scale": dict(type=float, metavar="K"),
+    "--entries": dict(action="store_true"),
+    "--figure": dict(type=Path, metavar="PNG"),
+    "--code": dict(type=Path, metavar="CODES"),
+    "--signals": dict(type=Path, metavar="SIGNALS"),
+    "--output": dict(type=Path, metavar="DIR"),
 }
 
 
@@ -116,6 +70,28 @@ def run(arguments: argparse.Namespace) -> None:
     or learned, print the error that the weights guarantee, layer by layer. For codes from
     any solver, print which codes, after least squares on their supports, are proved to be
     the only codes of least l1 norm.
+
+    Flags:
+        dictionaries: D of shape (m, d), as .npy or .npz (entry D); for a chain, one such file for
+            each layer, in order; or a file of weights; or a run folder
+        --sparsity: number s of nonzeros of a code; for a chain, s_1,s_2,... (default: the largest
+            admissible s; for the weights of a chain, 1 in every layer)
+        --bound: bound B on the magnitudes of the entries of a code (default 1)
+        --noise: largest l1 norm of the noise; l2 norm if D is complex (default 0)
+        --tolerance: l1 error to reach (default 1e-6)
+        --sampled: also draw N codes, and print for how many codes it is proved, signal by signal
+            and support by support, that a layer finds the code; for one D only (default 13809 with
+            --sparsity, else 0)
+        --normalize: first scale the atoms to norm 1
+        --activation: also print the guarantees with this activation, such as elu (see --scale)
+        --scale: take rho(K x) / K as the activation (default 1)
+        --entries: also compute the weights with the smallest entries (Definition 8), which takes
+            many times longer
+        --figure: save a picture of D'D and W'D
+        --code: codes of --signals, of shape (signals, d), as .npy or .npz (entry X)
+        --signals: signals of --code, as .npy or .npz (entry Y); without --code, also print for how
+            many signals OMP finds a code of the class that the options describe
+        --output: folder for report.html, for dictionaries or weights (default: no report)
 
     Examples:
         unrolled certify D.npy --sparsity 3 --tolerance 1e-3 --figure gram.png

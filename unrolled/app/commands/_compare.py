@@ -41,58 +41,21 @@ _QUICK_TESTED, _QUICK_DEPTH, _QUICK_CHAIN_DEPTHS = 500, 60, (40,)
 _PROVED, _DRAWS, _MOST_ATOMS = (11, 12), 250, 1000
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "--dictionary": dict(
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="D of shape (m, d), as .npy or .npz (entry D); several files make a chain, in order",
-    ),
-    "--signals": dict(
-        type=Path,
-        nargs="+",
-        action="extend",
-        metavar="FILE",
-        help="signals of shape (signals, m), as .npy or .npz (entry Y, and X if codes are known; "
-        "for a chain X_1, X_2, ...), or pictures or folders of pictures; the last picture is for "
-        "testing",
-    ),
+    "--dictionary": dict(type=Path, nargs="+", action="extend", metavar="FILE"),
+    "--signals": dict(type=Path, nargs="+", action="extend", metavar="FILE"),
     "--method": {},  # by `add_parser`: pursuits may be registered later
-    "--depth": dict(type=int, default=16, help="steps K of a layer (default 16)"),
-    "--sparsity": dict(
-        type=int,
-        help="expected number of nonzeros of a generated code (default d / 10); largest number of "
-        "nonzeros of the code of a pursuit",
-    ),
-    "--snr": dict(
-        type=float, default=math.inf, help="signal-to-noise ratio, dB (default: no noise)"
-    ),
-    "--lam": dict(type=float, help="weight of the LASSO (default: chosen on the data)"),
+    "--depth": dict(type=int, default=16),
+    "--sparsity": dict(type=int),
+    "--snr": dict(type=float, default=math.inf),
+    "--lam": dict(type=float),
     "--steps": dict(
         type=int, help=f"training steps (default {_STEPS}; {_QUICK_STEPS} with --quick)"
     ),
-    "--sampled": dict(
-        type=int,
-        metavar="N",
-        help="also draw N new known codes, such as 20000, and bound the errors of 99.9 %% of the "
-        "codes in the class of the drawn codes (default: no bound)",
-    ),
-    "--certify": dict(
-        action="store_true",
-        help="also measure the share of codes that are proved to be the only codes of least l1 "
-        "norm, after least squares on their supports",
-    ),
-    "--predict": dict(
-        action="store_true",
-        help="for known codes, also show the median error that theory predicts for every step",
-    ),
-    "--quick": dict(action="store_true", help="a smaller run, under a minute"),
-    "--output": dict(
-        type=Path,
-        default=Path("unrolled-report"),
-        metavar="DIR",
-        help="folder of the report (default unrolled-report)",
-    ),
+    "--sampled": dict(type=int, metavar="N"),
+    "--certify": dict(action="store_true"),
+    "--predict": dict(action="store_true"),
+    "--quick": dict(action="store_true"),
+    "--output": dict(type=Path, default=Path("unrolled-report"), metavar="DIR"),
 }
 
 
@@ -117,6 +80,25 @@ def run(arguments: argparse.Namespace) -> None:
     Compare the weights that theory sets with learned weights, and write a report with
     tables and figures. Without arguments, the report covers the standard benchmark, patches of
     photographs, and a certified chain.
+
+    Flags:
+        --dictionary: D of shape (m, d), as .npy or .npz (entry D); several files make a chain, in
+            order
+        --signals: signals of shape (signals, m), as .npy or .npz (entry Y, and X if codes are
+            known; for a chain X_1, X_2, ...), or pictures or folders of pictures; the last picture
+            is for testing
+        --depth: steps K of a layer (default 16)
+        --sparsity: expected number of nonzeros of a generated code (default d / 10); largest number
+            of nonzeros of the code of a pursuit
+        --snr: signal-to-noise ratio, dB (default: no noise)
+        --lam: weight of the LASSO (default: chosen on the data)
+        --sampled: also draw N new known codes, such as 20000, and bound the errors of 99.9 % of the
+            codes in the class of the drawn codes (default: no bound)
+        --certify: also measure the share of codes that are proved to be the only codes of least l1
+            norm, after least squares on their supports
+        --predict: for known codes, also show the median error that theory predicts for every step
+        --quick: a smaller run, under a minute
+        --output: folder of the report (default unrolled-report)
 
     Examples:
         unrolled compare --quick

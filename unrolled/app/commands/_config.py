@@ -73,7 +73,26 @@ class Paths:
 
 
 class Problem(Record):
-    """The dictionary, the signals, and the weight of the LASSO."""
+    """The dictionary, the signals, and the weight of the LASSO.
+
+    Args:
+        m: signal length of a generated D (default 250).
+        d: number of atoms of a generated D (default 500).
+        kappa: condition number of an ill_conditioned D (default 10).
+        dictionary_seed: seed of a generated D (default 0).
+        signals: planted, or a .npy or .npz file (entry Y, and if codes are known X, for a chain
+            X_1, X_2, ...).
+        codes: compute codes of the signals in a file once, by pursuit.lasso_batch with lam, and
+            save the codes with the weights (default: read the codes in the file, if any).
+        ratio: lam of --codes lasso if --lam is not given, as a fraction of the lam at which nine
+            signals in ten have the code 0 (default 0.1).
+        probability: probability that an entry of a generated code, or in TISTA's prior, is nonzero
+            (default 0.1).
+        snr: signal-to-noise ratio of the generated signals, dB (default inf: no noise).
+        test_signals: number of generated signals to test on (default 1000).
+        lam: weight of the LASSO, in the loss and at the start of families that use it (default 0.1
+            if codes are known; else a tenth of the lam at which nine codes in ten are 0).
+    """
 
     dictionary: str | tuple[str, ...] = option(
         default="gaussian",
@@ -81,76 +100,33 @@ class Problem(Record):
         help=f"{' or '.join(GENERATED)}, or a .npy or .npz file (entry D); for a chain a list of "
         "files",
     )
-    m: int | None = option(
-        default=None, least=1, most=_SIZE, help="signal length of a generated D (default 250)"
-    )
-    d: int | None = option(
-        default=None, least=1, most=_SIZE, help="number of atoms of a generated D (default 500)"
-    )
-    kappa: float | None = option(
-        default=None, least=1, help="condition number of an ill_conditioned D (default 10)"
-    )
-    dictionary_seed: int | None = option(
-        default=None, least=0, most=2**32 - 1, help="seed of a generated D (default 0)"
-    )
-    signals: str = option(
-        default=PLANTED,
-        check=Paths((PLANTED,)),
-        help="planted, or a .npy or .npz file (entry Y, and if codes are known X, for a chain "
-        "X_1, X_2, ...)",
-    )
-    codes: str | None = option(
-        default=None,
-        choices=("lasso",),
-        help="compute codes of the signals in a file once, by pursuit.lasso_batch with lam, and "
-        "save the codes with the weights (default: read the codes in the file, if any)",
-    )
-    ratio: float | None = option(
-        default=None,
-        above=0,
-        most=1,
-        help="lam of --codes lasso if --lam is not given, as a fraction of the lam at which nine "
-        "signals in ten have the code 0 (default 0.1)",
-    )
-    probability: float | None = option(
-        default=None,
-        above=0,
-        most=1,
-        help="probability that an entry of a generated code, or in TISTA's prior, is nonzero "
-        "(default 0.1)",
-    )
-    snr: float | None = option(
-        default=None,
-        least=-300,
-        most=math.inf,
-        help="signal-to-noise ratio of the generated signals, dB (default inf: no noise)",
-    )
-    test_signals: int | None = option(
-        default=None,
-        least=1,
-        most=10**6,
-        help="number of generated signals to test on (default 1000)",
-    )
-    lam: float | None = option(
-        default=None,
-        least=0,
-        help="weight of the LASSO, in the loss and at the start of families that use it (default "
-        "0.1 if codes are known; else a tenth of the lam at which nine codes in ten are 0)",
-    )
+    m: int | None = option(default=None, least=1, most=_SIZE)
+    d: int | None = option(default=None, least=1, most=_SIZE)
+    kappa: float | None = option(default=None, least=1)
+    dictionary_seed: int | None = option(default=None, least=0, most=2**32 - 1)
+    signals: str = option(default=PLANTED, check=Paths((PLANTED,)))
+    codes: str | None = option(default=None, choices=("lasso",))
+    ratio: float | None = option(default=None, above=0, most=1)
+    probability: float | None = option(default=None, above=0, most=1)
+    snr: float | None = option(default=None, least=-300, most=math.inf)
+    test_signals: int | None = option(default=None, least=1, most=10**6)
+    lam: float | None = option(default=None, least=0)
 
 
 class ModelOptions(Record):
-    """The options of a model that every family has."""
+    """The options of a model that every family has.
 
-    family: str = option(default="alista", choices=FAMILIES, help="family of the layer")
-    depth: int = option(default=16, least=1, most=10_000, help="number of steps K")
-    start: str = option(
-        default="init",
-        choices=STARTS,
-        help="how the params start; analytic sets the params by theory for the class of signals; "
-        "recipe also sets the options of the family and of the training, unless you set them, "
-        "to values that suit the family and known codes",
-    )
+    Args:
+        family: family of the layer.
+        depth: number of steps K.
+        start: how the params start; analytic sets the params by theory for the class of signals;
+            recipe also sets the options of the family and of the training, unless you set them, to
+            values that suit the family and known codes.
+    """
+
+    family: str = option(default="alista", choices=FAMILIES)
+    depth: int = option(default=16, least=1, most=10_000)
+    start: str = option(default="init", choices=STARTS)
 
 
 class Model(Record):
@@ -182,48 +158,48 @@ class Model(Record):
 
 
 class Training(PlainRun):
-    """The loss, the optimiser, and when to evaluate and to save."""
+    """The loss, the optimiser, and when to evaluate and to save.
 
-    method: str = option(
-        default="end_to_end",
-        choices=("end_to_end", "curriculum", UNSUPERVISED),
-        help="train all steps at once (end_to_end), or one step after another (curriculum); "
-        "unsupervised, which trains bcd by one recipe (or lfista_cp, if you name it), is the "
-        "default for signals without codes if no family, start, loss or method is given",
-    )
-    loss: str = option(default="supervised", choices=LOSSES, help="loss of the codes")
-    deep: bool = option(default=False, help="sum the loss over all steps, not only the last one")
-    optimizer: str = option(default="adam", choices=OPTIMIZERS, help="optimiser of optax")
-    rate: float = option(default=1e-3, above=0, help="learning rate of the optimiser")
-    schedule: str = option(
-        default="constant", choices=("constant", "cosine"), help="schedule of the learning rate"
-    )
-    clip: float = option(
-        default=math.inf,
-        above=0,
-        most=math.inf,
-        help="norm to which larger gradients are clipped; inf for no clipping",
-    )
-    steps: int = option(
-        default=1000,
-        least=1,
-        help="training steps; in a curriculum, the steps of each of its 3 K stages; with "
-        "unsupervised, the steps after its trials (default 2000)",
-    )
-    batch: int = option(default=64, least=1, help="number of signals in a batch")
-    learn_dictionary: bool = option(default=False, help="also train D")
-    save_every: int = option(default=500, least=1, help="training steps between two checkpoints")
+    Args:
+        method: train all steps at once (end_to_end), or one step after another (curriculum);
+            unsupervised, which trains bcd by one recipe (or lfista_cp, if you name it), is the
+            default for signals without codes if no family, start, loss or method is given.
+        loss: loss of the codes.
+        deep: sum the loss over all steps, not only the last one.
+        optimizer: optimiser of optax.
+        rate: learning rate of the optimiser.
+        schedule: schedule of the learning rate.
+        clip: norm to which larger gradients are clipped; inf for no clipping.
+        steps: training steps; in a curriculum, the steps of each of its 3 K stages; with
+            unsupervised, the steps after its trials (default 2000).
+        batch: number of signals in a batch.
+        learn_dictionary: also train D.
+        save_every: training steps between two checkpoints.
+    """
+
+    method: str = option(default="end_to_end", choices=("end_to_end", "curriculum", UNSUPERVISED))
+    loss: str = option(default="supervised", choices=LOSSES)
+    deep: bool = option(default=False)
+    optimizer: str = option(default="adam", choices=OPTIMIZERS)
+    rate: float = option(default=1e-3, above=0)
+    schedule: str = option(default="constant", choices=("constant", "cosine"))
+    clip: float = option(default=math.inf, above=0, most=math.inf)
+    steps: int = option(default=1000, least=1)
+    batch: int = option(default=64, least=1)
+    learn_dictionary: bool = option(default=False)
+    save_every: int = option(default=500, least=1)
 
 
 class Config(Record):
-    """The configuration of a run."""
+    """The configuration of a run.
 
-    output: str = option(default="unrolled-run", check=Paths(), help="the run folder")
-    seed: int = option(
-        default=0,
-        check=checks.as_seed,
-        help="seed of all random numbers except those of the dictionary",
-    )
+    Args:
+        output: the run folder.
+        seed: seed of all random numbers except those of the dictionary.
+    """
+
+    output: str = option(default="unrolled-run", check=Paths())
+    seed: int = option(default=0, check=checks.as_seed)
     problem: Problem = option()
     model: Model | tuple[Model, ...] = option()  # a tuple for a chain
     training: Training = option()
@@ -417,7 +393,7 @@ def _options_with(families: tuple[type[Layer], ...]) -> Mapping[str, Option]:
         field.name: Option(field.name, section, {"": field})
         for section, cls in tables
         for field in map(cls.__dataclass_fields__.__getitem__, cls.__signature__.parameters)
-        if field.metadata["help"]
+        if field.name not in SECTIONS
     }
     of_families: dict[str, dict[str, dataclasses.Field]] = {}
     for cls in families:

@@ -21,7 +21,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from unrolled._base.packages import is_installed
-from unrolled._base.text import to_json
+from unrolled._base.text import entries, to_json
 
 Say = Callable[[str], None]
 Tell = Callable[[str, int, int, str], None]
@@ -50,9 +50,10 @@ def add_command(
 ) -> argparse.ArgumentParser:
     """The parser of a command, from a table: argument name -> options of argparse.
 
-    The docstring of `run` is the help: a line, a description, and examples.
+    The docstring of `run` is the help: a line, a description, the flags, and examples.
     """
-    line, description, examples = inspect.cleandoc(run.__doc__ or "\n\n\n\n").split("\n\n")
+    text = inspect.cleandoc(run.__doc__ or "")  # Python may have removed it
+    line, description, *_, examples = text.split("\n\n") if text else ("", "", "")
     parser = commands.add_parser(
         name,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -60,10 +61,19 @@ def add_command(
         description=description,
         epilog=_in_lower_case(examples).replace("\n    ", "\n  "),
     )
-    for argument, options in arguments.items():
-        parser.add_argument(argument, **options)
+    add_arguments(parser, run, arguments)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_arguments(
+    parser: Any, function: Callable[..., Any], arguments: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Add arguments to a parser or a group; the docstring of a function has their help."""
+    helps = entries(inspect.cleandoc(function.__doc__ or ""), "Flags")
+    for name, options in arguments.items():
+        help = helps.get(name, "").replace("%", "%%")
+        parser.add_argument(name, **{"help": help, **options})
 
 
 def _in_lower_case(text: str) -> str:

@@ -38,46 +38,13 @@ _SILENCING = ("lam", "lams", "ratio", "theta", "thetas", "eps")
 _PENALTY = ("lam", "ratio", "l2", "nonnegative")
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "weights": dict(
-        type=Path,
-        nargs="?",
-        metavar="WEIGHTS",
-        help="a file written by `unrolled train`, or a run folder; the folder of an unfinished run "
-        "gives the best params at its newest checkpoint; omit with --method",
-    ),
-    "signals": dict(
-        type=Path,
-        metavar="SIGNALS",
-        help="signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the "
-        "signals are complex or pairs of real numbers, and the codes have the same form",
-    ),
-    "--output": dict(
-        type=Path,
-        required=True,
-        metavar="CODES",
-        help="codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of "
-        "the last layer as .npy, or the codes of all layers as .npz (entries X_1, X_2, ...)",
-    ),
-    "--dictionary": dict(
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="D, as .npy or .npz (entry D), for a pursuit or for weights that were saved without "
-        "D; for a chain, give the option once for each layer",
-    ),
-    "--sparse": dict(
-        action="store_true",
-        help="write only the nonzeros of the codes: a .npz file that scipy.sparse.load_npz reads",
-    ),
+    "weights": dict(type=Path, nargs="?", metavar="WEIGHTS"),
+    "signals": dict(type=Path, metavar="SIGNALS"),
+    "--output": dict(type=Path, required=True, metavar="CODES"),
+    "--dictionary": dict(type=Path, action="append", metavar="FILE"),
+    "--sparse": dict(action="store_true"),
     "--method": {},  # by `add_parser`: pursuits may be registered later
-    "--certify": dict(
-        action="store_true",
-        help="also print which codes are proved, for one dictionary. With --lam or --ratio, a code "
-        "is proved if it has the support and the signs of the only optimum of the LASSO. "
-        "Otherwise, a code is proved if, after least squares on its support, it is the only "
-        "code of least l1 norm. A .npz file gets the entry certified, (signals, 1), with 1 for a "
-        "proved code and 0 for any other code",
-    ),
+    "--certify": dict(action="store_true"),
 }
 
 
@@ -103,6 +70,22 @@ def run(arguments: argparse.Namespace) -> None:
     below 8 roundings (float32) of the largest norm counts as zero: the command codes the
     signal as zero, and prints the number of such signals. If a run is interrupted after some
     seconds, the same command continues after the codes that exist.
+
+    Flags:
+        weights: a file written by `unrolled train`, or a run folder; the folder of an unfinished
+            run gives the best params at its newest checkpoint; omit with --method
+        signals: signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the
+            signals are complex or pairs of real numbers, and the codes have the same form
+        --output: codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of
+            the last layer as .npy, or the codes of all layers as .npz (entries X_1, X_2, ...)
+        --dictionary: D, as .npy or .npz (entry D), for a pursuit or for weights that were saved
+            without D; for a chain, give the option once for each layer
+        --sparse: write only the nonzeros of the codes: a .npz file that scipy.sparse.load_npz reads
+        --certify: also print which codes are proved, for one dictionary. With --lam or --ratio, a
+            code is proved if it has the support and the signs of the only optimum of the LASSO.
+            Otherwise, a code is proved if, after least squares on its support, it is the only code
+            of least l1 norm. A .npz file gets the entry certified, (signals, 1), with 1 for a
+            proved code and 0 for any other code
 
     Examples:
         unrolled encode run/weights.npz Y.npy --output codes.npy
@@ -530,15 +513,9 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
 # Export
 
 _EXPORTED: dict[str, dict[str, Any]] = {
-    "weights": dict(type=Path, metavar="WEIGHTS", help="a file of weights, or a run folder"),
-    "--output": dict(type=Path, required=True, metavar="FILE", help="file to write"),
-    "--dictionary": dict(
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help="D, as .npy or .npz (entry D), for weights that were saved without D; for a chain, "
-        "give the option once for each layer",
-    ),
+    "weights": dict(type=Path, metavar="WEIGHTS"),
+    "--output": dict(type=Path, required=True, metavar="FILE"),
+    "--dictionary": dict(type=Path, action="append", metavar="FILE"),
     "--platforms": dict(
         default=",".join(export.PLATFORMS),
         metavar="NAMES",
@@ -557,6 +534,12 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     Write the layer or network of a weights file, with its dictionary, as one StableHLO program for
     any number of signals. To run the program, install only jax and flatbuffers.
+
+    Flags:
+        weights: a file of weights, or a run folder
+        --output: file to write
+        --dictionary: D, as .npy or .npz (entry D), for weights that were saved without D; for a
+            chain, give the option once for each layer
 
     Example:
         unrolled export weights.npz --output net.stablehlo

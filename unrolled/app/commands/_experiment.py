@@ -50,98 +50,44 @@ def _said(names: dict[str, str]) -> str:
     return ", ".join(f"{task} {name}" for task, name in names.items())
 
 
-_VALUES = (
-    (
-        "data",
-        Path,
-        "DIR",
-        "folder of the data set (default: UNROLLED_DATA); for classification, a folder with one "
-        "folder of pictures per class also works",
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "task": dict(choices=tuple(_REAL)),
+    "--data": dict(type=Path, metavar="DIR"),
+    "--dataset": dict(
+        type=str,
+        metavar="NAME",
+        help=f"data set (default {_said(_REAL)}; without files, digits or shapes)",
     ),
-    ("dataset", str, "NAME", f"data set (default {_said(_REAL)}; without files, digits or shapes)"),
-    (
-        "model",
-        str,
-        "NAMES",
-        "lenet5,vgg11,res-csc,msd-csc; unet; or cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free",
+    "--model": dict(type=str, metavar="NAMES"),
+    "--activation": dict(type=str, metavar="NAMES"),
+    "--gamma": dict(type=str, metavar="A,B"),
+    "--layers": dict(type=str, metavar="NAMES"),
+    "--seeds": dict(
+        type=int, metavar="N", help=f"number of seeds, from --seed on (default {_SEEDS})"
     ),
-    ("activation", str, "NAMES", "activations (classification: relu,elu,mish)"),
-    ("gamma", str, "A,B", "weights gamma of the penalty (default 0,1e-3; for ml-csc 0)"),
-    ("layers", str, "NAMES", "tap names of the penalised layers (default: the early layers)"),
-    ("seeds", int, "N", f"number of seeds, from --seed on (default {_SEEDS})"),
-    (
-        "epochs",
-        str,
-        "A,B",
-        "numbers of epochs (default as in the papers: 200; ml-csc 100, on cifar10 150)",
-    ),
-    ("batch", int, "INT", "number of images in a step"),
-    ("rate", float, "FLOAT", "learning rate of the first step"),
-    (
-        "momentum",
-        float,
-        "FLOAT",
-        "momentum of sgd, or decay of adam's first moment (default 0.9; the paper gives no value)",
-    ),
-    ("decay", float, "FLOAT", "weight decay"),
-    (
-        "width",
-        int,
-        "INT",
-        "channels of the first block of unet (default 64), or of the first convolution of res-csc "
-        "and msd-csc (default 16)",
-    ),
-    ("blocks", int, "INT", "number of blocks of msd-csc, or per width of res-csc (default 3)"),
-    ("growth", int, "INT", "channels of each layer of msd-csc (default 12)"),
-    ("depth", int, "INT", "layers of each block of msd-csc (default 12)"),
-    (
-        "side",
-        int,
-        "INT",
-        "side, in pixels, of pictures with masks (default 128), or of digits for classification "
-        "(default 32)",
-    ),
-    ("unfoldings", int, "INT", "unfolded steps of ml-csc (default 6), res-csc (0) and msd-csc (1)"),
-    (
-        "budget",
-        float,
-        "MINUTES",
-        "stop after this many minutes, at the end of the epoch (default: never)",
-    ),
-    ("output", Path, "DIR", "folder of the rows and the report (default unrolled-experiment)"),
-)
-_CHOICES = (
-    ("optimizer", ("sgd", "adam"), "optimiser (default sgd; for segmentation adam)"),
-    ("augmentation", ("none", "crop", "crop and flip"), "augmentation of training images"),
-    (
-        "test",
-        ("whole", "exact", "held-out"),
-        "test images: whole for the whole test set, exact for its first 1000 images (cifar10), or "
-        "held-out for the last fifth of the training images, which training then leaves out "
-        "(default whole)",
-    ),
-)
-_SWITCHES = (
-    ("constrained", "constrain ml-csc so that its steps are proximal gradient steps"),
-    ("mesh", "share each batch of a run among all devices of this process"),
-    ("no-weights", "do not keep the weights of each row"),
-    (
-        "features",
-        "also compare the features of all rows with the codes of a pursuit (a minute per row)",
-    ),
-    ("quick", "a small run on embedded data, under a minute"),
-)
+    "--epochs": dict(type=str, metavar="A,B"),
+    "--batch": dict(type=int, metavar="INT"),
+    "--rate": dict(type=float, metavar="FLOAT"),
+    "--momentum": dict(type=float, metavar="FLOAT"),
+    "--decay": dict(type=float, metavar="FLOAT"),
+    "--width": dict(type=int, metavar="INT"),
+    "--blocks": dict(type=int, metavar="INT"),
+    "--growth": dict(type=int, metavar="INT"),
+    "--depth": dict(type=int, metavar="INT"),
+    "--side": dict(type=int, metavar="INT"),
+    "--unfoldings": dict(type=int, metavar="INT"),
+    "--budget": dict(type=float, metavar="MINUTES"),
+    "--output": dict(type=Path, metavar="DIR"),
+    "--optimizer": dict(choices=("sgd", "adam")),
+    "--augmentation": dict(choices=("none", "crop", "crop and flip")),
+    "--test": dict(choices=("whole", "exact", "held-out")),
+}
+_SWITCHES = ("--constrained", "--mesh", "--no-weights", "--features", "--quick")
 
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled experiment`."""
-    table: dict[str, dict[str, Any]] = {"task": dict(choices=tuple(_REAL), help="what to train")}
-    for name, kind, metavar, text in _VALUES:
-        table[f"--{name}"] = dict(type=kind, metavar=metavar, help=text)
-    for name, choices, text in _CHOICES:
-        table[f"--{name}"] = dict(choices=choices, help=text)
-    for name, text in _SWITCHES:
-        table[f"--{name}"] = dict(action="store_true", help=text)
+    table = _ARGUMENTS | {name: {"action": "store_true"} for name in _SWITCHES}
     parser = add_command(commands, "experiment", run, table)
     parser.set_defaults(output=Path("unrolled-experiment"), constrained=None)
     return parser
@@ -154,6 +100,43 @@ def run(arguments: argparse.Namespace) -> None:
     or classifiers that unfold multi-layer pursuits. Each run writes a row into the folder --output.
     The command skips finished runs and continues interrupted runs; several processes can share
     the folder. Without real data the command takes the digits of scikit-learn, or synthetic shapes.
+
+    Flags:
+        task: what to train
+        --data: folder of the data set (default: UNROLLED_DATA); for classification, a folder with
+            one folder of pictures per class also works
+        --model: lenet5,vgg11,res-csc,msd-csc; unet; or
+            cnn,ml-ista,ml-fista,ml-lista,layered-bp,all-free
+        --activation: activations (classification: relu,elu,mish)
+        --gamma: weights gamma of the penalty (default 0,1e-3; for ml-csc 0)
+        --layers: tap names of the penalised layers (default: the early layers)
+        --epochs: numbers of epochs (default as in the papers: 200; ml-csc 100, on cifar10 150)
+        --batch: number of images in a step
+        --rate: learning rate of the first step
+        --momentum: momentum of sgd, or decay of adam's first moment (default 0.9; the paper gives
+            no value)
+        --decay: weight decay
+        --width: channels of the first block of unet (default 64), or of the first convolution of
+            res-csc and msd-csc (default 16)
+        --blocks: number of blocks of msd-csc, or per width of res-csc (default 3)
+        --growth: channels of each layer of msd-csc (default 12)
+        --depth: layers of each block of msd-csc (default 12)
+        --side: side, in pixels, of pictures with masks (default 128), or of digits for
+            classification (default 32)
+        --unfoldings: unfolded steps of ml-csc (default 6), res-csc (0) and msd-csc (1)
+        --budget: stop after this many minutes, at the end of the epoch (default: never)
+        --output: folder of the rows and the report (default unrolled-experiment)
+        --optimizer: optimiser (default sgd; for segmentation adam)
+        --augmentation: augmentation of training images
+        --test: test images: whole for the whole test set, exact for its first 1000 images
+            (cifar10), or held-out for the last fifth of the training images, which training then
+            leaves out (default whole)
+        --constrained: constrain ml-csc so that its steps are proximal gradient steps
+        --mesh: share each batch of a run among all devices of this process
+        --no-weights: do not keep the weights of each row
+        --features: also compare the features of all rows with the codes of a pursuit (a minute per
+            row)
+        --quick: a small run on embedded data, under a minute
 
     Examples:
         unrolled experiment classification --quick

@@ -18,6 +18,7 @@ from unrolled._base.checks import ArrayLike
 from unrolled._base.files import LARGEST_BYTES, MappedRows
 from unrolled._base.numbers import norm
 from unrolled._base.text import in_rows
+from unrolled.app.commands._console import add_arguments
 from unrolled.app.studies import PATCH, Pictures, photograph_patches
 from unrolled.dictionaries import Operator, as_chain, as_dictionary, block_of
 from unrolled.layers import Layer
@@ -253,33 +254,21 @@ def numbers(text: str, kind: Callable[[str], Any] = float, must: str = "") -> tu
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "sparsity": dict(type=int, help="largest number of nonzeros of a code"),
-    "selection": dict(
-        choices=("correlation", "least_squares"),
-        help="how omp chooses an atom: by its correlation with the residual, or by the residual "
-        "after least squares with the atom",
-    ),
-    "lam": dict(type=float, help="weight of the LASSO"),
-    "ratio": dict(
-        type=float,
-        help="lam as a fraction of lam_max, the least lam at which the code is zero (instead of "
-        "--lam)",
-    ),
-    "p": dict(type=float, help="power of the penalty, in (0, 1], for half_quadratic"),
-    "l2": dict(type=float, help="weight of the squared norm in the elastic net"),
-    "nonnegative": dict(
-        action="store_const", const=True, help="compute codes without negative entries"
-    ),
-    "eps": dict(type=float, help="largest norm of the residual, for bpdn"),
-    "theta": dict(type=float, help="threshold, in units of the code"),
-    "lams": dict(
-        type=numbers, metavar="A,B,...", help="penalty weights, one for each layer of a chain"
-    ),
-    "thetas": dict(type=numbers, metavar="A,B,...", help="thresholds, one for each layer"),
-    "zeros": dict(type=int, help="number of zeros of every code between the layers, for holistic"),
-    "step": dict(type=float, help="fraction of the largest step size, for ml_ista and ml_fista"),
-    "tol": dict(type=float, help="accuracy: a duality gap; for omp, a norm of the residual"),
-    "max_steps": dict(type=int, help="largest number of steps"),
+    "sparsity": dict(type=int),
+    "selection": dict(choices=("correlation", "least_squares")),
+    "lam": dict(type=float),
+    "ratio": dict(type=float),
+    "p": dict(type=float),
+    "l2": dict(type=float),
+    "nonnegative": dict(action="store_const", const=True),
+    "eps": dict(type=float),
+    "theta": dict(type=float),
+    "lams": dict(type=numbers, metavar="A,B,..."),
+    "thetas": dict(type=numbers, metavar="A,B,..."),
+    "zeros": dict(type=int),
+    "step": dict(type=float),
+    "tol": dict(type=float),
+    "max_steps": dict(type=int),
 }
 
 OPTIONS = tuple(_OPTIONS)
@@ -382,10 +371,31 @@ def names() -> tuple[str, ...]:
 
 
 def add_options(parser: argparse.ArgumentParser, names: tuple[str, ...] = OPTIONS) -> None:
-    """Add options of pursuits to the parser of a command."""
+    """Add options of pursuits to the parser of a command.
+
+    Flags:
+        --sparsity: largest number of nonzeros of a code
+        --selection: how omp chooses an atom: by its correlation with the residual, or by the
+            residual after least squares with the atom
+        --lam: weight of the LASSO
+        --ratio: lam as a fraction of lam_max, the least lam at which the code is zero (instead of
+            --lam)
+        --p: power of the penalty, in (0, 1], for half_quadratic
+        --l2: weight of the squared norm in the elastic net
+        --nonnegative: compute codes without negative entries
+        --eps: largest norm of the residual, for bpdn
+        --theta: threshold, in units of the code
+        --lams: penalty weights, one for each layer of a chain
+        --thetas: thresholds, one for each layer
+        --zeros: number of zeros of every code between the layers, for holistic
+        --step: fraction of the largest step size, for ml_ista and ml_fista
+        --tol: accuracy: a duality gap; for omp, a norm of the residual
+        --max-steps: largest number of steps
+    """
     group = parser.add_argument_group("options of pursuits")
-    for name in names:
-        group.add_argument(f"--{name.replace('_', '-')}", **_OPTIONS[name])
+    add_arguments(
+        group, add_options, {f"--{name.replace('_', '-')}": _OPTIONS[name] for name in names}
+    )
 
 
 def given_options(arguments: argparse.Namespace, names: tuple[str, ...] = OPTIONS) -> dict:

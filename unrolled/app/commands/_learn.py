@@ -32,39 +32,17 @@ _FIRST = 2000
 _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "signals": dict(
-        type=Path,
-        metavar="SIGNALS",
-        help="signals of shape (signals, m), as .npy or .npz (entry Y)",
-    ),
-    "--atoms": dict(type=int, required=True, metavar="D", help="the number of atoms"),
-    "--method": dict(choices=_METHODS, default="online", help="how D is learned (default online)"),
-    "--output": dict(
-        type=Path,
-        default=Path("learned"),
-        metavar="DIR",
-        help="folder of D.npy and the report (default learned)",
-    ),
-    "--lam": dict(
-        type=float,
-        help="weight of the penalty, for online (default: a tenth of the mean norm of the first "
-        "2000 signals)",
-    ),
-    "--sparsity": dict(type=int, help="number of nonzeros in a code, for ksvd and mod"),
-    "--sweeps": dict(
-        type=int,
-        default=None,
-        help="number of sweeps of ksvd and mod (default 20), or of passes of online (default 1)",
-    ),
+    "signals": dict(type=Path, metavar="SIGNALS"),
+    "--atoms": dict(type=int, required=True, metavar="D"),
+    "--method": dict(choices=_METHODS, default="online"),
+    "--output": dict(type=Path, default=Path("learned"), metavar="DIR"),
+    "--lam": dict(type=float),
+    "--sparsity": dict(type=int),
+    "--sweeps": dict(type=int, default=None),
     "--batch": dict(type=int, help=f"signals in a batch, for online (default {_BATCH})"),
-    "--start": dict(
-        choices=("data", "dct"), default="data", help="source of the first atoms (default data)"
-    ),
-    "--shape": dict(
-        metavar="HxW",
-        help="height and width of an atom in pictures (default: a square if possible, else a row)",
-    ),
-    "--no-certificate": dict(action="store_true", help="skip the certificate"),
+    "--start": dict(choices=("data", "dct"), default="data"),
+    "--shape": dict(metavar="HxW"),
+    "--no-certificate": dict(action="store_true"),
 }
 
 
@@ -97,6 +75,19 @@ def run(arguments: argparse.Namespace) -> None:
     Learn a dictionary, and write D.npy and a report with a picture of the atoms and a certificate.
     With --method online a .npy file can hold any number of signals: the command reads them in
     batches. To continue after an interruption, run the same command again.
+
+    Flags:
+        signals: signals of shape (signals, m), as .npy or .npz (entry Y)
+        --atoms: the number of atoms
+        --method: how D is learned (default online)
+        --output: folder of D.npy and the report (default learned)
+        --lam: weight of the penalty, for online (default: a tenth of the mean norm of the first
+            2000 signals)
+        --sparsity: number of nonzeros in a code, for ksvd and mod
+        --sweeps: number of sweeps of ksvd and mod (default 20), or of passes of online (default 1)
+        --start: source of the first atoms (default data)
+        --shape: height and width of an atom in pictures (default: a square if possible, else a row)
+        --no-certificate: skip the certificate
 
     Examples:
         unrolled learn Y.npy --atoms 256 --method online --output learned

@@ -10,26 +10,13 @@ from unrolled.app.commands._inputs import open_signals
 from unrolled.app.commands._report import check_figure, check_not_read, write_figure
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "weights": dict(
-        type=Path,
-        metavar="SAE",
-        help="a folder of SAELens or dictionary_learning, or a file of weights (.safetensors or "
-        ".npz)",
-    ),
-    "data": dict(
-        type=Path,
-        metavar="ACTIVATIONS",
-        help="activations of shape (n, m), as .npy or .npz (entry Y); float16 is possible",
-    ),
-    "--kind": dict(
-        choices=sae.KINDS, help="the kind of the encoder (default: as the configuration says)"
-    ),
-    "--k": dict(type=int, help="number of nonzeros of a topk code (default: likewise)"),
-    "--depth": dict(type=int, default=4, help="steps of the unrolled encoder (default 4)"),
-    "--steps": dict(
-        type=int, default=500, help="training steps of the unrolled encoder (default 500)"
-    ),
-    "--figure": dict(type=Path, metavar="PNG", help="save a picture of the errors and times"),
+    "weights": dict(type=Path, metavar="SAE"),
+    "data": dict(type=Path, metavar="ACTIVATIONS"),
+    "--kind": dict(choices=sae.KINDS),
+    "--k": dict(type=int),
+    "--depth": dict(type=int, default=4),
+    "--steps": dict(type=int, default=500),
+    "--figure": dict(type=Path, metavar="PNG"),
 }
 
 
@@ -43,6 +30,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     Code held-out activations by the encoder, by its unrolled form, and by exact solvers for the
     same decoder, at equal numbers of nonzeros. Print the unexplained variance and the time of each.
+
+    Flags:
+        weights: a folder of SAELens or dictionary_learning, or a file of weights (.safetensors or
+            .npz)
+        data: activations of shape (n, m), as .npy or .npz (entry Y); float16 is possible
+        --kind: the kind of the encoder (default: as the configuration says)
+        --k: number of nonzeros of a topk code (default: likewise)
+        --depth: steps of the unrolled encoder (default 4)
+        --steps: training steps of the unrolled encoder (default 500)
+        --figure: save a picture of the errors and times
 
     Examples:
         unrolled sae layer_8/ activations.npy

@@ -270,21 +270,13 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "config": dict(type=Path, nargs="?", metavar="CONFIG", help="a TOML file"),
-    "--distributed": dict(
-        action="store_true",
-        help="share the run with other processes, given by SLURM or by the next three options",
-    ),
-    "--coordinator": dict(metavar="HOST:PORT", help="address of process 0"),
-    "--processes": dict(type=int, metavar="N", help="number of processes"),
-    "--process": dict(type=int, metavar="I", help="index of this process, from 0"),
-    "--wait": dict(
-        type=int,
-        default=300,
-        metavar="S",
-        help="seconds to wait for the other processes (default 300)",
-    ),
-    "--resume": dict(action="store_true", help="continue the run in the folder of --output"),
+    "config": dict(type=Path, nargs="?", metavar="CONFIG"),
+    "--distributed": dict(action="store_true"),
+    "--coordinator": dict(metavar="HOST:PORT"),
+    "--processes": dict(type=int, metavar="N"),
+    "--process": dict(type=int, metavar="I"),
+    "--wait": dict(type=int, default=300, metavar="S"),
+    "--resume": dict(action="store_true"),
 }
 
 
@@ -312,6 +304,16 @@ def run(arguments: argparse.Namespace) -> None:
     Set any option below in the TOML file, under its heading, or as a flag; a flag overrides
     the file. To train a chain, write a table [[model]] for each layer, and a list of files
     as the dictionary.
+
+    Flags:
+        config: a TOML file
+        --distributed: share the run with other processes, given by SLURM or by the next three
+            options
+        --coordinator: address of process 0
+        --processes: number of processes
+        --process: index of this process, from 0
+        --wait: seconds to wait for the other processes (default 300)
+        --resume: continue the run in the folder of --output
 
     Examples:
         unrolled train run.toml --output run

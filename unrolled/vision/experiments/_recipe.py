@@ -75,6 +75,29 @@ def _all(kind: type, values: Any) -> bool:
 class Recipe(Record):
     """All settings of a run except the images. Equal recipes and images give equal weights.
 
+    Args:
+        data: name of the data set.
+        model: name of the model.
+        activation: name of an activation of the library.
+        gamma: weight of the penalty on features.
+        layers: tap names of the penalised layers; None takes the paper's layers.
+        seed: seed of the initial weights, of the order of the images and of crops; below 2^32.
+        epochs: passes over the training images; incomplete last batches are dropped.
+        batch: images per step.
+        optimizer: "sgd" or "adam".
+        rate: learning rate of the first step.
+        schedule: "cosine": the rate falls to 0 over all steps; "drops": the rate is multiplied by
+            0.2 after each fraction `drop` of the epochs.
+        drop: fraction of the epochs between two drops: 0.3 for MNIST, 1/3 for CIFAR-10.
+        momentum: momentum of SGD, or decay rate of the first moment in Adam.
+        decay: weight decay; the loss of SGD has decay / 2 times the squared l2 norm of all weights.
+        augmentation: "none", "crop" (shift by up to 4 pixels), or "crop and flip".
+        standardize: if True, channels are scaled to mean 0 and standard deviation 1 on the training
+            images; otherwise values are in [0, 1].
+        test: "whole": the whole test set; "exact": its first 1000 images; "held-out": the last
+            fifth of the training images, which are then excluded from training.
+        options: options of the model, as (name, value) pairs.
+
     Raises:
         TypeError, ValueError: a value is outside the range stated above.
 
@@ -84,72 +107,24 @@ class Recipe(Record):
         'digits-lenet5-relu-gamma0.001-seed0-epochs200'
     """
 
-    data: str = option(check=_as_name, help="name of the data set")
-    model: str = option(check=_as_name, help="name of the model")
-    activation: str = option(
-        default="relu", check=_as_name, help="name of an activation of the library"
-    )
-    gamma: float = option(default=0.0, least=0, help="weight of the penalty on features")
-    layers: tuple[str, ...] | None = option(
-        default=None,
-        check=_as_layers,
-        help="tap names of the penalised layers; None takes the paper's layers",
-    )
-    seed: int = option(
-        default=0,
-        check=checks.as_seed,
-        help="seed of the initial weights, of the order of the images and of crops; below 2^32",
-    )
-    epochs: int = option(
-        default=200,
-        least=1,
-        help="passes over the training images; incomplete last batches are dropped",
-    )
-    batch: int = option(default=128, least=1, help="images per step")
-    optimizer: str = option(default="sgd", choices=OPTIMIZERS, help='"sgd" or "adam"')
-    rate: float = option(default=0.1, above=0, help="learning rate of the first step")
-    schedule: str = option(
-        default="cosine",
-        choices=SCHEDULES,
-        help='"cosine": the rate falls to 0 over all steps; "drops": the rate is multiplied by 0.2 '
-        "after each fraction `drop` of the epochs",
-    )
-    drop: float = option(
-        default=0.3,
-        above=0,
-        below=1,
-        help="fraction of the epochs between two drops: 0.3 for MNIST, 1/3 for CIFAR-10",
-    )
-    momentum: float = option(
-        default=0.9,
-        least=0,
-        below=1,
-        help="momentum of SGD, or decay rate of the first moment in Adam",
-    )
-    decay: float = option(
-        default=5e-4,
-        least=0,
-        help="weight decay; the loss of SGD has decay / 2 times the squared l2 norm of all weights",
-    )
-    augmentation: str = option(
-        default="crop and flip",
-        choices=AUGMENTATIONS,
-        help='"none", "crop" (shift by up to 4 pixels), or "crop and flip"',
-    )
-    standardize: bool = option(
-        default=True,
-        help="if True, channels are scaled to mean 0 and standard deviation 1 on the training "
-        "images; otherwise values are in [0, 1]",
-    )
-    test: str = option(
-        default="whole",
-        choices=TESTS,
-        help='"whole": the whole test set; "exact": its first 1000 images; "held-out": the last '
-        "fifth of the training images, which are then excluded from training",
-    )
-    options: tuple[tuple[str, Any], ...] = option(
-        default=(), check=_as_pairs, help="options of the model, as (name, value) pairs"
-    )
+    data: str = option(check=_as_name)
+    model: str = option(check=_as_name)
+    activation: str = option(default="relu", check=_as_name)
+    gamma: float = option(default=0.0, least=0)
+    layers: tuple[str, ...] | None = option(default=None, check=_as_layers)
+    seed: int = option(default=0, check=checks.as_seed)
+    epochs: int = option(default=200, least=1)
+    batch: int = option(default=128, least=1)
+    optimizer: str = option(default="sgd", choices=OPTIMIZERS)
+    rate: float = option(default=0.1, above=0)
+    schedule: str = option(default="cosine", choices=SCHEDULES)
+    drop: float = option(default=0.3, above=0, below=1)
+    momentum: float = option(default=0.9, least=0, below=1)
+    decay: float = option(default=5e-4, least=0)
+    augmentation: str = option(default="crop and flip", choices=AUGMENTATIONS)
+    standardize: bool = option(default=True)
+    test: str = option(default="whole", choices=TESTS)
+    options: tuple[tuple[str, Any], ...] = option(default=(), check=_as_pairs)
 
     @property
     def name(self) -> str:
