@@ -1,15 +1,23 @@
 """Exact LASSO codes at many sizes, and their derivative: `lasso_batch` next to other solvers.
 
-    python benchmarks/exact_codes.py
+    python benchmarks/exact_codes.py [--memory | --table]
 
-Random unit atoms, signals of 20 atoms with 5 % noise, in float32. The rows, in exact_codes.jsonl,
-hold the CPU microseconds per signal of one thread (the least of the repeats), and the largest
-duality gap, which this script computes in float64 for the returned codes. SPAMS, skglm and celer
-take part if they are installed; scikit-learn and they code the first 16 signals.
+Random unit atoms, signals of 20 or 102 atoms with 5 % noise, in float32. The rows, in
+exact_codes.jsonl, hold the CPU microseconds per signal of one thread (the least and the most of the
+repeats), and the largest duality gap, which this script computes in float64 for the returned codes.
+SPAMS, skglm and celer take part if they are installed; skglm, celer and scikit-learn code the first
+16 signals. The solver "chosen" is `lasso_batch` with its own choice of the method.
+
+Rows with "screened" hold, for each round of the working sets, the share of atoms that gap safe
+rules (Ndiaye et al., 2017) prove to be zero: in the code of a signal, on average, and in the codes
+of all signals, as only these atoms could leave the product of all signals with D.
 
 The last rows hold the time of the gradient of sum(C X) in D, Y and lam, with a compiled program or
 without, and its distance from that of `lasso_batch` in float64. jaxopt (its implicit derivative of
 proximal gradient) takes part if it is installed.
+
+--memory codes 100,000 signals of 1000 x 4000 from a file, with sparse results, and adds a row with
+the peak memory of the process; --table prints the table of the page.
 """
 
 import os
@@ -22,7 +30,12 @@ import importlib  # noqa: E402
 import importlib.metadata  # noqa: E402
 import json  # noqa: E402
 import platform  # noqa: E402
+import resource  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
 import time  # noqa: E402
+from functools import partial  # noqa: E402
+from itertools import chain  # noqa: E402
 from pathlib import Path  # noqa: E402
 from unittest import mock  # noqa: E402
 
@@ -34,18 +47,23 @@ import unrolled as ur  # noqa: E402
 
 # The bounds by which `lasso_batch` chooses a method; here each method is measured.
 _lasso_batch = importlib.import_module("unrolled.pursuit._lasso_batch")
+_working_sets = importlib.import_module("unrolled.pursuit._working_sets")
 ROWS = Path(__file__).with_name("exact_codes.jsonl")
-FEW = 16
-# m, d, signals, lam, repeats
+FEW, REPEATS = 16, 2
+# m, d, signals, lam, atoms in a signal
 CASES = [
-    (64, 128, 2000, 0.2, 3),
-    (256, 1024, 500, 0.15, 3),
-    (256, 1024, 32, 0.15, 3),
-    (256, 2048, 256, 0.15, 3),
-    (256, 2048, 2000, 0.15, 1),
-    (768, 6144, 64, 0.1, 1),
-    (512, 16384, 64, 0.15, 1),
+    (64, 128, 2000, 0.2, 20),
+    (256, 1024, 500, 0.15, 20),
+    (256, 1024, 32, 0.15, 20),
+    (256, 1024, 64, 0.05, 102),
+    (256, 1024, 64, 0.02, 102),
+    (256, 2048, 256, 0.15, 20),
+    (256, 2048, 64, 0.05, 102),
+    (256, 2048, 2000, 0.15, 20),
+    (768, 6144, 64, 0.1, 20),
+    (512, 16384, 64, 0.15, 20),
 ]
+SCREENED = {(768, 6144), (512, 16384)}
 
 
 def gaps(D, Y, X, lam):
@@ -71,6 +89,10 @@ def by_method(name):
     return solve
 
 
+def chosen(D, Y, lam):
+    return ur.pursuit.lasso_batch(D, Y, lam).x
+
+
 def by_estimator(model):
     """A solver of one signal with the interface of scikit-learn."""
 
@@ -88,6 +110,7 @@ def solvers(d):
     options = dict(fit_intercept=False, tol=1e-6)
     own = [] if d > _lasso_batch.LARGEST else [_lasso_batch.GRAM]
     found = {name: (by_method(name), True) for name in (*own, _lasso_batch.SETS)}
+    found["chosen"] = chosen, True
     found["scikit-learn"] = by_estimator(lambda a: Lasso(a, max_iter=10**5, **options)), False
     for package, kind in (("celer", "Lasso"), ("skglm", "Lasso")):
         try:
@@ -107,24 +130,24 @@ def solvers(d):
     return found | {"SPAMS LARS": (lars, True)}
 
 
-def problem(m, d, n):
+def problem(m, d, n, atoms=20):
     """D, (m, d), and n signals of unit norm."""
     rng = np.random.default_rng(0)
     D = rng.normal(size=(m, d)).astype(np.float32)
     D /= np.linalg.norm(D, axis=0)
-    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < 20 / d)
+    X = rng.normal(size=(n, d)) * (rng.random((n, d)) < atoms / d)
     Y = (X @ D.T + 0.05 * rng.normal(size=(n, m))).astype(np.float32)
     return D, Y / np.linalg.norm(Y, axis=1, keepdims=True)
 
 
 def seconds(call, repeats):
-    """The least CPU seconds of a call, after a first one, and its result."""
-    result, best = jax.block_until_ready(call()), np.inf
+    """The least and the most CPU seconds of a call, after a first one, and its result."""
+    result, times = jax.block_until_ready(call()), []
     for _ in range(repeats):
         start = time.process_time()
         jax.block_until_ready(call())
-        best = min(best, time.process_time() - start)
-    return best, result
+        times.append(time.process_time() - start)
+    return min(times), max(times), result
 
 
 def differentiable():
@@ -169,16 +192,17 @@ def derivatives(m=250, d=500, n=256, lam=0.1):
     def gradient(codes, C):
         return jax.grad(lambda *of: jnp.sum(codes(*of) * C), (0, 1, 2))
 
-    with jax.enable_x64(True):
-        wide = tuple(jnp.asarray(v, float) for v in arguments)
-        exact = gradient(differentiable()["lasso_batch"], C.astype(float))(*wide)
-        exact = [np.asarray(v) for v in exact]
+    jax.config.update("jax_enable_x64", True)  # in all threads, also of callbacks
+    wide = tuple(jnp.asarray(v, float) for v in arguments)
+    exact = gradient(differentiable()["lasso_batch"], C.astype(float))(*wide)
+    exact = [np.asarray(v) for v in exact]
+    jax.config.update("jax_enable_x64", False)
     for name, codes in differentiable().items():
         for kind, wrapped in (("compiled", jax.jit), ("not compiled", lambda f: f)):
             if kind == "not compiled" and name == "jaxopt":
                 continue  # takes minutes
             slope = wrapped(gradient(codes, C))
-            best, slopes = seconds(lambda slope=slope: slope(*arguments), 3)
+            best, _, slopes = seconds(lambda slope=slope: slope(*arguments), 3)
             apart = [np.linalg.norm(v - u) / np.linalg.norm(u) for v, u in zip(slopes, exact)]
             yield dict(
                 m=m, d=d, signals=n, lam=lam, derivative=name, program=kind,
@@ -188,25 +212,105 @@ def derivatives(m=250, d=500, n=256, lam=0.1):
 
 def measured():
     """The rows of all cases."""
-    for m, d, n, lam, repeats in CASES:
-        D, Y = problem(m, d, n)
+    for m, d, n, lam, atoms in CASES:
+        D, Y = problem(m, d, n, atoms)
         for name, (solve, is_batch) in solvers(d).items():
             signals = Y if is_batch else Y[:FEW]
-            best, codes = seconds(lambda: np.asarray(solve(D, signals, lam)), repeats)  # noqa: B023
+            call = partial(lambda solve, *of: np.asarray(solve(*of)), solve, D, signals, lam)
+            least, most, codes = seconds(call, REPEATS)
             row = dict(m=m, d=d, signals=len(signals), lam=lam, solver=name)
-            row |= dict(microseconds=round(best / len(signals) * 1e6, 1))
+            if name == "chosen":
+                row |= dict(how=ur.pursuit.lasso_batch(D, signals, lam).how)
+            row |= dict(microseconds=round(least / len(signals) * 1e6, 1))
+            row |= dict(most=round(most / len(signals) * 1e6, 1))
             row |= dict(nonzeros=round(float((codes != 0).sum(1).mean()), 1))
             yield row | dict(gap=float(f"{gaps(D, signals, codes, lam).max():.2g}"))
+        if (m, d) in SCREENED:
+            yield dict(m=m, d=d, signals=n, lam=lam, screened=screened(D, Y, lam))
+
+
+def screened(D, Y, lam):
+    """The shares of atoms that gap safe rules screen in each round: (of a signal, of all)."""
+    rounds, judged = [], _working_sets._judged
+
+    def noted(task, block, live, products, *of, **options):
+        sets, r, y = block.sets(live), block.r[live], block.y[live]  # D, y and lam are scaled
+        atoms, own = D * 2.0**-task.atoms.a, block.lam[live][:, 0]
+        wide = r @ atoms
+        s = np.minimum(1, own / np.abs(wide).max(1))[:, None]
+        primal = (r**2).sum(1) / 2 + own * np.abs(sets.x).sum(1)
+        gap = np.maximum(primal - ((y**2).sum(1) - ((y - s * r) ** 2).sum(1)) / 2, 0)
+        far = np.sqrt(2 * gap)[:, None] * np.linalg.norm(atoms, axis=0)
+        zero = np.abs(s * wide) + far < own[:, None]
+        rounds.append([round(float(zero.mean()), 4), round(float(zero.all(0).mean()), 4)])
+        return judged(task, block, live, products, *of, **options)
+
+    with mock.patch.object(_working_sets, "_judged", noted):
+        by_method(_lasso_batch.SETS)(D, Y, lam)
+    return rounds
+
+
+def memory(m=1000, d=4000, n=100_000, lam=0.1, part=2000):
+    """The row of many signals, which come from a file."""
+    D, Y = problem(m, d, part)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "Y.npy"
+        file = np.lib.format.open_memmap(path, "w+", np.float32, (n, m))
+        for first in range(0, n, part):  # the same signals with other norms
+            file[first : first + part] = Y * (1 + first / n)
+        del file
+        signals = np.load(path, mmap_mode="r")
+        start = time.process_time()
+        result = ur.pursuit.lasso_batch(D, signals, ratio=0.5, sparse=True)
+        spent = time.process_time() - start
+    assert bool(result.converged.all())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    row = dict(m=m, d=d, signals=n, ratio=0.5, solver=result.how, peak_gb=round(peak, 2))
+    row |= dict(microseconds=round(spent / n * 1e6, 1))
+    return row | dict(nonzeros=round(float(result.x.counts.mean()), 1))
+
+
+def table(rows):
+    """The rows as a table: CPU microseconds per signal, and the largest gap."""
+    cases = {}
+    for row in (row for row in rows if "gap" in row):
+        many = row["signals"] if row["signals"] != FEW else ""
+        key = next((k for k in reversed(cases) if k[:3] == (row["m"], row["d"], row["lam"])), None)
+        if key is None or (many and many != key[3]):
+            key = (row["m"], row["d"], row["lam"], many)
+        cases.setdefault(key, {})[row["solver"]] = row
+    names = list(dict.fromkeys(name for of in cases.values() for name in of))
+    print("| m x d, signals | nonzeros |", " | ".join(names), "|")
+    print("|---" * (len(names) + 2) + "|")
+    for (m, d, _, n), of in cases.items():
+        cells = (of.get(name) for name in names)
+        texts = [f"{c['microseconds']:,.0f} ({c['gap']:.0e})" if c else "" for c in cells]
+        nonzeros = of["working sets"]["nonzeros"]
+        print(f"| {m} x {d}, {n:,} | {nonzeros:.0f} |", " | ".join(texts), "|")
 
 
 def main():
-    rows = []
-    for row in (*measured(), *derivatives()):
+    if "--table" in sys.argv:
+        return table(list(map(json.loads, ROWS.read_text().splitlines())))
+    if "--memory" in sys.argv:
+        row = memory()
+        print(row)
+        rows = [r for r in map(json.loads, ROWS.read_text().splitlines()) if "peak_gb" not in r]
+        return ROWS.write_text("\n".join(map(json.dumps, [*rows, row])) + "\n")
+    packages = ("numpy", "numba", "scikit-learn", "spams-bin", "skglm", "celer", "jaxopt")
+    versions = {p: version(p) for p in packages if version(p)}
+    rows = [dict(versions=versions, processor=platform.processor() or platform.machine())]
+    for row in chain(measured(), derivatives()):
         print(row, flush=True)
         rows.append(row)
-    versions = {p: importlib.metadata.version(p) for p in ("numpy", "numba", "scikit-learn")}
-    where = dict(versions=versions, processor=platform.processor() or platform.machine())
-    ROWS.write_text("\n".join(json.dumps(row) for row in [where, *rows]) + "\n")
+    ROWS.write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from unrolled._base import offer as _offer
 from unrolled.dictionary_learning._convolutional import *
 from unrolled.dictionary_learning._ksvd import *
 from unrolled.dictionary_learning._learning import *
+from unrolled.dictionary_learning._recover import *
 from unrolled.dictionary_learning._sparse_atoms import *
 from unrolled.dictionary_learning._stochastic import *
 

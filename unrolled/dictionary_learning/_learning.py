@@ -525,9 +525,15 @@ def fresh_atoms(
     return distinct(candidates[worst], np.delete(D, which, 1), len(which), rng)
 
 
-def duplicates(D: np.ndarray, use: np.ndarray) -> np.ndarray:
-    """Indices of atoms parallel to a more used atom, or to an equally used earlier atom."""
-    G = np.abs(D.T @ D) > PARALLEL
+def duplicates(
+    D: np.ndarray, use: np.ndarray, parallel: float = PARALLEL, nonnegative: bool = False
+) -> np.ndarray:
+    """Indices of atoms parallel to a more used atom, or to an equally used earlier atom.
+
+    If codes are nonnegative, an atom and its negative are not parallel.
+    """
+    G = D.T @ D
+    G = (G if nonnegative else np.abs(G)) > parallel
     order = np.argsort(-use, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

@@ -43,9 +43,14 @@ _TOGETHER = 1000  # number of signals that a layer codes together
 
 
 def lasso_codes(
-    D: np.ndarray, Y: np.ndarray, lam: float, V: np.ndarray | None, nonnegative: bool = False
+    D: np.ndarray,
+    Y: np.ndarray,
+    lam: float,
+    V: np.ndarray | None,
+    nonnegative: bool = False,
+    tol: float = TOL,
 ) -> np.ndarray:
-    r"""The codes of signals near 1 with unit atoms, each with a relative duality gap below `TOL`.
+    r"""The codes of signals near 1 with unit atoms, each with a relative duality gap below tol.
 
     .. math:: \min_x \tfrac12 (y - D x)' V (y - D x) + lam \|x\|_1.
 
@@ -55,21 +60,22 @@ def lasso_codes(
         lam: penalty weight.
         V: (n, m), the diagonal of V for each signal; None for ones.
         nonnegative: whether to minimise over x >= 0.
+        tol: largest relative duality gap.
 
     Returns:
         X, (n, d).
     """
     if V is not None:
         root = np.sqrt(V)
-        return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype), nonnegative))
-    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=TOL, nonnegative=nonnegative).x
+        return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype), nonnegative, tol))
+    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=tol, nonnegative=nonnegative).x
 
 
-@partial(jax.jit, static_argnums=4)
+@partial(jax.jit, static_argnums=(4, 5))
 def _weighted(
-    D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array, nonnegative: bool
+    D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array, nonnegative: bool, tol: float
 ) -> jax.Array:
-    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=TOL, nonnegative=nonnegative).x)(
+    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=tol, nonnegative=nonnegative).x)(
         Y, root
     )
 
@@ -89,21 +95,28 @@ class Sums(NamedTuple):
     exponent: np.ndarray  # () A, B and terms, times 2^(2 exponent), are in the signals' units
 
 
+class Stage(NamedTuple):
+    """How a batch counts, and which atoms are replaced after the batch."""
+
+    lam: float
+    beta: float  # the factor of the past
+    rare: float = 0.0  # atoms are replaced up to this share of the mean sum of x^2
+    parallel: float = _learning.PARALLEL  # and above this inner product with another atom
+    tol: float = TOL  # relative duality gap of a code
+
+
 def absorb(
     sums: Sums,
     signals: Signals,
-    lam: float,
-    beta: float,
+    stage: Stage,
     rng: np.random.Generator,
     nonnegative: bool = False,
 ) -> tuple[Sums, float, int]:
     """The sums after a batch, its mean objective before the update, and the number of new atoms."""
-    sums, lam = (
-        _rescaled(sums, signals),
-        _learning.scaled_penalty(lam, signals.exponent + signals.scale),
-    )
+    sums, beta = _rescaled(sums, signals), stage.beta
+    lam = _learning.scaled_penalty(stage.lam, signals.exponent + signals.scale)
     D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
-    X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative)
+    X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative, stage.tol)
     R = signals.Y - X @ D.T
     errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
     objective = (np.sum(errors) / 2 + penalty) / n
@@ -114,7 +127,9 @@ def absorb(
     A = beta * sums.A + unit * signals.top * (X.T @ X).astype(float)
     B = beta * sums.B + unit * signals.top * (target.T @ X).astype(float)
     D, A, B = _descend_atoms(sums.D, A, B)
-    fresh = np.union1d(_learning.duplicates(D, np.diag(A)), np.flatnonzero(np.diag(A) <= 0))
+    use = np.diag(A)
+    twins = _learning.duplicates(D, use, stage.parallel, nonnegative)
+    fresh = np.union1d(twins, np.flatnonzero(use <= stage.rare * use.mean()))
     if len(fresh):
         D[:, fresh] = _learning.fresh_atoms(D, fresh, target.astype(float), errors, rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
@@ -238,7 +253,7 @@ def online(
         ((8, 12), True)
     """
     options = Options(None, key, progress, resume, checkpoint, start)
-    return _learning.learn(_Stream(batches, d, lam, forgetting, nonnegative, options), options)
+    return _learning.learn(Stream(batches, d, lam, forgetting, nonnegative, options), options)
 
 
 class _State(NamedTuple):
@@ -249,7 +264,7 @@ class _State(NamedTuple):
     seen: "Seen"
 
 
-class _Stream(Method):
+class Stream(Method):
     """Online learning, where a sweep is one batch."""
 
     where = "online"
@@ -303,6 +318,10 @@ class _Stream(Method):
             self.batch = batch
             yield step
 
+    def stage(self, step: int) -> Stage:
+        """What the batch of a step changes."""
+        return Stage(self.lam, (1 - 1 / step) ** self.forgetting)
+
     @one_thread()  # the threads that compute the codes are enough
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
         (sums, dtype, seen), signals = state, self.batch
@@ -311,8 +330,7 @@ class _Stream(Method):
                 f"{self.where}: batch {step} has signals of length {signals.Y.shape[1]}; expected "
                 f"{len(sums.D)}"
             )
-        beta = (1 - 1 / step) ** self.forgetting
-        sums, objective, replaced = absorb(sums, signals, self.lam, beta, rng, self.nonnegative)
+        sums, objective, replaced = absorb(sums, signals, self.stage(step), rng, self.nonnegative)
         seen = seen if self.options.checkpoint is None else seen.then(signals)
         return _State(sums, signals.dtype if dtype is None else dtype, seen), objective, replaced
 

@@ -20,7 +20,7 @@ class Encoder(NamedTuple):
     """One step of `sae`; with one step, the encoder of a sparse autoencoder."""
 
     W: Matrix
-    bias: Annotated[Array, Shape("d")]
+    bias: Annotated[Array, Shape("d")]  # added before the activation
     theta: Theta  # entries up to theta become 0
 
 

@@ -34,7 +34,7 @@ _RATE = 0.004  # learning rate of Adam, in units of the mean size of a weight
 class Row(Result):
     """The codes of one method."""
 
-    method: str
+    method: str  # the name of the method, in the table
     nonzeros: float  # the mean number of nonzeros of a code
     unexplained: float  # sum of norm(a - decoded)^2 over the sum of norm(a - mean)^2
     microseconds: float  # per activation: CPU time of this process, or on an accelerator the clock

@@ -31,8 +31,8 @@ class SAE(Result):
         (sae(1, sparsity=2), (3, 8), (3, 4))
     """
 
-    layer: layers.sae
-    params: Unrolled
+    layer: layers.sae  # the encoder; with more steps, its unrolled form
+    params: Unrolled  # the params of the layer
     D: Array  # (m, d), the decoder: an atom is the direction of a feature
     center: Array  # (m,), the bias of the decoder
 

@@ -1,0 +1,169 @@
+"""Planted dictionaries, and the share of their atoms that methods find again.
+
+    python benchmarks/recovery.py              # rows of recovery.jsonl, resumable
+    python benchmarks/recovery.py --table      # the table of the page
+
+The law of signals is that of arXiv 2603.28744 ("Stop probing, start coding"): n latents, signals of
+m = 2 k ln(n / k) entries with k = 10 nonzeros, uniform on [0, 1). Half of the signals have the
+latent 0 and nine of the first half of the latents; the others have ten of all latents but the
+latent 0. The score is that of the paper: on 1,000 signals of another law (ten of the second half of
+the latents), the mean correlation of true latents with the codes that are matched to them, for
+LASSO codes over x >= 0 with lam = 0.1. No method sees these signals. An atom is found if its inner
+product with an atom is above 0.9.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from _measure import environment, markdown
+from scipy.optimize import linear_sum_assignment
+
+import unrolled as ur
+
+ROWS = Path(__file__).with_name("recovery.jsonl")
+K, LAM = 10, 0.1
+CASES = [(200, 2500), (200, 10_000), (500, 2500), (500, 10_000), (1000, 2500), (1000, 20_000)]
+SEEDS = 0, 1, 2
+
+
+def planted(n, signals, seed):
+    """The atoms, signals to learn from, and codes and signals of another law."""
+    rng, half = np.random.default_rng(seed), n - n // 2
+    D = rng.normal(size=(math.ceil(2 * K * math.log(n / K)), n))
+    D /= np.linalg.norm(D, axis=0)
+
+    def codes(number, first):
+        X = np.zeros((number, n), np.float32)
+        for x in X:
+            if first is not None:
+                support = rng.choice(np.arange(first, n), K, replace=False)
+            elif rng.random() < 0.5:
+                support = np.r_[0, rng.choice(np.arange(1, half), K - 1, replace=False)]
+            else:
+                support = rng.choice(np.arange(1, n), K, replace=False)
+            x[support] = rng.random(K)
+        return X
+
+    X, Z = codes(signals, None), codes(1000, half)
+    return D, (X @ D.T).astype(np.float32), Z, (Z @ D.T).astype(np.float32)
+
+
+def score(D, Z, Y):
+    """The mean correlation of used latents with the entries of codes that match best."""
+    codes = ur.pursuit.lasso_batch(D.astype(np.float32), Y, LAM, nonnegative=True, tol=1e-4).x
+
+    def unit(X):
+        X = X - X.mean(0)
+        return X / np.maximum(np.linalg.norm(X, axis=0), 1e-8)
+
+    products = np.abs(unit(Z[:, Z.std(0) > 0]).T @ unit(np.asarray(codes)))
+    return float(products[linear_sum_assignment(-products)].mean())
+
+
+def recover(Y, n, seed):
+    return ur.dictionary_learning.recover(Y, n, lam=LAM, nonnegative=True, key=seed).D
+
+
+def online(Y, n, seed):
+    """As many batches of the same size, with the default options of `online`."""
+    rng = np.random.default_rng(seed)
+    batches = (Y[rng.permutation(len(Y))[:n]] for _ in range(750))
+    learn = ur.dictionary_learning.online
+    return learn(batches, n, lam=LAM, nonnegative=True, key=seed).D
+
+
+def autoencoder(Y, n, seed):
+    """A TopK sparse autoencoder, trained with its decoder."""
+    D, layer = ur.gaussian(seed, Y.shape[1], n), ur.layers.sae(1, sparsity=K)
+    start = layer.init(None, D)
+    start = start._replace(steps=start.steps._replace(W=D[None], bias=0 * start.steps.bias))
+    trained = ur.fit(
+        layer,
+        start,
+        D,
+        ur.problems.resampler(Y, batch=256),
+        loss=ur.training.reconstruction,
+        learn_dictionary=True,
+        optimizer=optax.adam(optax.cosine_decay_schedule(3e-3, 4000)),
+        steps=4000,
+        key=seed,
+        progress=False,
+    )
+    return trained.D
+
+
+METHODS = {
+    "true atoms": lambda Y, n, seed: planted(n, len(Y), seed)[0],
+    "recover": recover,
+    "online": online,
+    "sparse autoencoder": autoencoder,
+}
+
+
+def read():
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def measure(n, signals, seed, method):
+    D, Y, Z, other = planted(n, signals, seed)
+    began = time.process_time()
+    found = np.asarray(jax.block_until_ready(METHODS[method](Y, n, seed)))
+    seconds = time.process_time() - began
+    return {
+        **dict(n=n, signals=signals, seed=seed, method=method),
+        "found": float(np.mean((D.T @ found).max(1) > 0.9)),
+        "score": score(found, Z, other),
+        "CPU s": round(seconds),
+        **environment(),
+    }
+
+
+def table():
+    rows, lines = read(), []
+    for n, signals in CASES:
+        for method in METHODS:
+            of = [r for r in rows if (r["n"], r["signals"], r["method"]) == (n, signals, method)]
+            if of:
+                mean, seeds = np.mean([r["score"] for r in of]), [r["score"] for r in of]
+                spread = f"{min(seeds):.3f} to {max(seeds):.3f}"
+                found = f"{np.mean([r['found'] for r in of]):.3f}"
+                lines.append(
+                    {
+                        "atoms": n,
+                        "signals": signals,
+                        "method": method,
+                        "atoms found": found,
+                        "score": f"{mean:.3f}",
+                        "range of the score": spread,
+                        "CPU s": round(np.mean([r["CPU s"] for r in of])),
+                    }
+                )
+    return markdown(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--table", action="store_true")
+    if parser.parse_args().table:
+        return print(table())
+    done = {(row["n"], row["signals"], row["seed"], row["method"]) for row in read()}
+    for seed in SEEDS:
+        for n, signals in CASES:
+            for method in METHODS:
+                if (n, signals, seed, method) not in done:
+                    row = measure(n, signals, seed, method)
+                    with ROWS.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(
+                        {k: row[k] for k in ("n", "signals", "method", "found", "score", "CPU s")}
+                    )
+
+
+if __name__ == "__main__":
+    main()
