@@ -2,6 +2,7 @@
 
     python benchmarks/convolutional_codes.py --sporco PYTHON    rows, convolutional_codes.json
     python benchmarks/convolutional_codes.py --table            prints the table of the rows
+    python benchmarks/convolutional_codes.py --figure           convolutional_codes.png
 
 PYTHON is the interpreter of an environment with sporco, which needs an older numpy. The filters are
 8 x 8 windows of a photograph, the pictures are high-passed, and the boundary is circular. We solve
@@ -127,16 +128,57 @@ def table(rows: dict) -> str:
     return "\n".join(lines)
 
 
+def figure() -> None:
+    """A photograph, its details, their convolutional code, and the learned filters."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from scipy.ndimage import gaussian_filter
+    from sklearn.datasets import load_sample_image
+
+    import unrolled as ur
+
+    picture = load_sample_image("china.jpg").mean(2)[60:188, 180:308].astype(np.float32) / 255
+    high = picture - gaussian_filter(picture, 2.0, mode="wrap")
+    learned = ur.dictionary_learning.convolutional(
+        high[None], (16, 1, KERNEL, KERNEL), lam=0.1, sweeps=60, boundary="circular"
+    )
+    found = ur.pursuit.lasso(learned.D, high, 0.1, tol=TOL)
+    code = (learned.D @ found.x.reshape(-1)).reshape(high.shape)
+    share = float(np.mean(np.sum(np.asarray(found.x) != 0, 0)))
+    filters = np.asarray(learned.D.filters)[:, 0]
+    filters = np.pad(filters / np.abs(filters).max((1, 2), keepdims=True), ((0, 0), (1, 1), (1, 1)))
+    sheet = filters.reshape(4, 4, 10, 10).swapaxes(1, 2).reshape(40, 40)
+    largest = float(np.abs(high).max()) / 2
+    panels = (
+        ("photograph", picture, 0, 1),
+        ("details", high, -largest, largest),
+        (f"code, {share:.2f} nonzeros per pixel", code, -largest, largest),
+        ("16 learned filters", sheet, -1, 1),
+    )
+    drawing, axes = plt.subplots(1, 4, figsize=(10, 2.8), layout="constrained")
+    for axis, (title, image, low, high_end) in zip(axes, panels):
+        axis.imshow(image, cmap="gray", vmin=low, vmax=high_end, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    drawing.savefig(RESULTS.with_suffix(".png"), dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sporco", help="the Python of an environment with sporco")
     parser.add_argument("--only", choices=CASES, nargs="*", help="measure only these cases again")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--figure", action="store_true")
     parser.add_argument("--data", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.data:
         stored = np.load(arguments.data)
         print(json.dumps(sporco(stored["pictures"], stored["filters"], float(stored["target"]))))
+        return
+    if arguments.figure:
+        figure()
         return
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": {}}
     if arguments.table:

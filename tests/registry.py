@@ -143,6 +143,9 @@ DICTIONARIES = {
     "functions, numpy": lambda: _functions("numpy", np.asarray(_unit(0, 6, 10))),
     "complex": lambda: ur.dictionaries.Complex(_unit(0, 3, 5), _unit(1, 3, 5) / 2),
     "joint": lambda: ur.dictionaries.Joint(_unit(0, 3, 5), 3),
+    "grouped": lambda: ur.dictionaries.Grouped(
+        _unit(0, 6, 10), [0, 0, 1, 1, 1, 2, 2, 3, 4, 4], weights=1
+    ),
     "fourier": lambda: ur.dictionaries.fourier((2, 3)),
     "coils": lambda: ur.dictionaries.coils(_complex(0, 2, 3)),
     "wavelet": lambda: ur.dictionaries.wavelet((4, 2), "db2", 1),
