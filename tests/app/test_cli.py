@@ -329,7 +329,9 @@ def test_recommend_prints_the_table_and_code_that_runs(run, folder, tmp_path):
     D, Y = (np.load(folder / f"{name}.npy").astype("f") for name in "DY")
     codes = eval(found["code"], {"ur": unrolled, "D": D, "Y": Y})
     assert np.shape(getattr(codes, "x", codes)) == (len(Y), D.shape[1])
-    status, out, _ = run(*call[:3], "--lam", "0.1")
+    status, out, _ = run(*call[:3], "--lam", "0.1", "--output", tmp_path / "advice")
+    page = (tmp_path / "advice" / "report.html").read_text()
+    assert "A method for your signals" in page and "lasso_batch" in page
     assert status == 0 and "| method | K | microseconds | mean | median | worst |" in out
     assert out.splitlines()[-1].startswith("ur.")
 

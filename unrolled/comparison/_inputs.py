@@ -66,9 +66,13 @@ class Optima(NamedTuple):
         each = jnp.where(excess == 0, 0, excess / self.values)
         return jnp.where(self.certified, each, jnp.nan)
 
-    def worse(self, x: Array) -> Array:
-        """The share of signals with F(x) above F(0), among signals whose F* is certified."""
-        above = ~(self.objectives(x) <= self.objectives(jnp.zeros_like(x)) * (1 + ROUNDING))
+    def worse(self, x: Array, start: Array | None = None) -> Array:
+        """The share of signals with F(x) above F(start), among signals whose F* is certified.
+
+        By default `start` has the codes 0.
+        """
+        start = jnp.zeros_like(x) if start is None else start
+        above = ~(self.objectives(x) <= self.objectives(start) * (1 + ROUNDING))
         share = jnp.sum(above & self.certified, dtype=x.dtype)
         return share / jnp.sum(self.certified, dtype=x.dtype)
 

@@ -116,7 +116,7 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
         noises = [noise for _, _, noise in asked.classes]
         proved = _promises.proofs(model, ps, Ds, sample.pairs, noises)
     of_codes = _measured(codes if isinstance(codes, tuple) else (codes,), Ds, sample)
-    results = []
+    results, start = [], (None, None) if trained is None else _untrained(method, sample, codes)
     for j, (result, p) in enumerate(zip(of_codes, ps)):
         stacked = stack(p) if p.steps else p
         thresholds, weights = (
@@ -128,7 +128,8 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
             result.replace(
                 cost=cost,
                 trained=trained,
-                untrained=None if trained is None else _untrained(method, sample),
+                untrained=start[0],
+                raised=start[1],
                 thresholds=thresholds(stacked),
                 coupling=coupling(weights, stacked, shared_part(Ds[j])),
                 guarantee=certified[j],
@@ -138,15 +139,17 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
     return results
 
 
-def _untrained(method: Method, sample: Sample) -> float | None:
-    """The last gap of a layer with the params of `init`; None for networks and without gaps."""
+def _untrained(method: Method, sample: Sample, codes: Any) -> tuple[float | None, float | None]:
+    """The last gap of a layer with the params of `init`, and the share of signals with a larger
+    objective after training; None for networks and without gaps.
+    """
     model, _, D, _ = method
-    if not isinstance(model, Layer) or sample.optima[0] is None:
-        return None
+    optima = sample.optima[0]
+    if not isinstance(model, Layer) or optima is None:
+        return None, None
     params = model.init(jax.random.key(0), shared_part(D))
-    (result,) = _measured((codes_by_step(model, params, D, sample.Y),), (D,), sample)
-    assert result.curve.gap is not None
-    return float(result.curve.gap[-1])
+    start = codes_by_step(model, params, D, sample.Y)[-1]
+    return float(optima.gap(start)), float(optima.worse(codes[-1], start))
 
 
 def _more(methods: dict[str, Method], sample: Sample, asked: Asked) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,8 @@ from unrolled._base.text import short
 from unrolled.comparison._results import MethodResult
 from unrolled.pursuit import EXACT, MOST_SPREAD, repaid_after
 
+_RAISED = 0.05  # share of signals with a larger objective than before training that is told
+
 
 def payoff(
     methods: Mapping[str, MethodResult], exact: Mapping[str, MethodResult], signals: int
@@ -36,7 +38,8 @@ def payoff(
         sentence += f"; untrained, it ends at {untrained:.1e} in the same time"
     name = "" if solver == "exact" else f" ({solver})"
     verdict = _verdict(network, exact[solver], spent, solvers[solver], untrained is not None)
-    return f"{sentence}. Exact codes take {short(solvers[solver])} microseconds{name}: {verdict}."
+    exact_codes = f"Exact codes take {short(solvers[solver])} microseconds{name}: {verdict}."
+    return f"{sentence}. {exact_codes}{_of_raised(network)}"
 
 
 def _verdict(
@@ -54,6 +57,16 @@ def _verdict(
     first = "the untrained network costs less from the first signal, and " * untrained
     repaid = repaid_after(1e6 * network.trained, optimal, spent)
     return f"{first}the training is repaid after {_count(repaid)} signals"
+
+
+def _of_raised(network: MethodResult) -> str:
+    """A sentence if training has raised the objectives of many signals."""
+    if (network.raised or 0) <= _RAISED:
+        return ""
+    return (
+        f" Training raised the objective of {100 * (network.raised or 0):.0f} % of the signals: if "
+        "every signal counts, train with relative=True, which gives all signals the same weight."
+    )
 
 
 def microseconds(of: MethodResult, signals: int) -> float | None:

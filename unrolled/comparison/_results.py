@@ -152,6 +152,7 @@ class MethodResult(Result):
     cost: Cost | None = None  # not for given codes
     trained: float | None = None  # seconds of training with all trials, for a result of `fit`
     untrained: float | None = None  # the last gap of the same layer with the params of `init`
+    raised: float | None = None  # share of signals whose objective is above that of `init`
     thresholds: np.ndarray | None = None  # (K,), the mean threshold of each step
     coupling: Coupling | None = None  # for families with weights
     reference: str | None = None  # the method from whose params `changes` are measured

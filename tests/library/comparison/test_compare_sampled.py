@@ -368,6 +368,14 @@ def test_the_gap_before_training_is_that_of_the_untrained_reference():
     assert f"untrained, it ends at {ista:.1e} in the same time" in told
 
 
+def test_signals_that_training_made_worse_are_told():
+    found = priced(1e-3, 65e-3, trained=2.0)
+    for share, told in ((0.05, False), (0.22, True)):
+        fista = found["FISTA"].replace(raised=share)
+        words = found.replace(methods=found.methods | {"FISTA": fista}).payoff()
+        assert ("Training raised the objective of 22 % of the signals" in words) == told
+
+
 def test_a_solver_that_is_not_exact_gives_no_verdict():
     """Its codes are cheap because they are not optimal."""
     assert priced(1e-3, 65e-3, gap=1e-6).payoff() and not priced(1e-3, 65e-3, gap=1e-4).payoff()

@@ -14,7 +14,7 @@ from registry import _unit as unit
 
 import unrolled as ur
 from unrolled import layers
-from unrolled.layers import Sweep, Unrolled, Visits, bcd
+from unrolled.layers import Sweep, Unrolled, Visits, _bcd, bcd
 
 M, N, K, LAM, DRAWS = 6, 11, 5, 0.1, 40
 EPS = np.finfo(float).eps
@@ -93,6 +93,18 @@ def test_the_layer_is_its_formula_block_by_block(problem, block, nonnegative):
     steps = np.diff(expected, axis=1, prepend=0)
     assert 0.1 < np.mean(~steps.any(-1)) < 0.6
     # Longer steps enlarge the errors: by the largest step size, here 8, in each of a few sweeps.
+    assert_close(paths(layer, params, D, Y), expected, atol=100 * CLOSE)
+
+
+@pytest.mark.parametrize("group", [4, 64])
+def test_the_products_of_a_group_of_blocks_are_those_of_the_blocks(problem, group, monkeypatch):
+    """As for long signals: three groups of two blocks, or one group of all blocks."""
+    D, Y = problem
+    monkeypatch.setattr(_bcd, "_LONG", 1)
+    monkeypatch.setattr(_bcd, "_GROUP", group)
+    layer, params = bcd(K, lam=LAM, block=2, unroll=group), drawn(1, 0.6)  # a program of its own
+    expected = np.array([by_blocks(of_draw(params, i), D, y, 2, False) for i, y in enumerate(Y)])
+    assert layer.prepare(of_draw(params, 0), jnp.asarray(D)).D.shape[2] == min(group, N)
     assert_close(paths(layer, params, D, Y), expected, atol=100 * CLOSE)
 
 

@@ -7,7 +7,15 @@ from typing import Any
 from unrolled import training
 from unrolled.app.commands._console import add_command, note_output, show
 from unrolled.app.commands._inputs import open_given, read_dictionary
-from unrolled.app.commands._report import check_figure, check_not_read, write_figure
+from unrolled.app.commands._report import (
+    Section,
+    check_figure,
+    check_folder,
+    check_not_read,
+    environment,
+    write_figure,
+    write_html,
+)
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "dictionary": dict(type=Path, metavar="D"),
@@ -16,6 +24,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--signals": dict(type=int, metavar="N"),
     "--gap": dict(type=float, default=1e-3),
     "--figure": dict(type=Path, metavar="PNG"),
+    "--output": dict(type=Path, metavar="DIR"),
 }
 
 
@@ -38,16 +47,19 @@ def run(arguments: argparse.Namespace) -> None:
         --signals: number of signals to code (default: the signals of the file)
         --gap: the largest mean gap (F - F*) / F* of codes (default 0.001)
         --figure: save a picture of the gaps and costs
+        --output: folder for report.html (default: no report)
 
     Examples:
         unrolled recommend D.npy Y.npy
-        unrolled recommend D.npy Y.npy --lam 0.1 --signals 1000000 --gap 1e-4
+        unrolled recommend D.npy Y.npy --lam 0.1 --signals 1000000 --gap 1e-4 --output advice
     """
     D = read_dictionary(arguments.dictionary)
     Y: Any = open_given(arguments.data, D)
     if arguments.figure is not None:
         check_figure(arguments.figure)
         check_not_read([arguments.figure], [arguments.dictionary, arguments.data])
+    if arguments.output is not None:
+        check_folder(arguments.output)
     note_output("measuring exact codes and untrained layers")
     advice = training.recommend(
         D, Y, lam=arguments.lam, signals=arguments.signals, gap=arguments.gap
@@ -57,3 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     show(arguments.json, data, f"{advice.case}\n\n{advice.table()}\n\n{advice!r}")
     if arguments.figure is not None:
         write_figure(arguments.figure, advice.plot())
+    if arguments.output is not None:
+        parts = advice.case, advice.table(), f"```python\n{advice!r}\n```"
+        figures = {"the mean gaps of all methods against their costs": advice.plot}
+        section = Section("The cheapest method", "method", parts, figures, answer=advice.why)
+        text = "The costs and the gaps of exact codes and of untrained layers."
+        write_html(arguments.output, "A method for your signals", text, [section], environment())

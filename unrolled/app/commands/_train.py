@@ -40,6 +40,9 @@ _TITLES = {
     "failure_rate": "share above -20 dB",
     "lasso_objective": "LASSO objective",
     "worse_than_zero": "worse than zero codes, %",
+    "low_ratio": "objective / zero's, 10 %",
+    "median_ratio": "objective / zero's, 50 %",
+    "high_ratio": "objective / zero's, 90 %",
     "relative_residual": "relative residual",
     "nonzeros": "nonzeros",
 }
@@ -201,6 +204,8 @@ def _judged(
         if X_j is None:  # the share of signals with an objective above the zero code's
             zero = jnp.sum(signals**2, 1) / 2
             numbers |= {"worse_than_zero": 100 * jnp.mean(~(values <= (1 + ROUNDING) * zero))}
+            ends = np.nanquantile(np.where(zero > 0, values / zero, np.nan), (0.1, 0.5, 0.9))
+            numbers |= dict(zip(("low_ratio", "median_ratio", "high_ratio"), ends))
         count = _inputs.nonzeros(D_j, x) / len(x)
         numbers |= {"relative_residual": residual / (size or 1), "nonzeros": count}
         judged.append({name: float(value) for name, value in numbers.items()})
