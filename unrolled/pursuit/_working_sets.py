@@ -33,7 +33,7 @@ from unrolled.pursuit._many import Answers, Units, share
 
 _MORE = 32  # the number of atoms that may join in a round; half of the nonzeros if larger
 _ROUNDS = 100
-_BYTES, _ATOMS = 2**25, 2**23  # of the products of a block, and numbers in the state of its sets
+_BYTES, _ATOMS = 2**25, 2**24  # of the products of a block, and numbers in the state of its sets
 _ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
 _SLACK = 1e-11  # as in `lasso_batch`
 
@@ -147,7 +147,8 @@ def lasso_by_sets(
         first = units.starts(rows.start + some, b[some, 0])
         if len(some) < len(y):
             y, weights, products, b = y[some], weights[some], products[some], b[some]
-        block = Block.of(y, weights, units.finest + a - b[:, 0], known, _slots(products, weights))
+        slots = _slots(products, weights, m)
+        block = Block.of(y, weights, units.finest + a - b[:, 0], known, slots)
 
         def store(which: np.ndarray, own: np.ndarray, x: np.ndarray, *numbers: Any) -> None:
             order, of = np.argsort(own, 1), rows.start + some[which]
@@ -165,10 +166,11 @@ def lasso_by_sets(
     return answers
 
 
-def _slots(products: np.ndarray, lam: np.ndarray) -> int:
+def _slots(products: np.ndarray, lam: np.ndarray, m: int) -> int:
     """The number of slots at first: a guess that saves copies of sets that outgrow their slots."""
     violated = np.count_nonzero(np.abs(products) > lam, axis=1)
-    return 2 * _MORE + int(violated.mean()) // 5
+    fit = (math.sqrt(m * m + 12 * _ATOMS / len(lam)) - m) / 6  # w (m + 3 w) numbers for a signal
+    return 2 * _MORE + int(min(violated.mean() / 5, max(fit - 2 * _MORE, 0)))
 
 
 class Sets(NamedTuple):

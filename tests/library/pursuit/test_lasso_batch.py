@@ -692,6 +692,16 @@ def test_the_choice_of_the_method_sees_how_dense_the_codes_are(monkeypatch):
     assert few.converged.all()
 
 
+@pytest.mark.parametrize("n, m", [(1, 100), (64, 256), (256, 4000)])
+def test_sets_begin_with_slots_that_fit_in_memory(n, m):
+    """Also if nearly every constraint is violated at the code 0, as in a nonnegative D."""
+    from unrolled.pursuit import _working_sets
+
+    w = _working_sets._slots(np.ones((n, 60_000), np.float32), np.full((n, 1), 0.1), m)
+    assert w == 64 or n * w * (m + 3 * w) <= _working_sets._ATOMS
+    assert _working_sets._slots(np.zeros((n, 10)), np.full((n, 1), 0.1), m) == 64
+
+
 def test_working_sets_mark_what_they_do_not_code(by_sets):
     by_sets(0)
     spoilt = Y.copy()
