@@ -376,6 +376,23 @@ def test_signals_that_training_made_worse_are_told():
         assert ("Training raised the objective of 22 % of the signals" in words) == told
 
 
+@pytest.mark.slow
+def test_the_share_of_raised_objectives_is_counted_signal_by_signal():
+    D, lam = ur.dictionaries.gaussian(0, 12, 20), 0.1
+    sizes = np.exp(np.random.default_rng(0).normal(size=(200, 1)))
+    Y = np.asarray(ur.sampler(D, 200)(jax.random.key(1))[0]) * sizes.astype(D.dtype)
+    fit = ur.training.unsupervised(D, Y, lam, depth=4, steps=100, key=0)
+    layer = ur.layers.bcd(4, lam=lam)
+
+    def objectives(params):
+        X = jax.vmap(layer.apply, (None, None, 0))(params, D, Y)
+        return jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))(D, Y, X, lam)
+
+    after, before = objectives(fit.best), objectives(layer.init(None, D))
+    raised = ur.compare({"bcd": fit}, D, Y, lam=lam)["bcd"].raised
+    assert raised == pytest.approx(float((after > before).mean()), abs=1 / 200) and raised > 0
+
+
 def test_a_solver_that_is_not_exact_gives_no_verdict():
     """Its codes are cheap because they are not optimal."""
     assert priced(1e-3, 65e-3, gap=1e-6).payoff() and not priced(1e-3, 65e-3, gap=1e-4).payoff()
