@@ -183,7 +183,7 @@ def test_norms_of_atoms_are_those_given_or_measured():
 
 # What the docstring of `from_functions` says.
 WITHOUT_MATRIX = """ista fista step_lista lista_cp lista_cpss lfista_cp glista tilista ada_lista
-lamp lamp_bg"""
+lamp lamp_bg sae"""
 PURSUITS_WITH_MATRIX = "lasso_batch omp_batch basis_pursuit"
 
 
