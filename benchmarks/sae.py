@@ -1,7 +1,7 @@
 """A sparse autoencoder of token embeddings, and better codes for its own decoder.
 
     python benchmarks/sae.py                # three seeds; a row of sae.jsonl for each, resumable
-    python benchmarks/sae.py --figure       # the figure of the page, from the rows
+    python benchmarks/sae.py --table        # the table and the figure of the page, from the rows
     python benchmarks/sae.py --scale        # 100,000 planted activations at 512 x 16384
 
 The data are the 32,000 token embeddings of 256 dimensions that the wheel of `wordllama` ships (pip
@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from _measure import environment
+from _measure import environment, markdown
 
 import unrolled as ur
 
@@ -195,11 +195,40 @@ def write(row):
         file.write(json.dumps(row) + "\n")
 
 
+def table():
+    """The means over the seeds, and the figure."""
+    rows = [row for row in read() if "seed" in row]
+    lines, points = [], {}
+    for method in (row["method"] for row in rows[0]["rows"]):
+        of = [one for row in rows for one in row["rows"] if one["method"] == method]
+        nonzeros, unexplained, microseconds = (
+            [row[name] for row in of] for name in ("nonzeros", "unexplained", "microseconds")
+        )
+        points[method] = [np.mean(microseconds)], [np.mean(unexplained)]
+        lines.append(
+            {
+                "method": method,
+                "nonzeros": f"{np.mean(nonzeros):.1f}",
+                "unexplained variance": f"{np.mean(unexplained):.3f}",
+                "its range": f"{min(unexplained):.3f} to {max(unexplained):.3f}",
+                "microseconds": f"{np.mean(microseconds):.0f}",
+            }
+        )
+    figure = ur.plots.costs(
+        points, title="Codes of token embeddings for one decoder", ylabel="unexplained variance"
+    )
+    figure.savefig(ROWS.with_suffix(".png"), dpi=150)
+    return markdown(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", action="store_true")
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--train", action="store_true", help="train only; a later call measures")
     options = parser.parse_args()
+    if options.table:
+        return print(table())
     if options.scale:
         return write(scale())
     if options.train:
