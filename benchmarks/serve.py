@@ -115,7 +115,7 @@ def table() -> str:
                 "signals": f"{row['class']}, {row['signals']:,}",
                 "false gaps": row["false"],
                 "gaps above tol": row["above tol"],
-                "more than 16 steps": f"{100 * row['more steps'] / row['signals']:.2g} %",
+                "more than 16 steps": f"{100 * row['more steps'] / row['signals']:.0f} %",
                 "bound from held-out signals": f"{100 * row['proof']['share']:.2g} %"
                 if row["class"] == "own"
                 else "-",

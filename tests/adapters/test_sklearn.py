@@ -137,7 +137,14 @@ OPTIONS = {
 
 def test_every_pursuit_is_tried():
     assert list(OPTIONS) == list(PURSUITS)
-    others = {"duality_gap", "lam_max", "lam_of_paper", "lasso_objective", "lasso_path"}
+    others = {
+        "choose_lam",
+        "duality_gap",
+        "lam_max",
+        "lam_of_paper",
+        "lasso_objective",
+        "lasso_path",
+    }
     assert set(ur.pursuit.__all__) == others | set(PURSUITS)
 
 

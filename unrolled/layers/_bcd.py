@@ -50,7 +50,7 @@ class Groups(NamedTuple):
 
     size: Array  # (groups, atoms of a group)
     norm: Array
-    gram: Array  # (groups, atoms of a group, atoms of a group)
+    gram: Array | None  # (groups, atoms of a group, atoms of a group); None for groups of one block
 
 
 class Swept(NamedTuple):
@@ -148,7 +148,8 @@ class bcd(Shrinking):
         parts = params.shared.size, lax.stop_gradient(column_norms(A)), A
         width = self.block * (max(1, _GROUP // self.block) if D.shape[0] >= _LONG else 1)
         size, norm, A = (_cut(part[..., order], width) for part in parts)
-        shared = Groups(size, norm, jnp.einsum("gmi,gmj->gij", A, A))
+        gram = jnp.einsum("gmi,gmj->gij", A, A) if width > self.block else None
+        shared = Groups(size, norm, gram)
         return Prepared(params._replace(shared=shared), A, lambda codes: codes[..., back])
 
     def start(self, D, y):
@@ -166,7 +167,8 @@ class bcd(Shrinking):
                 b, after = slice(i, i + self.block), slice(i + self.block, None)
                 v = z[b] + p.gamma * size[b] * g[: self.block]
                 codes.append(self.shrink(D, v, p.theta * size[b]))
-                g = g[self.block :] + (z[b] - codes[-1]) @ gram[b, after]
+                if gram is not None:
+                    g = g[self.block :] + (z[b] - codes[-1]) @ gram[b, after]
             x = jnp.concatenate(codes)
             return r + D @ (z - x), x
 
