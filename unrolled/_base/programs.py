@@ -191,6 +191,48 @@ def host_function(function: F) -> F:
     return call  # type: ignore[return-value]  # of the same signature
 
 
+def host_callback(
+    function: Callable, results: Any, *operands: Any, vmap_method: str | None = None
+) -> Any:
+    """`jax.pure_callback` that keeps numbers of 64 bits as they are.
+
+    JAX calls the function in another thread, and would narrow the arguments there if only the
+    thread of the caller has `jax.enable_x64(True)`. So numbers of 64 bits travel as two of 32 bits.
+
+    Args:
+        function: function of arrays of numpy, or of trees of them.
+        results: the shapes and dtypes of its results, a tree.
+        operands, vmap_method: as in `jax.pure_callback`.
+    """
+    leaves, tree = jax.tree.flatten(operands)
+    shapes, form = jax.tree.flatten(results)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    dtypes = [leaf.dtype for leaf in leaves]
+
+    def call(*halves: Any) -> list[np.ndarray]:
+        values = [np.asarray(v) for v in halves]
+        values = [v.view(t)[..., 0] if _is_wide(t) else v for v, t in zip(values, dtypes)]
+        found = jax.tree.leaves(function(*jax.tree.unflatten(tree, values)))
+        whole = [np.asarray(v, shape.dtype, order="C") for v, shape in zip(found, shapes)]
+        return [v[..., None].view(np.uint32) if _is_wide(v.dtype) else v for v in whole]
+
+    halves = [lax.bitcast_convert_type(v, np.uint32) if _is_wide(v.dtype) else v for v in leaves]
+    kinds = [
+        jax.ShapeDtypeStruct((*s.shape, 2), np.uint32) if _is_wide(s.dtype) else s for s in shapes
+    ]
+    found = jax.pure_callback(call, kinds, *halves, vmap_method=vmap_method)
+    whole = [
+        lax.bitcast_convert_type(v, s.dtype) if _is_wide(s.dtype) else v
+        for v, s in zip(found, shapes)
+    ]
+    return jax.tree.unflatten(form, whole)
+
+
+def _is_wide(dtype: Any) -> bool:
+    """Whether a number is an integer or a real number of 64 bits."""
+    return np.dtype(dtype) in map(np.dtype, ("float64", "int64", "uint64"))
+
+
 def _is_traced() -> bool:
     """Whether JAX traces the current code for a `jit`, so that known arrays become tracers."""
     return not checks.is_concrete(jax.device_put(_KNOWN))

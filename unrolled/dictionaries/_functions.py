@@ -161,7 +161,7 @@ def _on_host(v: Array, *, product: Product, adjoint: Product, size: tuple[int, i
             row[:] = product(one)
         return images.reshape(image.shape)
 
-    return jax.pure_callback(products, image, v)
+    return programs.host_callback(products, image, v)
 
 
 @checked

@@ -117,7 +117,7 @@ def _solution(D: Array, y: Array, tol: float, kept: np.dtype):
         return tuple(map(jnp.asarray, host(np.asarray(D), np.asarray(y))))
     dtypes = (y.dtype, y.dtype, _integer(), bool)
     shapes = [jax.ShapeDtypeStruct(shape, t) for shape, t in zip((D.shape[1:], (), (), ()), dtypes)]
-    return tuple(jax.pure_callback(host, shapes, D, y, vmap_method="expand_dims"))
+    return tuple(programs.host_callback(host, shapes, D, y, vmap_method="expand_dims"))
 
 
 @_solution.defjvp

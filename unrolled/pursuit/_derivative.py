@@ -114,7 +114,7 @@ def _called(function: Callable, shapes: Any, *operands: Any) -> Any:
 
     @programs.on_auto_axes
     def called(*operands: Any) -> Any:
-        return jax.pure_callback(function, shapes, *operands, vmap_method="sequential")
+        return programs.host_callback(function, shapes, *operands, vmap_method="sequential")
 
     return called(*operands)
 

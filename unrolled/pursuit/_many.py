@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unrolled._base import checks
+from unrolled._base import checks, programs
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled._base.threads import threads
 from unrolled.dictionaries import (
@@ -154,7 +154,7 @@ def on_the_host(
             lambda v: jax.ShapeDtypeStruct((n, *v.shape[1:]), v.dtype), Answers.empty(0, d, dtype)
         )
         operands = tuple(v if v is None else dense(v) for v in operands)
-        x, *rest = jax.pure_callback(answers, shapes, *operands, vmap_method="sequential")
+        x, *rest = programs.host_callback(answers, shapes, *operands, vmap_method="sequential")
     if conditions is not None and not checks.is_concrete(conditions):
         x = with_derivative(jnp.asarray(x), conditions)
     if grid is not None:

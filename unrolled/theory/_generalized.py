@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unrolled import dictionaries
-from unrolled._base import checks, interior_point, threads
+from unrolled._base import checks, interior_point, programs, threads
 from unrolled._base.doors import Array, ArrayLike, Result, checked, host_function, program
 from unrolled._base.numbers import largest
 from unrolled.dictionaries import Dictionary, Operator
@@ -427,7 +427,7 @@ def _differentiable(solve: Callable, chosen: np.ndarray) -> Callable[[Array], tu
         (m, d), of = A.shape, partial(jax.ShapeDtypeStruct, dtype=A.dtype)
         *floats, last = map(of, ((n,), (n,), (n,), (m, n), (d, n)))
         kinds = (*floats, jax.ShapeDtypeStruct((), np.int32), last)
-        return jax.pure_callback(host, kinds, A, vmap_method="sequential")
+        return programs.host_callback(host, kinds, A, vmap_method="sequential")
 
     @jax.custom_jvp
     def values(A):

@@ -7,6 +7,7 @@ import pytest
 from oracles import normal
 
 from unrolled import dictionaries, pursuit
+from unrolled._base.programs import host_callback
 
 M, N, BATCH = 12, 30, 8
 D, Y, C = normal(0, M, N), normal(1, BATCH, M), normal(2, BATCH, N)
@@ -127,3 +128,30 @@ def test_the_margin_says_how_near_a_change_of_the_support_is():
     y = np.array([[3.0, -1.5, -1.0, 0.0]])
     assert float(pursuit.lasso_batch(np.eye(4), y, 1.0, nonnegative=True).margin[0]) == 1
     assert float(pursuit.lasso_batch(np.eye(4), y, 1.0).margin[0]) == pytest.approx(0)
+
+
+@pytest.fixture
+def without_x64():
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+def test_numbers_of_64_bits_reach_the_host_where_one_thread_alone_has_them(without_x64):
+    """The host computes in a thread that does not know the context of the caller."""
+    seen = []
+
+    def host(v, n):
+        seen.append((v.dtype, n.dtype))
+        return v + 1e-12, n + 1
+
+    with jax.enable_x64(True):
+        v, n = jnp.arange(6.0).reshape(2, 3), jnp.int64(2**40)
+        kinds = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in (v, n)]
+        call = jax.jit(lambda v, n: host_callback(host, kinds, v, n, vmap_method="sequential"))
+        for _ in range(20):
+            w, k = call(v, n)
+            assert (np.asarray(w) == np.arange(6.0).reshape(2, 3) + 1e-12).all() and k == 2**40 + 1
+        rows = jax.vmap(lambda n: host_callback(host, kinds, v, n, vmap_method="sequential"))
+        assert rows(n + jnp.arange(2))[1].tolist() == [2**40 + 1, 2**40 + 2]
+    assert set(seen) == {(np.dtype("float64"), np.dtype("int64"))}
