@@ -67,6 +67,7 @@ SMALLER = {
         "(25, 50, 80, 100)": "(6, 12, 19, 24)",
     },
     "16": {"recording(16_000)": "recording(4_000)", "steps=400": "steps=20"},
+    "17": {"steps=2_000": "steps=300"},
 }
 
 
@@ -227,6 +228,12 @@ def check_13(n):
 def check_16(n):
     """The recording loses noise."""
     assert n.snr(n.quiet) > n.snr(n.record) + 2
+
+
+def check_17(n):
+    """At its own number of nonzeros, the encoder is the farthest of its decoder."""
+    errors = [n.lines[name][n.k - 2] for name in ("OMP", "four steps", "encoder")]
+    assert errors == sorted(errors) and n.found(n.learned.D) > 0.9
 
 
 CHECKS = {name[6:]: check for name, check in globals().items() if name.startswith("check_")}

@@ -68,8 +68,7 @@ class SAE(Result):
                 "have other largest entries"
             )
         size = jnp.where(norms > 0, norms, 1)[None]
-        W, bias, theta = self.params.steps
-        theta = jnp.broadcast_to(theta.reshape(len(bias), -1), bias.shape)
+        W, bias, theta = _per_atom(self.params.steps)
         steps = Encoder(W * size[None], bias * size, theta * size)
         return self.replace(params=Unrolled(None, steps), D=self.D / size)
 
@@ -133,15 +132,22 @@ def unroll(sae: SAE, A: Array | np.ndarray, depth: int, *, sparsity: int | None 
         raise ValueError(f"{where}: there are no activations; expected at least 1")
     layer = layers.sae(depth, sparsity=sparsity, bandwidth=given.bandwidth)
     sizes, D = _step_sizes(sae.D), sae.D
-    steps, zero = [jax.tree.map(lambda leaf: leaf[0], sae.params.steps)], jnp.zeros(D.shape[1])
-    state = _stepped(layer, steps[0], D, Y, jax.vmap(layer.start, (None, 0))(D, Y))
+    first = jax.tree.map(lambda leaf: leaf[0], _per_atom(sae.params.steps))
+    steps, zero = [first], jnp.zeros(D.shape[1], D.dtype)
+    state = _stepped(layer, first, D, Y, jax.vmap(layer.start, (None, 0))(D, Y))
     for _ in range(depth - 1):
-        tried = [Encoder(gamma * D, zero.astype(D.dtype), zero.astype(D.dtype)) for gamma in sizes]
+        tried = [Encoder(gamma * D, zero, zero) for gamma in sizes]
         states = [_stepped(layer, step, D, Y, state) for step in tried]
         best = min(range(len(tried)), key=lambda i: float(jnp.sum(states[i].residual ** 2)))
         steps.append(tried[best])
         state = states[best]
     return sae.replace(layer=layer, params=stack(Unrolled(None, tuple(steps))))
+
+
+def _per_atom(steps: Encoder) -> Encoder:
+    """Stacked steps with a threshold for each atom."""
+    theta = jnp.asarray(steps.theta).reshape(len(steps.bias), -1)
+    return steps._replace(theta=jnp.broadcast_to(theta, steps.bias.shape))
 
 
 def _step_sizes(D: Array) -> list[float]:

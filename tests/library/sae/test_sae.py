@@ -311,3 +311,12 @@ def test_fit_trains_an_autoencoder_with_its_decoder(planted):
     )  # fmt: skip
     assert trained.judged["best"] < 0.8 * trained.judged["first"]
     np.testing.assert_allclose(np.linalg.norm(trained.D, axis=0), 1, rtol=1e-5)
+    # A trained layer has one threshold for all atoms of a step.
+    made = one.replace(params=trained.best, D=trained.D)
+    deep = sae.unroll(made, A, 3)
+    np.testing.assert_allclose(
+        jax.vmap(deep.layer.iterates, (None, None, 0))(deep.params, deep.D, deep.signals(A))[:, 0],
+        made.encode(A),
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(made.unit().encode(A), made.encode(A), atol=1e-4)
