@@ -136,6 +136,7 @@ CALLS |= {
 CALLS |= {
     "activations.firm_threshold": lambda: act.firm_threshold(V, 0.1, 0.5),
     "activations.hard_threshold": lambda: act.hard_threshold(V, 0.1),
+    "activations.jump_relu": lambda: act.jump_relu(V, 0.1),
     "activations.kth_largest": lambda: act.kth_largest(MAGNITUDES, 3),
     "activations.nonnegative_threshold": lambda: act.nonnegative_threshold(V, 0.1),
     "activations.power_threshold": lambda: act.power_threshold(V, 0.1, 0.5),

@@ -866,9 +866,11 @@ def test_solvers_take_structured_dictionaries(solver, kind):
     r = y - A @ x
     dual = y @ y - np.sum((y - min(1, lam / np.abs(r @ A).max()) * r) ** 2)
     assert float(found.residual) == pytest.approx(np.linalg.norm(r), abs=1e-12)
-    assert float(found.gap) == pytest.approx(
-        (r @ r + 2 * lam * np.abs(x).sum() - dual) / (y @ y), abs=1e-12
-    )
+    gap = (r @ r + 2 * lam * np.abs(x).sum() - dual) / (y @ y)
+    if kind == "conv, circular" and solver is ur.pursuit.lasso:  # the better of two dual points
+        assert float(found.gap) <= gap + 1e-12
+    else:
+        assert float(found.gap) == pytest.approx(gap, abs=1e-12)
     if solver is ur.pursuit.threshold:
         assert_close(x, np.sign(y @ A) * np.maximum(np.abs(y @ A) - lam, 0))
     else:

@@ -110,10 +110,10 @@ def modules_imported(path):
     return names & set(MODULES)
 
 
-def test_a_reader_meets_at_most_26_entries_on_12_floors():
+def test_a_reader_meets_at_most_27_entries_on_12_floors():
     """Were the imports of the rooms to go in a circle, the recursion would not end."""
     entries = [path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 26, listing(sorted(entries))
+    assert len(entries) <= 27, listing(sorted(entries))
     assert max(map(floor, rooms())) <= 12
 
 

@@ -83,6 +83,7 @@ OTHERS |= {
     "variance": ("tista", 2.0),
     "noise": ("tista", 0.1),
     "sparsity": ("liht", 3),
+    "bandwidth": ("sae", 0.01),
 }
 OF_SIGNALS = {"codes": "lasso", "ratio": 0.2}  # that are in a file
 OTHERS |= {"units": ("na_alista", 4), "threshold": ("na_alista", 2.5)}

@@ -66,7 +66,7 @@ def test_networks_and_structured_dictionaries(tmp_path):
 
 
 def test_a_pursuit_codes_each_signal():
-    found = ur.export._solver(ur.pursuit.threshold, {"theta": 0.1}, D, "save")(jnp.asarray(Y))
+    found = ur.export._file._solver(ur.pursuit.threshold, {"theta": 0.1}, D, "save")(jnp.asarray(Y))
     same(found[1], ur.pursuit.threshold(D, Y[1], 0.1).x)
 
 

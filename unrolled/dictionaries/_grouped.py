@@ -231,8 +231,8 @@ def _labels(groups: Any, d: int) -> tuple[np.ndarray, int]:
                 f"Grouped: groups have shape {labels.shape} and dtype {labels.dtype}; expected "
                 f"({d},) integers, one per atom, or sequences of indices"
             )
-        found, labels = np.unique(labels, return_inverse=True)
-        return labels, len(found)
+        names, labels = np.unique(labels, return_inverse=True)
+        return labels, len(names)
     members = [checks.as_indices(list(group), "groups", "Grouped") for group in each]
     flat = [index for group in members for index in group]
     if sorted(flat) != list(range(d)) or not all(members):

@@ -76,7 +76,7 @@ def recover(
         >>> rng, D = np.random.default_rng(0), np.array(ur.gaussian(1, 10, 20))
         >>> X = rng.random((400, 20)) * (rng.random((400, 20)).argsort(1) < 2)
         >>> learn = ur.dictionary_learning.recover
-        >>> found = learn(X @ D.T, 20, lam=0.05, steps=200, nonnegative=True)
+        >>> found = learn((X @ D.T).astype("float32"), 20, lam=0.05, steps=200, nonnegative=True)
         >>> bool(np.mean((D.T @ found.D).max(1) > 0.95) > 0.8)
         True
     """

@@ -29,7 +29,7 @@ from unrolled.networks import Network
 from unrolled.pursuit import PURSUITS
 from unrolled.training import digest, versions
 
-__all__ = ["PLATFORMS", "Exported", "load", "save"]
+__all__ = ["Exported", "PLATFORMS", "load", "save"]
 
 
 # The platforms for which a file holds programs.
@@ -223,7 +223,8 @@ def _form(D: Any) -> dict[str, Any] | None:
 
     Example:
         >>> D = ur.dictionaries.Complex.of(jnp.ones((3, 4)))
-        >>> ur.export._form(ur.dictionaries.Joint(D, 5))
+        >>> from unrolled.export._file import _form
+        >>> _form(ur.dictionaries.Joint(D, 5))
         {'complex': True, 'signals': [3, 5], 'codes': [4, 5]}
     """
     (m, d), block = D.shape, block_of(D)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax.numpy as jnp
 
-from unrolled._base.checks import Array
+from unrolled._base.doors import Array, Key
 from unrolled.activations import jump_relu
 from unrolled.dictionaries import spread
 from unrolled.layers._layer import Acting, Recipe
@@ -52,14 +52,14 @@ class sae(FromISTA):
     the theorems of the last paper, because the bias may have both signs.
 
     Example:
-        >>> D, y = ur.dictionaries.identity_hadamard(4), jnp.array([3.0, 0.0, 1.0, 0.0])
-        >>> one, ista = ur.layers.sae(1), ur.layers.ista(1, nonnegative=True)
-        >>> codes = [layer.apply(layer.init(None, D), D, y) for layer in (one, ista)]
+        >>> D = ur.dictionaries.identity_hadamard(4)
+        >>> y, ista = 2 * D[:, 1] + D[:, 6], ur.layers.ista(1, nonnegative=True)
+        >>> codes = [layer.apply(layer.init(None, D), D, y) for layer in (ur.layers.sae(1), ista)]
         >>> bool(jnp.allclose(*codes, atol=1e-6))
         True
-        >>> two = ur.layers.sae(8, sparsity=2)
+        >>> two = ur.layers.sae(16, sparsity=2)
         >>> print(two.apply(two.init(None, D), D, y).round(1))
-        [2.9 0.  0.9 0.  0.  0.  0.  0. ]
+        [0.  1.9 0.  0.  0.  0.  0.9 0. ]
     """
 
     sparsity: int | None = option(
@@ -78,7 +78,7 @@ class sae(FromISTA):
         bias = jnp.broadcast_to(-theta[:, None], (self.depth, D.shape[1]))
         return Unrolled(None, Encoder(repeat(D / L, self.depth), bias, jnp.zeros_like(theta)))
 
-    def from_weights(self, key: Any, W: Any, D: Any) -> Unrolled:
+    def from_weights(self, key: Key | None, W: Any, D: Any) -> Unrolled:
         steps = self.init(key, D).steps
         return Unrolled(None, steps._replace(W=repeat(W, self.depth)))
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled.plots._curves import figure, name_lines, styles, tidy
 
@@ -71,6 +72,7 @@ def penalties(choice: Any) -> "Figure":
         >>> [panel.get_ylabel() for panel in fig.axes]
         ['SURE per entry', 'nonzeros per code']
     """
+    checks.has(choice, "lams", "a ChosenLam", "choice", "penalties")
     each = choice.lams.ndim == 2
     lams = choice.lams / choice.lams[:, :1] if each else choice.lams
     shown = np.exp(np.log(lams).mean(0)) if each else lams

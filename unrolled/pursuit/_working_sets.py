@@ -185,7 +185,7 @@ class Sets(NamedTuple):
 class Held(NamedTuple):
     """The state of n signals that each have their own dictionary, of at most w atoms, in slots.
 
-    A call of `_resume` goes on where the last call ended, with the atoms that came in between.
+    A call of `_resume` continues where the last call ended, with the atoms that came in between.
     """
 
     used: np.ndarray  # (n,), the numbers of slots in use, which are the first slots
@@ -500,7 +500,7 @@ def _resume(
     Args:
         held: the state of n signals, which the function changes.
         Y, slack, finest: as in `minimise`, for all n signals.
-        which: the signals that go on.
+        which: the signals that continue.
         l2, nonnegative: as in `Problem`.
         tol, moves, digits: as in `minimise`.
         start: (n, w), as in `minimise`.

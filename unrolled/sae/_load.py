@@ -90,8 +90,8 @@ def load(
     arrays = {name: _array(value, name) for name, value in weights.arrays.items()}
     if missing := {"W_enc", "W_dec", *_NEEDED[kind]} - arrays.keys():
         raise ValueError(
-            f"{where}: a {kind} autoencoder needs {', '.join(sorted(missing))}; the weights have "
-            f"{', '.join(sorted(given))}"
+            f"{where}: a {kind} autoencoder needs {', '.join(sorted(missing))}; source has "
+            f"{', '.join(sorted(given)) or 'no weights'}"
         )
     W, D = arrays["W_enc"], arrays["W_dec"].T
     center = arrays.get("b_dec", np.zeros(len(D), D.dtype))
@@ -204,10 +204,8 @@ def _kind(kind: str | None, weights: Weights, config: Mapping[str, Any]) -> str:
 
 def _number(k: int | None, weights: Weights, config: Mapping[str, Any]) -> int:
     """The number of nonzeros of a TopK code."""
-    found = config.get(
-        "k", config.get("activation_fn_kwargs", {}).get("k", weights.arrays.get("k"))
-    )
-    k = found if k is None else k
+    for place in (config, config.get("activation_fn_kwargs", {}), weights.arrays):
+        k = place.get("k") if k is None else k
     if k is None:
         raise ValueError("sae.load: a topk autoencoder needs k, the number of nonzeros of a code")
     return checks.as_index(np.asarray(k).item(), "k", "sae.load", least=1)

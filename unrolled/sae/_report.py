@@ -152,8 +152,8 @@ def report(
     steps = checks.as_index(steps, "steps", where)
     if np.ndim(A) != 2 or len(A) < _LEAST:
         raise ValueError(
-            f"{where}: activations have shape {np.shape(A)}; expected (n, {len(sae.center)}) with "
-            f"n at least {_LEAST}"
+            f"{where}: A has shape {np.shape(A)}; expected (n, {len(sae.center)}) with n at least "
+            f"{_LEAST}"
         )
     tested = min(_MOST, len(A) // 5)
     coded = _Coded.of(sae, np.asarray(A[-tested:]))
@@ -184,8 +184,7 @@ def report(
     return Report(
         rows=tuple(coded.row(name, code) for name, code in methods.items()),
         lam=lam,
-        amortisation=float(np.mean(coded.objectives(coded.X, lam) / coded.objectives(exact, lam)))
-        - 1,
+        amortisation=coded.excess(exact, lam),
         certified=_certified(D, Y[:_CERTIFIED], exact[:_CERTIFIED], lam),
         dead=float(np.mean(~used_atoms(sae, A))),
         twins=float(np.mean(nearest > _TWINS)),
@@ -235,6 +234,11 @@ class _Coded:
         """The objective of the LASSO for each code."""
         return ((self.Y - X @ self.D.T) ** 2).sum(1) / 2 + lam * np.abs(X).sum(1)
 
+    def excess(self, exact: np.ndarray, lam: float) -> float:
+        """The mean of F(encoder) / F(optimum) - 1; 0 for a signal of zeros."""
+        own, least = self.objectives(self.X, lam), self.objectives(exact, lam)
+        return float(np.mean(np.where(least > 0, own / np.where(least > 0, least, 1), 1)) - 1)
+
     def lam_of_nonzeros(self) -> float:
         """The lam at which the codes of some signals have k nonzeros on average."""
         Y = self.Y[:_BISECTED]
@@ -250,11 +254,11 @@ class _Coded:
         """Codes with the supports of X that are the nearest to the signals, over x >= 0."""
         from scipy.optimize import nnls
 
-        found = np.zeros_like(np.asarray(X))
-        for x, y, code in zip(found, self.Y, np.asarray(X)):
+        nearest = np.zeros_like(np.asarray(X))
+        for x, y, code in zip(nearest, self.Y, np.asarray(X)):
             support = np.flatnonzero(code)
             x[support] = nnls(self.D[:, support], y)[0] if support.size else 0
-        return found
+        return nearest
 
 
 def _codes(sae: SAE, Y: np.ndarray) -> Array:

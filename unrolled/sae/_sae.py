@@ -41,7 +41,7 @@ class SAE(Result):
         A = checks.as_float(A, "A", "SAE")
         if A.ndim != 2 or A.shape[1] != len(self.center):
             raise ValueError(
-                f"SAE: activations have shape {A.shape}; expected (n, {len(self.center)})"
+                f"SAE: A has shape {A.shape}; expected (n, {len(self.center)}), activations in rows"
             )
         return A.astype(self.D.dtype) - self.center[None]
 
@@ -128,7 +128,7 @@ def unroll(sae: SAE, A: Array | np.ndarray, depth: int, *, sparsity: int | None 
             f"{where}: the layer has no sparsity; expected the number of nonzeros of a code, for "
             "example sparsity=int((sae.encode(A) > 0).sum(1).mean())"
         )
-    if not len(Y := sae.signals(A[:_SAMPLE])):
+    if not len(Y := sae.signals(A[:_SAMPLE] if np.ndim(A) else A)):
         raise ValueError(f"{where}: there are no activations; expected at least 1")
     layer = layers.sae(depth, sparsity=sparsity, bandwidth=given.bandwidth)
     sizes, D = _step_sizes(sae.D), sae.D

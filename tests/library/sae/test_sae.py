@@ -132,7 +132,7 @@ REFUSED = {
     "has neither a kind nor a configuration": (dict(k=3), {}, "kind is not known"),
     "is of an unknown kind": ({}, dict(kind="vanilla"), "unknown kind 'vanilla'"),
     "lacks its bias": (dict(b_enc=None), {}, "a relu autoencoder needs b_enc"),
-    "lacks its thresholds": ({}, dict(kind="jumprelu"), "needs threshold; the weights have"),
+    "lacks its thresholds": ({}, dict(kind="jumprelu"), "needs threshold; source has W_dec, "),
     "lacks k": ({}, dict(kind="topk"), "needs k, the number of nonzeros"),
     "has k below 1": ({}, dict(kind="topk", k=0), "k must be at least 1"),
     "has a short bias": (dict(b_enc=np.zeros(3)), {}, "shapes of the weights do not fit"),
@@ -173,7 +173,7 @@ def test_folders_and_files_are_refused_in_words(weights, tmp_path):
 
 
 def test_activations_of_another_width_are_refused(weights):
-    with pytest.raises(ValueError, match=r"shape \(2, 5\); expected \(n, 6\)"):
+    with pytest.raises(ValueError, match=r"A has shape \(2, 5\); expected \(n, 6\)"):
         sae.load(only(weights, "b_enc")).encode(np.zeros((2, 5)))
 
 
@@ -281,7 +281,7 @@ def test_the_report_refuses_what_it_cannot_compare(planted):
     one, A = planted
     silent = one.params._replace(steps=one.params.steps._replace(bias=jnp.full((1, 32), -100.0)))
     for given, made, message in (
-        (A[:10], one, r"shape \(10, 16\); expected \(n, 16\) with n at least 50"),
+        (A[:10], one, r"A has shape \(10, 16\); expected \(n, 16\) with n at least 50"),
         (A, one.replace(params=silent), "gives only zeros"),
         (np.ones_like(A), one, "all equal"),
         (np.full_like(A, np.nan), one, "A"),

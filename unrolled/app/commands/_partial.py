@@ -41,7 +41,7 @@ class Partial:
         path = self.folder / f"{first}.npz"
         if not path.exists():
             return None
-        with np.load(path) as kept:
+        with np.load(path, allow_pickle=False) as kept:
             arrays = {}
             for name in json.loads(str(kept["names"])):
                 shape, dtype = json.loads(str(kept[f"{name}.form"]))
