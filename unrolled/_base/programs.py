@@ -212,18 +212,18 @@ def host_callback(
     def call(*halves: Any) -> list[np.ndarray]:
         values = [np.asarray(v) for v in halves]
         values = [v.view(t)[..., 0] if _is_wide(t) else v for v, t in zip(values, dtypes)]
-        found = jax.tree.leaves(function(*jax.tree.unflatten(tree, values)))
-        whole = [np.asarray(v, shape.dtype, order="C") for v, shape in zip(found, shapes)]
+        answers = jax.tree.leaves(function(*jax.tree.unflatten(tree, values)))
+        whole = [np.asarray(v, shape.dtype, order="C") for v, shape in zip(answers, shapes)]
         return [v[..., None].view(np.uint32) if _is_wide(v.dtype) else v for v in whole]
 
     halves = [lax.bitcast_convert_type(v, np.uint32) if _is_wide(v.dtype) else v for v in leaves]
     kinds = [
         jax.ShapeDtypeStruct((*s.shape, 2), np.uint32) if _is_wide(s.dtype) else s for s in shapes
     ]
-    found = jax.pure_callback(call, kinds, *halves, vmap_method=vmap_method)
+    answers = jax.pure_callback(call, kinds, *halves, vmap_method=vmap_method)
     whole = [
         lax.bitcast_convert_type(v, s.dtype) if _is_wide(s.dtype) else v
-        for v, s in zip(found, shapes)
+        for v, s in zip(answers, shapes)
     ]
     return jax.tree.unflatten(form, whole)
 

@@ -155,20 +155,24 @@ def jump_relu(v: ArrayLike, theta: ArrayLike, bandwidth: float = 1e-3) -> Array:
     h = checks.as_number(bandwidth, "bandwidth", "jump_relu")
     if not 0 < h < math.inf:
         raise ValueError(f"jump_relu: bandwidth must be positive and finite, got {h}")
-    v, theta = _operands(v, theta, "jump_relu")
-    return _jump_relu(v, jnp.asarray(theta, jnp.result_type(v, theta)), h)
+    return _jump_relu(*_operands(v, theta, "jump_relu"), h)
+
+
+@program("h")
+def _jump_relu(v: Array, theta: ArrayLike, h: float) -> Array:
+    return _jump(v, jnp.asarray(theta, jnp.result_type(v, theta)), h)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _jump_relu(v: Array, theta: Array, h: float) -> Array:
+def _jump(v: Array, theta: Array, h: float) -> Array:
     return jnp.where(v <= theta, jnp.zeros_like(v), v)
 
 
-@_jump_relu.defjvp
-def _jump_relu_jvp(h, primals, tangents):
+@_jump.defjvp
+def _jump_jvp(h, primals, tangents):
     (v, theta), (dv, dtheta) = primals, tangents
     near = jnp.where(jnp.abs(v - theta) < h / 2, theta / h, 0)
-    return _jump_relu(v, theta, h), jnp.where(v <= theta, 0, dv) - near * dtheta
+    return _jump(v, theta, h), jnp.where(v <= theta, 0, dv) - near * dtheta
 
 
 @checked
