@@ -186,7 +186,8 @@ def execute(examples):
     for source in examples:
         for large, small in SMALLER.items():
             source = source.replace(large, small)
-        exec(compile(source, "an example", "exec"), names)
+        with jax.numpy_dtype_promotion("standard"):  # the default of users; optax needs it
+            exec(compile(source, "an example", "exec"), names)
 
 
 @pytest.fixture
