@@ -439,7 +439,7 @@ def training_loss(rows: Rows) -> "Figure":
         1
     """
     _check_some(rows, "training_loss", "recipe curve")
-    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
+    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss")
 
 
 @checked
@@ -550,7 +550,7 @@ def _tested(name: str) -> str:
     return f"test {name.replace('_', ' ')}"
 
 
-def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Figure":
+def _over_epochs(rows: Rows, value: Any, ylabel: str) -> "Figure":
     kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
     groups, gammas = _values(rows, kind), _values(rows, "gamma")
     fig, panels = plots.figure(1, len(groups), width=4.2)
@@ -568,7 +568,7 @@ def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Fig
                 padded = np.array([curve + [np.nan] * (length - len(curve)) for curve in curves])
                 lines[_label(gamma)] = padded.mean(0)
                 bands[_label(gamma)] = np.array([interval(epoch).half for epoch in padded.T])
-        plots.curves(panel, lines, title=group, ylabel=ylabel, log=log, looks=looks)
+        plots.curves(panel, lines, title=group, ylabel=ylabel, looks=looks)
         for label, half in bands.items():
             ends = lines[label] - half, lines[label] + half
             steps, colour = np.arange(1, len(half) + 1), looks[label]["color"]
