@@ -1143,7 +1143,7 @@ def test_the_report_of_a_folder(tmp_path):
     (section,) = results["sections"].values()
     assert section["rows"].keys() == rows.keys()
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
-    assert len(list(folder.glob("*.png"))) == 3
+    assert len(list(folder.glob("*.png"))) == 5
     assert " has the best accuracy, " in (folder / "report.html").read_text()
 
 
