@@ -30,9 +30,6 @@ REDUCTIONS = {
     "support_scores, of a code": lambda v: ur.metrics.support_scores(ONES[None], v[None]),
     "psnr": lambda v: ur.metrics.psnr(v, ONES),
     "ssim": lambda v: ur.metrics.ssim(jnp.tile(v, (11, 11)), jnp.tile(ONES, (11, 11))),
-    "ssim": lambda v: ur.metrics.ssim(
-        jnp.tile(v, (11, 11 // v.size + 1)), jnp.tile(ONES, (11, 11 // v.size + 1))
-    ),
     "sparsity": lambda v: ur.metrics.sparsity(v[None]),
     "sparse_feature_penalty": lambda v: ur.training.sparse_feature_penalty([v[None]]),
     "kkt_violation, y": lambda v: ur.metrics.kkt_violation(EYE, v, 0 * ONES, 0.5),

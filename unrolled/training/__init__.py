@@ -33,10 +33,11 @@ from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
 from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
 from unrolled.training._weights import *
+from unrolled.training._withheld import *
 
 _offer(
     __name__,
     results="Candidate CheckpointError Fit History Made NonFiniteError Recommendation Record "
-    "Restored Search Start StepRates Trained Tried",
+    "Restored Search Start StepRates Trained Tried Withheld",
     own="Callback Loss Sample Signals merge split trainable with_unit_atoms",
 )

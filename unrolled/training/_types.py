@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "Trained",
     "Tried",
+    "Withheld",
 ]
 
 
@@ -152,6 +153,13 @@ class Progress(NamedTuple):
     best_at: int  # the step of `best`
     losses: np.ndarray  # (step,) training losses
     records: tuple[Record, ...]
+
+
+class Withheld(NamedTuple):
+    """What a layer does not see: the signals of a batch, 0 where not withheld, and where."""
+
+    Y: Array  # (batch, m)
+    known: Array  # (batch, m), bool
 
 
 class Sample(Protocol):
