@@ -16,7 +16,7 @@ from unrolled import dictionaries
 from unrolled._base import checks
 from unrolled._base.doors import Array, ArrayLike, Key, checked, program
 from unrolled.dictionaries import Masked, block_of
-from unrolled.training._losses import reconstruction
+from unrolled.training._losses import _of_last, reconstruction
 from unrolled.training._signals import check_width, each_known, first_of, is_masked, with_first
 from unrolled.training._types import Dictionaries, Sample, Withheld, as_dictionaries
 
@@ -125,6 +125,7 @@ def _split(D: Any, arrays: tuple, key: Key, how: _Withholding) -> tuple:
 
 
 @checked
+@_of_last
 def withheld(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     """The loss of a sampler `withholding`: the mean of 1/2 norm(y - D x_K)^2 of withheld entries.
 
@@ -150,5 +151,3 @@ def withheld(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     rest = Masked._of(base, X.known.astype(X.Y.dtype))
     return reconstruction(codes, None, with_first(D, rest), X.Y)
 
-
-withheld.of_last = True
