@@ -100,7 +100,7 @@ def _batches(Y: Any, size: int, steps: int, rng: np.random.Generator) -> Iterato
         while len(left) < size:
             left = np.concatenate([left, rng.permutation(len(Y))])
         rows, left = np.sort(left[:size]), left[size:]
-        yield np.asarray(Y[rows])
+        yield np.asarray(Y[rows], np.result_type(Y.dtype, np.float32))
 
 
 class _Recovering(Stream):
