@@ -119,6 +119,13 @@ def test_what_all_this_is_about():
         assert not np.isnan(jnp.max(jnp.asarray(_V)))
 
 
+def test_the_larger_of_a_number_and_a_floor():
+    x = np.float32([-1, 0.5, 2, np.nan])
+    np.testing.assert_array_equal(
+        numbers.at_least(jnp.asarray(x), 1.0), np.float32([1, 1, 2, np.nan])
+    )
+
+
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", REDUCTIONS)
 def test_a_nan_reaches_the_result(name):
