@@ -209,9 +209,7 @@ def recorded(source, file, statements):
     numba = b"from numba import" in source
 
     def compiled(node):
-        return node.name.startswith("_") or any(
-            "compiled" in ast.unparse(d) for d in node.decorator_list
-        )
+        return node.name.startswith("_") or f"entry({node.name}, ".encode() in source
 
     class Insert(ast.NodeTransformer):
         inside = 0
