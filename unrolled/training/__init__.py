@@ -21,7 +21,7 @@ from unrolled.training._losses import lasso_loss as lasso  # its former name, in
 from unrolled.training._objective import *
 from unrolled.training._objective import Data, Objective
 from unrolled.training._options import *
-from unrolled.training._options import OptionsWithoutProgress, PlainRun, RunOptions
+from unrolled.training._options import OptionsWithoutProgress, PlainRun, Reports, RunOptions
 from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
@@ -32,6 +32,7 @@ from unrolled.training._types import *
 from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
 from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
+from unrolled.training._watch import writer
 from unrolled.training._weights import *
 from unrolled.training._withheld import *
 

@@ -100,7 +100,8 @@ def test_each_signal_is_drawn_once_before_any_is_drawn_again():
 
 def test_the_penalty_falls_and_the_competition_ends():
     stages = [_recover.stage(step, 10, 0.1) for step in range(1, 11)]
-    assert [round(stage.lam, 9) for stage in stages] == [0.5, 0.42, 0.34, 0.26, 0.18] + [0.1] * 5
+    lams = [0.5, 0.42, 0.34, 0.26, 0.18, 0.1, 0.1, 0.1, 0.05, 0.05]
+    assert [round(stage.lam, 9) for stage in stages] == lams
     assert [stage.rare > 0 for stage in stages] == [True] * 8 + [False] * 2
 
 
