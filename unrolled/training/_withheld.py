@@ -150,4 +150,3 @@ def withheld(codes: Any, X: Any, D: Any, Y: Array) -> Array:
     base = first_of(D).base
     rest = Masked._of(base, X.known.astype(X.Y.dtype))
     return reconstruction(codes, None, with_first(D, rest), X.Y)
-
