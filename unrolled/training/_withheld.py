@@ -80,7 +80,9 @@ def withholding(
     share = checks.as_number(share, "share", where)
     if not 0 < share < 1:
         raise ValueError(f"{where}: share is {share:g}; expected a number between 0 and 1")
-    Y = np.asarray(dictionaries.flat_batch(D, Y))
+    Y = np.asarray(checks.on_host_or_device(dictionaries.flat_batch(D, Y), "Y", where))
+    if Y.ndim != 2:
+        raise ValueError(f"{where}: Y has shape {Y.shape}; expected (signals, m)")
     check_width(Y, D, where)
     known = np.ones(Y.shape, bool) if mask is None else each_known(D, Y, mask, where)
     Y = checks.as_signals(np.where(known, Y, 0), "Y", where)
