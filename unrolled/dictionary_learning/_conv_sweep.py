@@ -15,7 +15,7 @@ from unrolled._base.checks import Array
 from unrolled.activations import relu, shrink
 from unrolled.dictionaries import Conv
 from unrolled.dictionary_learning._learning import PARALLEL, distinct
-from unrolled.pursuit._torus import Torus, is_convolution
+from unrolled.pursuit import Torus, is_convolution
 
 
 def drawn_windows(

@@ -234,8 +234,8 @@ def _codes(
         return np.asarray(learned.X)
     first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)
     lam, nonnegative = options["lam"], options["nonnegative"]
-    found = pursuit.lasso_batch(jnp.asarray(learned.D), first, lam, nonnegative=nonnegative)
-    return np.asarray(found.x)
+    optimum = pursuit.lasso_batch(jnp.asarray(learned.D), first, lam, nonnegative=nonnegative)
+    return np.asarray(optimum.x)
 
 
 def _sections(
