@@ -233,7 +233,8 @@ def products(D: Conv, X: Array) -> Array:
     return jax.vmap(D.synthesize)(X)
 
 
-# From this number of entries of a kernel on, Fourier transforms take less time than a convolution.
+# From this number of entries of a kernel on, the steps use Fourier transforms: for 32 filters of
+# 8 x 8 on a CPU the steps took about half of the time of convolutions.
 _LARGE = 32
 
 

@@ -196,7 +196,7 @@ class Options(NamedTuple):
     start: str | Dictionary = "data"
     weights: ArrayLike | None = None
     mask: ArrayLike | None = None
-    run: Run = Run()  # of which a method takes callbacks and log
+    run: Run = Run()  # a method takes its callbacks and log
 
 
 class Method(Protocol):

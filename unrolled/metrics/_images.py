@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from unrolled._base.doors import Array, ArrayLike, checked
+from unrolled._base.numbers import wide_dtype
 from unrolled.metrics._codes import of_rows, same_shape
 
 __all__ = ["ssim"]
@@ -54,8 +55,8 @@ def ssim(estimate: ArrayLike, reference: ArrayLike, peak: float = 1.0) -> Array:
 
 @of_rows
 def _ssim(xp: Any, estimate: Array, reference: Array, peak: ArrayLike) -> Array:
-    top = xp.asarray(peak, estimate.dtype)
-    x, y = estimate / top, reference / top
+    wide, dtype = wide_dtype(estimate.dtype), estimate.dtype  # variances need more than float16
+    x, y = (v.astype(wide) / xp.asarray(peak, wide) for v in (estimate, reference))
     centre = y.mean((-2, -1), keepdims=True)  # variances of what remains lose fewer digits
     u, v = x - centre, y - centre
     mean_u, mean_v = _windows(u), _windows(v)
@@ -63,7 +64,7 @@ def _ssim(xp: Any, estimate: Array, reference: Array, peak: ArrayLike) -> Array:
     shared = _windows(u * v) - mean_u * mean_v
     mean_x, mean_y = mean_u + centre, mean_v + centre
     light = (2 * mean_x * mean_y + _LUMINANCE) / (mean_x**2 + mean_y**2 + _LUMINANCE)
-    return (light * (2 * shared + _CONTRAST) / (spread + _CONTRAST)).mean((-2, -1))
+    return (light * (2 * shared + _CONTRAST) / (spread + _CONTRAST)).mean((-2, -1)).astype(dtype)
 
 
 def _windows(z: Array) -> Array:

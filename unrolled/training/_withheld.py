@@ -86,6 +86,7 @@ def withholding(
     check_width(Y, D, where)
     known = np.ones(Y.shape, bool) if mask is None else each_known(D, Y, mask, where)
     Y = checks.as_signals(np.where(known, Y, 0), "Y", where)
+    Y = Y.astype(checks.common_dtype(D, Y))
     if seen is not None:
         m, g = first_of(D).shape[0], block_of(first_of(D))
         drawn = jax.eval_shape(seen, jax.random.key(0))

@@ -56,17 +56,8 @@ def test_numbers_of_a_complex_entry_stay_together_and_a_caller_may_draw():
     assert (pairs == pairs[:, :1, :, :1]).all() and 0.3 < pairs.mean() < 0.7
     layer = ur.layers.fista(2, lam=0.2)
     sample = training.withholding(A, signals, batch=3)
-    adam = optax.adam(0.01)
-    fit = ur.fit(
-        layer,
-        layer.init(None, A),
-        A,
-        sample,
-        loss=training.withheld,
-        optimizer=adam,
-        steps=2,
-        key=0,
-    )
+    start, adam = layer.init(None, A), optax.adam(0.01)
+    fit = ur.fit(layer, start, A, sample, loss=training.withheld, optimizer=adam, steps=2, key=0)
     assert fit.history.records[-1].validation < fit.history.records[0].validation
 
 
@@ -86,7 +77,12 @@ def test_withheld_entries_train_thresholds_without_codes_or_complete_signals():
     assert error(fit.best) < error(start) - 3  # dB
 
 
-SAMPLE = training.withholding(D, Y, batch=2)
+def test_signals_are_in_the_dtype_of_the_dictionary():
+    """Measurements are often stored in float16; a step computes in float32 or better."""
+    y, rest, Ds = training.withholding(D.astype("float32"), Y.astype("float16"), batch=2)(KEY)
+    assert y.dtype == rest.Y.dtype == Ds.mask.dtype == np.float32
+
+
 FAULTS = {
     "share is 1; expected a number between 0 and 1": lambda: training.withholding(D, Y, share=1.0),
     r"mask has dtype float64; expected bool": lambda: training.withholding(D, Y, mask=Y),

@@ -187,9 +187,9 @@ def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, An
         first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
         options["lam"] = mean_norm(first) / 10 or 1.0
     if method == "online":
-        options = options | {}
-        batches = _batches(Y, path, options.pop("batch", _BATCH), options.pop("sweeps", 1))
-        return dictionary_learning.online(batches, d, **options)
+        batches = _batches(Y, path, arguments.batch or _BATCH, arguments.sweeps or 1)
+        of_online = {name: v for name, v in options.items() if name not in ("batch", "sweeps")}
+        return dictionary_learning.online(batches, d, **of_online)
     if not (method == "recover" and isinstance(Y, np.memmap)):
         Y = in_float32(datasets.read_rows(Y, path, 0, len(Y)), path)
     return getattr(dictionary_learning, method)(Y, d, **options)
