@@ -795,6 +795,10 @@ def test_a_table_tells_recipes_apart_and_tasks():
 NOTHING = {
     "scores_by_activation: there are no rows": lambda: experiments.scores_by_activation([]),
     "training_loss: there are no rows": lambda: experiments.training_loss([]),
+    "score_in_training: there are no rows": lambda: experiments.score_in_training([]),
+    "score_in_training: no run has an epoch": lambda: experiments.score_in_training(
+        [{"recipe": {}, "curve": []}]
+    ),
     "l1_in_training: there are no rows": lambda: experiments.l1_in_training([], 0),
     "there are no values": lambda: experiments.interval([]),
     "there are no pictures": lambda: experiments.predicted_masks({"X": []}, []),
@@ -811,13 +815,26 @@ def test_nothing_has_no_figure_and_no_mean(message):
 
 
 def test_curves_are_means_over_runs_where_all_have_an_epoch():
-    """One run has diverged: its curve is shorter."""
+    """One run has diverged: its curve is shorter. The band is the interval of the mean."""
     rows = [*rows_of({("relu", 0.0, seed): 0.5 for seed in (0, 1)}).values()]
-    for row, losses in zip(rows, ((3.0, 2.0), (1.0,))):
-        row["curve"] = [{"train": {"loss": loss, "l1": [loss]}} for loss in losses]
-    for figure in (experiments.training_loss(rows), experiments.l1_in_training(rows, 0)):
-        (line,) = figure.axes[0].lines
+    for row, values in zip(rows, ((3.0, 2.0), (1.0,))):
+        row["curve"] = [
+            {"train": {"loss": v, "penalty": v, "l1": [v]}, "test": {"accuracy": v}} for v in values
+        ]
+    drawn = {
+        "training loss": experiments.training_loss(rows),
+        "test accuracy": experiments.score_in_training(rows),
+        "sum of mean |x|": experiments.l1_in_training(rows),
+        f"mean |x| of {rows[0]['layers'][0]}": experiments.l1_in_training(rows, 0),
+    }
+    half = experiments.interval([3.0, 1.0]).half
+    for label, figure in drawn.items():
+        (panel,) = figure.axes
+        (line,), (band,) = panel.lines, panel.collections
+        assert panel.get_ylabel() == label
         np.testing.assert_array_equal(line.get_ydata(), [2.0, np.nan])
+        ends = {round(y, 9) for y in band.get_paths()[0].vertices[:, 1]}
+        assert ends == {round(2 - half, 9), round(2 + half, 9)}
 
 
 MADE = {  # model -> image shape, options of the recipe; class, arguments, named arguments
@@ -996,6 +1013,8 @@ def test_masks_are_pictures_in_a_row_of_their_own():
             np.testing.assert_array_equal(shown[3 * i + j], pictures[column][i])
     titles = [panel.get_title() for panel in panels]
     assert titles == ["picture", "truth", "gamma = 0", "", "", ""]
+    scores = [panel.get_xlabel() for panel in panels]
+    assert scores == ["", "", "mean IoU 0 %"] * 2
 
 
 def test_scores_of_masks_are_means_over_the_images_that_have_one_and_pooled():
@@ -1127,7 +1146,7 @@ def test_the_report_of_a_folder(tmp_path):
     (section,) = results["sections"].values()
     assert section["rows"].keys() == rows.keys()
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
-    assert len(list(folder.glob("*.png"))) == 3
+    assert len(list(folder.glob("*.png"))) == 4  # of one penalised layer, whose mean is the penalty
     assert " has the best accuracy, " in (folder / "report.html").read_text()
 
 

@@ -21,7 +21,7 @@ from unrolled.training._losses import lasso_loss as lasso  # its former name, in
 from unrolled.training._objective import *
 from unrolled.training._objective import Data, Objective
 from unrolled.training._options import *
-from unrolled.training._options import OptionsWithoutProgress, PlainRun, RunOptions
+from unrolled.training._options import OptionsWithoutProgress, PlainRun, Reports, RunOptions
 from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
@@ -34,11 +34,13 @@ from unrolled.training._unsupervised import *
 from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
 from unrolled.training._verdict import *
 from unrolled.training._verdict import LASSO_BATCH, verdict
+from unrolled.training._watch import writer
 from unrolled.training._weights import *
+from unrolled.training._withheld import *
 
 _offer(
     __name__,
     results="Candidate CheckpointError Fit History Made NonFiniteError Recommendation Record "
-    "Restored Search Start StepRates Trained Tried",
+    "Restored Search Start StepRates Trained Tried Withheld",
     own="Callback Loss Sample Signals merge split trainable with_unit_atoms",
 )

@@ -428,8 +428,17 @@ def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]
     scores = "Test score by activation, with and without penalty"
     figures: dict[str, Callable[[], Any]] = {
         scores: partial(vision.experiments.scores_by_activation, runs),
-        "Training loss, mean over seeds": partial(vision.experiments.training_loss, runs),
+        "Test score by epoch, with 95 % intervals": partial(
+            vision.experiments.score_in_training, runs
+        ),
+        "Training loss by epoch, with 95 % intervals": partial(
+            vision.experiments.training_loss, runs
+        ),
     }
+    if len(runs[0]["layers"]) > 1:
+        figures["Sum of the mean absolute values of the penalised layers in training"] = partial(
+            vision.experiments.l1_in_training, runs
+        )
     for j, layer in enumerate(runs[0]["layers"]):
         caption = f"Mean absolute value of the features of {layer} in training, mean over seeds"
         figures[caption] = partial(vision.experiments.l1_in_training, runs, j)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unrolled import plots
+from unrolled import metrics, plots
 from unrolled._base import checks, text
 from unrolled._base.doors import Result, checked
 from unrolled.activations import NAMED
@@ -385,12 +385,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
         True
     """
     _check_some(rows, "scores_by_activation", "recipe scores")
-    name = next(score for score in SCORES if score in rows[0]["scores"])
-    if any(name not in row["scores"] for row in rows):
-        raise ValueError(
-            f"scores_by_activation: expected rows of one task, got some without {name}; try those "
-            "of one model at a time"
-        )
+    name = _first_score([row["scores"] for row in rows], "scores_by_activation")
     kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
     groups, gammas = _values(rows, kind), _values(rows, "gamma")
     fig, panels = plots.figure(1, 1, width=6.4, height=4.2)
@@ -422,7 +417,7 @@ def scores_by_activation(rows: Rows) -> "Figure":
     panel.set_ylim(max(low, 0), min(high, 1))  # an interval may exceed the range of the score
     panel.set_xticks(range(len(groups)), groups)
     title = "each run, the mean over seeds and its 95 % interval"
-    panel.set(title=title, xlabel=kind, ylabel=f"test {name.replace('_', ' ')}")
+    panel.set(title=title, xlabel=kind, ylabel=_tested(name))
     panel.grid(True, alpha=0.3)
     panel.legend(frameon=False)
     return fig
@@ -432,6 +427,11 @@ def scores_by_activation(rows: Rows) -> "Figure":
 def training_loss(rows: Rows) -> "Figure":
     """The training loss without the penalty over the epochs, in one panel per activation.
 
+    A line is the mean over seeds, and a band is its 95 % t interval.
+
+    Raises:
+        ValueError: there are no rows.
+
     Example:
         >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
         >>> curve = [{"train": {"loss": loss}} for loss in (2.3, 1.9)]
@@ -439,21 +439,51 @@ def training_loss(rows: Rows) -> "Figure":
         1
     """
     _check_some(rows, "training_loss", "recipe curve")
-    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss", log=True)
+    return _over_epochs(rows, lambda line: line["train"]["loss"], "training loss")
 
 
 @checked
-def l1_in_training(rows: Rows, layer: int) -> "Figure":
-    """The mean |x| of a penalised layer's features over epochs, in one panel per activation.
+def score_in_training(rows: Rows) -> "Figure":
+    """The first score on test images over the epochs, drawn as in `training_loss`.
+
+    Raises:
+        ValueError: there are no rows, no row has an epoch, or the rows belong to several tasks.
 
     Example:
         >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
-        >>> curve = [{"train": {"l1": [size]}} for size in (0.5, 0.3)]
+        >>> curve = [{"test": {"accuracy": score}} for score in (0.3, 0.4)]
+        >>> figure = ur.vision.experiments.score_in_training([{"recipe": recipe, "curve": curve}])
+        >>> figure.axes[0].get_ylabel()
+        'test accuracy'
+    """
+    _check_some(rows, "score_in_training", "recipe curve")
+    tested = [line["test"] for row in rows for line in row["curve"]]
+    if not tested:
+        raise ValueError("score_in_training: no run has an epoch; expected at least one")
+    name = _first_score(tested, "score_in_training")
+    return _over_epochs(rows, lambda line: line["test"][name], _tested(name))
+
+
+@checked
+def l1_in_training(rows: Rows, layer: int | None = None) -> "Figure":
+    """The mean |x| of a penalised layer's features over epochs, drawn as in `training_loss`.
+
+    If `layer` is None, the figure shows the penalty: the sum of this mean over all penalised
+    layers, sum_j norm(x_j, 1) / dim(x_j).
+
+    Raises:
+        ValueError: there are no rows.
+
+    Example:
+        >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
+        >>> curve = [{"train": {"l1": [size], "penalty": size}} for size in (0.5, 0.3)]
         >>> rows = [{"recipe": recipe, "curve": curve, "layers": ["conv1.features"]}]
         >>> ur.vision.experiments.l1_in_training(rows, 0).axes[0].get_ylabel()
         'mean |x| of conv1.features'
     """
     _check_some(rows, "l1_in_training", "recipe curve layers")
+    if layer is None:
+        return _over_epochs(rows, lambda line: line["train"]["penalty"], "sum of mean |x|")
     name = rows[0]["layers"][layer]
     return _over_epochs(rows, lambda line: line["train"]["l1"][layer], f"mean |x| of {name}")
 
@@ -461,6 +491,8 @@ def l1_in_training(rows: Rows, layer: int) -> "Figure":
 @checked
 def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -> "Figure":
     """A figure with one row per picture: the picture, the true mask, and the predicted masks.
+
+    Below each predicted mask stands its mean IoU.
 
     Args:
         pictures: a mapping with the pictures X, (n, H, W, 3), the true masks `truth`, (n, H, W),
@@ -484,11 +516,15 @@ def predicted_masks(pictures: Mapping[str, np.ndarray], titles: Sequence[str]) -
         raise ValueError(
             f"predicted_masks: pictures have no {missing}; expected truth and all of the titles"
         )
-    fig, panels = plots.figure(n, len(columns), width=1.6, height=1.7)
+    truth = np.asarray(pictures["truth"], bool)
+    scores = {t: metrics.mean_iou(np.asarray(pictures[t], bool), truth) for t in titles}
+    fig, panels = plots.figure(n, len(columns), width=1.6, height=1.9)
     for i, row in enumerate(panels):
         for panel, column in zip(row, columns):
             panel.imshow(pictures[column][i], cmap="gray", vmin=0, vmax=1)
-            panel.set_axis_off()
+            panel.set(xticks=[], yticks=[])
+            if column in scores:
+                panel.set_xlabel(f"mean IoU {100 * scores[column][i]:.0f} %", fontsize=8)
             if i == 0:
                 panel.set_title("picture" if column == "X" else column, fontsize=8)
     return fig
@@ -501,13 +537,28 @@ def _check_some(rows: Rows, where: str, fields: str) -> None:
         check_fields(row, fields, f"rows[{i}]", where)
 
 
-def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Figure":
+def _first_score(scores: Sequence[Mapping[str, Any]], where: str) -> str:
+    """The first score of the task, which all rows must have."""
+    name = next(name for name in SCORES if name in scores[0])
+    if any(name not in of for of in scores):
+        raise ValueError(
+            f"{where}: expected rows of one task, got some without {name}; try those of one model "
+            "at a time"
+        )
+    return name
+
+
+def _tested(name: str) -> str:
+    return f"test {name.replace('_', ' ')}"
+
+
+def _over_epochs(rows: Rows, value: Any, ylabel: str) -> "Figure":
     kind = "activation" if len(_values(rows, "activation")) > 1 else "model"
     groups, gammas = _values(rows, kind), _values(rows, "gamma")
     fig, panels = plots.figure(1, len(groups), width=4.2)
     looks = _looks(gammas)
     for panel, group in zip(panels[0], groups):
-        lines = {}
+        lines, bands = {}, {}
         for gamma in gammas:
             curves = [
                 [np.nan if value(line) is None else value(line) for line in row["curve"]]
@@ -516,9 +567,14 @@ def _over_epochs(rows: Rows, value: Any, ylabel: str, log: bool = False) -> "Fig
             ]
             if curves:
                 length = max(map(len, curves))
-                padded = [curve + [np.nan] * (length - len(curve)) for curve in curves]
-                lines[_label(gamma)] = np.mean(padded, axis=0)
-        plots.curves(panel, lines, title=group, ylabel=ylabel, log=log, looks=looks)
+                padded = np.array([curve + [np.nan] * (length - len(curve)) for curve in curves])
+                lines[_label(gamma)] = padded.mean(0)
+                bands[_label(gamma)] = np.array([interval(epoch).half for epoch in padded.T])
+        plots.curves(panel, lines, title=group, ylabel=ylabel, looks=looks)
+        for label, half in bands.items():
+            ends = lines[label] - half, lines[label] + half
+            steps, colour = np.arange(1, len(half) + 1), looks[label]["color"]
+            panel.fill_between(steps, *ends, color=colour, alpha=0.2, linewidth=0)
         panel.set_xlabel(panel.get_xlabel().replace("step", "epoch", 1))
     handles, labels = panels[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)

@@ -1,0 +1,95 @@
+"""The figures of Section 4 in the order of the paper, from the committed rows alone.
+
+    python benchmarks/sparse_features_figures.py
+    python benchmarks/sparse_features_figures.py --pictures FOLDER     of the runs: figures 4 and 6
+    python benchmarks/sparse_features_figures.py --tables              prints Tables 4 and 5
+
+Rows keep numbers, not pictures: the masks of figures 4 and 6 are in the folder that
+`unrolled experiment segmentation --output` wrote. All of its runs show the same first five test
+pictures, which a fixed permutation of the data set chose. As in the tables, runs of LeNet-5 that
+did not learn are left out.
+"""
+
+import argparse
+from pathlib import Path
+
+from differences import CHANCE, FOLDER, LABELS, by_title, kind_of, score
+
+from unrolled.vision import experiments
+
+SHOWN = 5  # pictures
+LENET5 = "cifar10, lenet5, epochs 20, test held-out"
+VGG11 = "cifar10, vgg11, "
+UNET = "ecssd, unet, "
+SCORES = {"pixel accuracy, % (deviation over pictures)": "pixel_accuracy"}
+SCORES |= {"mPA, %": "mean_class_precision", "mean IoU, %": "mean_iou"}
+
+
+def longest(tables, beginning):
+    """The rows with the most epochs among the tables whose titles begin alike."""
+    found = [[*rows.values()] for title, rows in tables.items() if title.startswith(beginning)]
+    return max(found, key=lambda rows: rows[0]["recipe"]["epochs"])
+
+
+def masks(folder, activation):
+    """Pictures, true masks and the masks of the runs of one activation and seed 0."""
+    pictures, titles = {}, []
+    for name, row in experiments.read_rows(folder).items():
+        recipe, kept = row["recipe"], experiments.read_pictures(folder, name)
+        if kept is None or (recipe["activation"], recipe["seed"]) != (activation, 0):
+            continue
+        titles.append(f"{LABELS[activation]}, gamma = {recipe['gamma']:g}")
+        kept = {kind: array[:SHOWN] for kind, array in kept.items()}
+        pictures |= {"X": kept["X"], "truth": kept["truth"], titles[-1]: kept["predicted"]}
+    return experiments.predicted_masks(pictures, titles)
+
+
+def table(rows):
+    """Tables 4 and 5: the mean over seeds of each score and of its deviation over pictures."""
+    lines = [f"| activation | gamma | seeds | {' | '.join(SCORES)} |", "|" + "---|" * 6]
+    kinds = {kind_of(row) for row in rows}
+    for kind in sorted(kinds, key=lambda kind: ([*LABELS].index(kind[0]), kind[1])):
+        runs = [row["scores"] for row in rows if kind_of(row) == kind]
+        line = [LABELS[kind[0]], f"{kind[1]:g}", f"{len(runs)}"]
+        for name in SCORES.values():
+            mean, over_pictures = (
+                100 * sum(run[name + end] for run in runs) / len(runs) for end in ("", "_std")
+            )
+            line.append(f"{mean:.2f} ({over_pictures:.2f})")
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pictures", type=Path, help="folder of the runs of segmentation")
+    parser.add_argument("--tables", action="store_true", help="print Tables 4 and 5 alone")
+    options = parser.parse_args()
+    tables = by_title(experiments.read_rows(FOLDER))
+    if options.tables:
+        print(table(longest(tables, UNET)))
+        return
+    trained = [row for row in tables[LENET5].values() if score(row) > CHANCE]
+    lenet5 = sorted(trained, key=lambda row: [*LABELS].index(row["recipe"]["activation"]))
+    vgg11, unet = (longest(tables, beginning) for beginning in (VGG11, UNET))
+    figures = {
+        "figure_1": experiments.score_in_training(lenet5),
+        "figure_2": experiments.training_loss(lenet5),
+        "figure_3": experiments.training_loss(vgg11),
+        "figure_5": experiments.l1_in_training(lenet5),
+        "unet_loss": experiments.training_loss(unet),
+        "unet_penalty": experiments.l1_in_training(unet),
+    }
+    if options.pictures:
+        run = {
+            row["recipe"]["activation"] for row in experiments.read_rows(options.pictures).values()
+        }
+        for name, activation in (("figure_4", "relu"), ("figure_6", "elu")):
+            if activation in run:
+                figures[name] = masks(options.pictures, activation)
+    for name, figure in figures.items():
+        figure.savefig(FOLDER / f"{name}.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
