@@ -1070,7 +1070,9 @@ def test_encode_proves_codes_of_the_lasso(run, tmp_path):
         certified = archive["certified"][:, 0] == 1
     assert np.array_equal(certified, proof.unique & (proof.repairs == 0)) and certified.any()
     assert encoded["proved_optima"] == proof.unique.mean() > 0.9
-    assert encoded["largest_distance"] < 0.1
+    rows = proof.unique & proof.x.any(1)
+    far = (proof.distance[rows] / np.linalg.norm(proof.x[rows], axis=1)).max()
+    assert encoded["largest_distance"] == pytest.approx(far) and 0 < far < 0.1
     assert "times its norm" in out and "norm" not in ProvedCodes(2, (0, 1), 0, 0.0).text()
     D = D.astype("f4")
     layer, weights = unrolled.layers.fista(4), tmp_path / "weights.npz"
