@@ -311,10 +311,6 @@ def test_codes_that_miss_their_tolerance_warn_and_infinite_ones_are_refused():
         SparseCoder(D, layer, params=params).fit_transform(Y)
 
 
-def test_dir_shows_the_estimators():
-    assert dir(ur.sklearn) == ["DictionaryLearner", "SparseCoder"]
-
-
 def test_options_set_after_a_fit_wait_for_the_next():
     coder = SparseCoder(D, "omp", sparsity=2).fit(Y)
     codes = coder.transform(Y)
