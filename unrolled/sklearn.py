@@ -558,8 +558,11 @@ class DictionaryLearner(_Coder):
         self.components_ = self.dictionary_.T
 
     def _codes_of(self, X: np.ndarray) -> np.ndarray:
-        method, options = "lasso_batch", dict(lam=self.lam_)
-        if self.lam_ is None:
-            method, options = "omp", dict(sparsity=self.sparsity_)
-        coder = SparseCoder(self.dictionary_, method, nonnegative=self.nonnegative_, **options)
+        coder = SparseCoder(
+            self.dictionary_,
+            "omp" if self.lam_ is None else "lasso_batch",
+            lam=self.lam_,
+            sparsity=self.sparsity_,
+            nonnegative=self.nonnegative_,
+        )
         return coder.fit(X)._codes_of(X)  # an array, also under a global `set_output`
