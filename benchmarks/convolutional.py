@@ -10,11 +10,13 @@ that any contestant reached.
 The 1-D problem has 10 signals of 5,000 samples with planted events of 8 kinds, codes x >= 0
 (alphacsc has no other codes), filters of 64 samples and the boundary "valid". The 2-D problem has 5
 high-passed crops of 128 x 128 pixels from photographs, 64 filters of 8 x 8 pixels, lam = 0.2 and
-the boundary "circular", as in the examples of sporco. alphacsc and sporco take part if they are
-installed. The time of compilation is reported separately.
+the boundary "circular", as in the examples of sporco. The problem of two photographs has crops of
+256 x 256 pixels, 32 filters and lam = 0.1. alphacsc and sporco take part if they are installed. The
+time of compilation is reported separately.
 """
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _measure import save
+from _measure import environment, save
 from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_sample_image
 
@@ -70,6 +72,15 @@ def photographs(seed: int = 0, n_atoms: int = 64, kernel: int = 8) -> Case:
     crops = [pictures[i][r : r + 256 : 2, c : c + 256 : 2] for i, r, c in corners]
     images = np.stack([crop - gaussian_filter(crop, 2.0, mode="wrap") for crop in crops])[:, None]
     return Case(images, patches(images, (kernel, kernel), n_atoms, rng), 0.2, "circular", False)
+
+
+def two_photographs(n_atoms: int = 32, kernel: int = 8) -> Case:
+    """High-passed crops of two photographs."""
+    rng = np.random.default_rng(0)
+    pictures = [load_sample_image(name).mean(2) / 255 for name in ("china.jpg", "flower.jpg")]
+    crops = [picture[80:336, 150:406] for picture in pictures]
+    images = np.stack([crop - gaussian_filter(crop, 2.0, mode="wrap") for crop in crops])[:, None]
+    return Case(images, patches(images, (kernel, kernel), n_atoms, rng), 0.1, "circular", False)
 
 
 def patches(images: np.ndarray, kernel: tuple, count: int, rng) -> np.ndarray:
@@ -212,15 +223,20 @@ def measured(case: Case, contestants: dict[str, Callable], seconds: float) -> di
     least = min(value for curve in curves.values() for _, value in curve)
     found = {}
     for name, curve in curves.items():
-        near = [t for t, value in curve if value <= NEAR * least]
         found[name] = {
-            "seconds_to_1_percent": near[0] if near else None,
+            "seconds_to_1_percent": reached(curve, NEAR * least),
             "least": min(value for _, value in curve),
+            "unrolled_to_its_least": reached(curves["unrolled"], min(v for _, v in curve)),
             "iterations": len(curve),
             **more[name],
             "curve": [[round(t, 4), value] for t, value in thinned(curve)],
         }
     return {"least": least, "contestants": found}
+
+
+def reached(curve: Curve, value: float) -> float | None:
+    """The seconds until a curve is at most a value."""
+    return next((t for t, other in curve if other <= value), None)
 
 
 def thinned(curve: Curve, count: int = 40) -> Curve:
@@ -232,7 +248,7 @@ def thinned(curve: Curve, count: int = 40) -> Curve:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0, help="time per contestant")
-    parser.add_argument("--only", choices=("1-D", "2-D"))
+    parser.add_argument("--only", choices=("1-D", "2-D", "two photographs"), nargs="*")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/convolutional.json"))
     arguments = parser.parse_args()
     one = {"unrolled": ours}
@@ -241,11 +257,17 @@ def main() -> None:
     two = {"unrolled": ours}
     for x, d in (("admm", "cns"), ("admm", "pgm"), ("pgm", "pgm")):
         two[f"sporco {x}, {d}"] = lambda case, s, x=x, d=d: sporco(case, s, x, d)
-    results = {"load_average": os.getloadavg()[0]}
-    if arguments.only != "2-D":
-        results["1-D"] = measured(events(), one, arguments.seconds)
-    if arguments.only != "1-D":
-        results["2-D"] = measured(photographs(), two, arguments.seconds)
+    cases = {
+        "1-D": (events, one),
+        "2-D": (photographs, two),
+        "two photographs": (two_photographs, two),
+    }
+    output = arguments.output
+    results = json.loads(output.read_text()) if output.exists() else {}
+    for name in arguments.only or cases:
+        case, contestants = cases[name]
+        results[name] = measured(case(), contestants, arguments.seconds)
+        results[name] |= {"load_average": os.getloadavg()[0], "environment": environment()}
     save(arguments.output, results)
 
 

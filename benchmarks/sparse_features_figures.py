@@ -81,8 +81,12 @@ def main():
         "unet_penalty": experiments.l1_in_training(unet),
     }
     if options.pictures:
-        figures["figure_4"] = masks(options.pictures, "relu")
-        figures["figure_6"] = masks(options.pictures, "elu")
+        run = {
+            row["recipe"]["activation"] for row in experiments.read_rows(options.pictures).values()
+        }
+        for name, activation in (("figure_4", "relu"), ("figure_6", "elu")):
+            if activation in run:
+                figures[name] = masks(options.pictures, activation)
     for name, figure in figures.items():
         figure.savefig(FOLDER / f"{name}.png", dpi=110)
 

@@ -35,6 +35,8 @@ KEY = jax.random.key(0)
 LAYER, ONE = ur.layers.lista_cp(3), dict(sparsity=1, bound=1.0)
 ISTA = ur.layers.ista(3)
 CODES = jnp.asarray(rng.normal(size=(3, 7, 19)))
+HIDING = ur.training.withholding(D, np.asarray(Y), batch=7)
+HIDDEN = HIDING(KEY)
 
 
 def _params(layer):
@@ -234,6 +236,7 @@ CALLS |= {
     "metrics.nmse": lambda: m.nmse(X, X),
     "metrics.pixel_accuracy": lambda: m.pixel_accuracy(MASKS, MASKS),
     "metrics.psnr": lambda: m.psnr(X, X),
+    "metrics.ssim": lambda: m.ssim(np.eye(11), np.eye(11)),
     "metrics.signal_nmse": lambda: m.signal_nmse(X, X),
     "metrics.sparsity": lambda: m.sparsity(X),
     "metrics.support_scores": lambda: m.support_scores(X, X),
@@ -295,6 +298,8 @@ CALLS |= {
     "training.reconstruction": lambda: tr.reconstruction(CODES, None, D, Y),
     "training.sparse_feature_penalty": lambda: tr.sparse_feature_penalty([X, Y]),
     "training.supervised": lambda: tr.supervised(CODES, X, None, None),
+    "training.withheld": lambda: tr.withheld(CODES, *HIDDEN[1:], HIDDEN[0]),
+    "training.withholding": lambda: HIDING(KEY),
     "comparison.compare": lambda: ur.compare({"ISTA": (ISTA, ISTA_PARAMS)}, D, Y, X, lam=0.1),
     "comparison.evolution": lambda: ur.comparison.evolution(ISTA, D),
 }

@@ -203,16 +203,19 @@ atexit.register(save)
 def recorded(source, file, statements):
     """The source with a call of the recorder before each statement of a function.
 
-    What numba compiles cannot call the recorder: of a file that imports numba the public functions,
-    which call the compiled ones, have it.
+    What numba compiles cannot call the recorder: of a file that imports numba the public functions
+    that call the compiled ones have it.
     """
-    compiled = b"from numba import" in source
+    numba = b"from numba import" in source
+
+    def compiled(node):
+        return node.name.startswith("_") or f"entry({node.name}, ".encode() in source
 
     class Insert(ast.NodeTransformer):
         inside = 0
 
         def visit_FunctionDef(self, node):
-            if compiled and node.name.startswith("_"):
+            if numba and compiled(node):
                 return node
             self.inside += 1
             self.generic_visit(node)

@@ -838,7 +838,8 @@ def test_networks_refuse_what_does_not_chain():
 
 
 def test_metrics_refuse_shapes_that_differ():
-    for name in ("nmse", "mean_nmse", "signal_nmse", "failure_rate", "support_scores", "psnr"):
+    names = "nmse mean_nmse signal_nmse failure_rate support_scores psnr ssim"
+    for name in names.split():
         with pytest.raises(ValueError, match=r"shapes \(4, 8\) and \(8,\) differ"):
             getattr(ur.metrics, name)(X, X[0])  # would broadcast
 

@@ -29,6 +29,7 @@ REDUCTIONS = {
     "support_scores": lambda v: ur.metrics.support_scores(v[None], ONES[None]),
     "support_scores, of a code": lambda v: ur.metrics.support_scores(ONES[None], v[None]),
     "psnr": lambda v: ur.metrics.psnr(v, ONES),
+    "ssim": lambda v: ur.metrics.ssim(jnp.tile(v, (11, 11)), jnp.tile(ONES, (11, 11))),
     "sparsity": lambda v: ur.metrics.sparsity(v[None]),
     "sparse_feature_penalty": lambda v: ur.training.sparse_feature_penalty([v[None]]),
     "kkt_violation, y": lambda v: ur.metrics.kkt_violation(EYE, v, 0 * ONES, 0.5),
@@ -117,6 +118,13 @@ def test_what_all_this_is_about():
     """Once XLA keeps NaN, the helper can go."""
     if jax.default_backend() == "cpu":
         assert not np.isnan(jnp.max(jnp.asarray(_V)))
+
+
+def test_the_larger_of_a_number_and_a_floor():
+    x = np.float32([-1, 0.5, 2, np.nan])
+    np.testing.assert_array_equal(
+        numbers.at_least(jnp.asarray(x), 1.0), np.float32([1, 1, 2, np.nan])
+    )
 
 
 @pytest.mark.few(2)

@@ -404,7 +404,7 @@ class DictionaryLearner(_Coder):
 
     Data frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists
     the features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
-    here, too, since no method learns non-negative codes or atoms.
+    here, too: `dictionary_learning` learns non-negative codes, this class does not yet.
 
     Rows are samples and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms in
     rows, as in `sklearn.decomposition.DictionaryLearning`. Samples are real numbers: complex X is

@@ -136,6 +136,18 @@ def test_a_method_with_a_given_sparsity(path, method, capsys):
     assert np.array_equal(np.load(folder / "D.npy"), found.D)
 
 
+@pytest.mark.slow
+def test_the_method_that_finds_atoms_again(path, capsys):
+    folder = path.parent / "learned"
+    flags = ["--atoms", "12", "--method", "recover", "--lam", "0.5", "--steps", "4"]
+    command = ["learn", str(path), *flags, "--nonnegative", "--output", str(folder)]
+    assert main([*command, "--no-certificate"]) == 0
+    assert "recover: 12 atoms from 90 signals" in capsys.readouterr().out
+    assert "nonnegative" in (folder / "report.md").read_text()
+    found = dictionary_learning.recover(SIGNALS, 12, lam=0.5, steps=4, nonnegative=True)
+    assert np.array_equal(np.load(folder / "D.npy"), found.D)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -145,6 +157,9 @@ def test_a_method_with_a_given_sparsity(path, method, capsys):
         (["--atoms", "9", "--sparsity", "2"], "--sparsity does not go with --method online"),
         (["--atoms", "9", "--method", "mod", "--lam", "1"], "--lam does not go with --method mod"),
         (["--atoms", "9", "--method", "mod", "--batch", "9"], "--batch does not go with --method"),
+        (["--atoms", "9", "--steps", "9"], "--steps does not go with --method online"),
+        (["--atoms", "9", "--method", "recover", "--sweeps", "2"], "--sweeps does not go with"),
+        (["--atoms", "9", "--method", "recover", "--steps", "0"], "--steps must be at least 1"),
         (["--atoms", "9", "--shape", "3"], "--shape must be HxW, such as 8x8, got '3'"),
         (["--atoms", "9", "--shape", "2x4"], "--shape 2x4 does not have the 9 entries"),
         (["--atoms", "9", "--lam", "-1"], "lam must be positive"),
@@ -167,7 +182,8 @@ def test_codes_of_a_stream_are_those_of_its_first_signals(path, monkeypatch):
     D = RNG.normal(size=(9, 12)).astype(np.float32)
     D /= np.linalg.norm(D, axis=0)
     learned = SimpleNamespace(X=None, D=D)
-    found = _learn._codes(SimpleNamespace(signals=path), SIGNALS, learned, {"lam": 0.5})
+    options = {"lam": 0.5, "nonnegative": False}
+    found = _learn._codes(SimpleNamespace(signals=path), SIGNALS, learned, options)
     residual = SIGNALS[:7] - found @ D.T  # which no atom fits better than lam, but for the gap
     assert found.shape == (7, 12) and np.abs(residual @ D).max() < 0.52
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from unrolled.vision import datasets
-from unrolled.vision.datasets import cifar10, crop_and_flip, digits, masks, mnist
+from unrolled.vision.datasets import _collections, cifar10, crop_and_flip, digits, masks, mnist
 
 needs_data = pytest.mark.skipif(
     "UNROLLED_DATA" not in os.environ, reason="UNROLLED_DATA is not set"
@@ -456,6 +456,14 @@ def test_the_real_mnist():
     assert abs(found.train[0].mean() / 255 - 0.1307) < 1e-4
     assert abs(found.train[0].std() / 255 - 0.3081) < 1e-4
     assert found.train[1][:5].tolist() == [5, 0, 4, 1, 9]
+
+
+def test_the_mask_of_a_made_picture_is_where_its_shape_lies(monkeypatch):
+    textures = iter([np.full((32, 32, 3), 60.0), np.full((32, 32, 3), 190.0)])  # ground and shape
+    monkeypatch.setattr(_collections, "_texture", lambda rng, side: next(textures))
+    picture, mask = _collections._picture(np.random.default_rng(0), 32)
+    assert 0 < mask.sum() < mask.size
+    np.testing.assert_array_equal(picture.mean(2) > 125, mask)
 
 
 @needs_data

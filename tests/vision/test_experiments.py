@@ -796,6 +796,9 @@ NOTHING = {
     "scores_by_activation: there are no rows": lambda: experiments.scores_by_activation([]),
     "training_loss: there are no rows": lambda: experiments.training_loss([]),
     "score_in_training: there are no rows": lambda: experiments.score_in_training([]),
+    "score_in_training: no run has an epoch": lambda: experiments.score_in_training(
+        [{"recipe": {}, "curve": []}]
+    ),
     "l1_in_training: there are no rows": lambda: experiments.l1_in_training([], 0),
     "there are no values": lambda: experiments.interval([]),
     "there are no pictures": lambda: experiments.predicted_masks({"X": []}, []),
@@ -1143,7 +1146,7 @@ def test_the_report_of_a_folder(tmp_path):
     (section,) = results["sections"].values()
     assert section["rows"].keys() == rows.keys()
     assert len((folder / "results.csv").read_text().splitlines()) == 1 + len(rows)
-    assert len(list(folder.glob("*.png"))) == 5
+    assert len(list(folder.glob("*.png"))) == 4  # of one penalised layer, whose mean is the penalty
     assert " has the best accuracy, " in (folder / "report.html").read_text()
 
 

@@ -175,6 +175,8 @@ def test_what_theory_admits_comes_from_the_coherence_of_the_atoms(found):
     lower, upper = admitted.generalized
     assert lower <= upper <= admitted.weights_coherence + 1e-12  # both 0: no more atoms than pixels
     assert admitted.stripe <= admitted.signal
+    stripes = (admitted.coherence, admitted.weights_coherence)
+    assert admitted.stripe == max(ur.theory.max_sparsity(mu, D.shape[1]) for mu in stripes)
 
 
 def test_a_reward_without_end_has_no_pursuit():

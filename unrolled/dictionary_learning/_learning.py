@@ -21,7 +21,7 @@ from unrolled._base.files import CheckpointError, check_writable, claimed, in_li
 from unrolled._base.numbers import wide_dtype
 from unrolled.dictionaries import Dictionary, as_dictionary, dct, dense, normalize
 from unrolled.records import differences
-from unrolled.training import restore_tree, save_tree
+from unrolled.training import Run, restore_tree, save_tree, writer
 
 __all__ = ["Learned", "Step"]
 
@@ -196,6 +196,7 @@ class Options(NamedTuple):
     start: str | Dictionary = "data"
     weights: ArrayLike | None = None
     mask: ArrayLike | None = None
+    run: Run = Run()  # a method takes its callbacks and log
 
 
 class Method(Protocol):
@@ -246,7 +247,8 @@ def learn(method: Method, options: Options) -> Learned:
     config: dict[str, Any] = {"method": where}
     if options.checkpoint is not None:
         config |= {"key": text_of(key)} | method.config()
-    with keeping(options.checkpoint, config, options.resume, options.progress) as keeper:
+    kept = keeping(options.checkpoint, config, options.resume, options.progress)
+    with kept as keeper, writer(options.run.log) as write:
         if keeper.arrays is not None:
             state = method.restored(keeper.arrays, keeper)
         elif options.resume is not None:
@@ -258,6 +260,9 @@ def learn(method: Method, options: Options) -> Learned:
         for step in method.steps(keeper, sweeps):
             state, objective, replaced = method.sweep(state, step, generator(key, step))
             keeper.add(objective, replaced, method.arrays(state), last=step == sweeps)
+            write(keeper.history[-1], None)
+            for callback in options.run.callbacks:
+                callback(keeper.history[-1], method.result(state).D)
         if sweeps is None:
             keeper.save(method.arrays(state), last=True)
     if keeper.history:

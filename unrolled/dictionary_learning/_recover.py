@@ -17,7 +17,7 @@ __all__ = ["recover"]
 
 
 # We chose these numbers on planted dictionaries with 500 atoms (benchmarks/recovery.py).
-_FIRST = 5.0  # the first lam, in units of the last
+_FIRST, _LAST = 5.0, 0.5  # the first lam, and lam of the last fifth, in units of lam
 _FALLING, _REPLACING = 0.5, 0.8  # the shares of the batches in which lam falls, atoms are replaced
 _RARE, _TWINS = 0.2, 0.8  # see `Stage`
 _TOL = 1e-2  # relative duality gap of a code
@@ -44,7 +44,8 @@ def recover(
     some are twins. `recover` takes the steps of `online` for random batches, with three changes:
 
     - lam falls linearly from 5 lam to lam in the first half of the steps: with a large lam a code
-      has few atoms, and these are found first.
+      has few atoms, and these are found first. In the last fifth it is lam / 2: smaller penalties
+      shrink codes less, and the atoms fit the signals better.
     - In the first four fifths of the steps, an atom is replaced by the signal that is represented
       worst if its sum of x^2 is below a fifth of the mean, or if its inner product with a more used
       atom is above 0.8. Hundreds of atoms may be replaced while the signals pass once.
@@ -55,14 +56,14 @@ def recover(
         Y: (n, m), signals in rows, with n at least d; may be a memmap, of which each step reads its
             batch.
         d: number of atoms.
-        lam: penalty weight at the end.
+        lam: penalty weight; see above for the steps.
         steps: number of batches.
         batch: number of signals in a batch; None takes the smaller of d and n.
         nonnegative, key, start, progress, checkpoint: as in `online`.
 
     Returns:
-        Learned, as from `online`, with X None; `objective` is the mean of the LASSO objective over
-        the signals of the last fifth of the steps.
+        Learned, as from `online`, with X None; `objective` is the mean of the LASSO objective for
+        lam / 2 over the signals of the last fifth of the steps.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `online`; also if there are fewer signals than
@@ -100,7 +101,7 @@ def _batches(Y: Any, size: int, steps: int, rng: np.random.Generator) -> Iterato
         while len(left) < size:
             left = np.concatenate([left, rng.permutation(len(Y))])
         rows, left = np.sort(left[:size]), left[size:]
-        yield np.asarray(Y[rows])
+        yield np.asarray(Y[rows], np.result_type(Y.dtype, np.float32))
 
 
 class _Recovering(Stream):
@@ -125,4 +126,4 @@ def stage(step: int, steps: int, lam: float) -> Stage:
     lam *= max(1.0, _FIRST + (1 - _FIRST) * past / _FALLING)
     if past < _REPLACING:
         return Stage(lam, _BETA, _RARE, _TWINS, _TOL)
-    return Stage(lam, _LATE, tol=_TOL)
+    return Stage(_LAST * lam, _LATE, tol=_TOL)

@@ -185,6 +185,7 @@ def online(
     progress: Progress | None = None,
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
+    **run: Unpack[training.Reports],
 ) -> Learned:
     r"""Online dictionary learning (Mairal et al.): one pass over a stream, in constant memory.
 
@@ -221,6 +222,8 @@ def online(
             after earlier batches at most once in 5 seconds. If the file exists, the same call, with
             the stream from its beginning, skips the batches that the file covers and continues. If
             one of these batches has changed, the call raises CheckpointError.
+        run: `callbacks` and `log` of `training.Run`: after every batch, each callback is called as
+            `callback(step, D)`, and a line of JSON with the `Step` is appended to the file `log`.
 
     Returns:
         Learned, with X None. `objective` is the mean of the LASSO objective over the past signals,
@@ -252,7 +255,8 @@ def online(
         >>> learned.D.shape, learned.history[-1].objective < learned.history[0].objective
         ((8, 12), True)
     """
-    options = Options(None, key, progress, resume, checkpoint, start)
+    reports = training.Run.of("online", run)
+    options = Options(None, key, progress, resume, checkpoint, start, run=reports)
     return _learning.learn(Stream(batches, d, lam, forgetting, nonnegative, options), options)
 
 

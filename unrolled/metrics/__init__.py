@@ -6,6 +6,7 @@ of sums, and `mean_nmse` is a mean of decibels. Report both, together with `fail
 
 from unrolled._base import offer as _offer
 from unrolled.metrics._codes import *
+from unrolled.metrics._images import *
 from unrolled.metrics._segmentation import *
 
 _offer(

@@ -45,6 +45,7 @@ from unrolled.pursuit._problem import *
 from unrolled.pursuit._problem import static_tol
 from unrolled.pursuit._sparse import SparseCodes
 from unrolled.pursuit._splitting import *
+from unrolled.pursuit._torus import Torus, is_convolution
 
 _offer(
     __name__,

@@ -208,6 +208,7 @@ def _next(primal, dual, tried):
 # The maximum number of penalties to try, and the factor by which lam^2 falls at each trial until a
 # penalty is small enough.
 _TRIALS, _FALL = 60, 0.01
+_FINISH = 50  # steps that solve on the support, and as many more as FISTA took
 
 
 class _Search(NamedTuple):
@@ -386,7 +387,7 @@ def _tried(
     x, gap, steps = _lasso.code(inner, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.
     finish = on_support if penalty.block == 1 else partial(_lasso.on_parts, penalty)
-    exact = finish(at, x, jnp.asarray(2 * min(D.shape)))
+    exact = finish(at, x, jnp.minimum(2 * min(D.shape), _FINISH + steps))
     allowed = jnp.maximum(gap, accuracy)
     x = jnp.where(relative_gap(D, y, lam, exact, zero, penalty) <= allowed, exact, x)
     length, l1, gap = _judged(D, y, level, x)

@@ -21,7 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray, njit, types
 
-from unrolled.pursuit._active_set import _border, _compiled, _extend, _subtract, entry, pointer
+from unrolled.pursuit._active_set import (
+    _border,
+    _clear,
+    _compiled,
+    _copy,
+    _extend,
+    _subtract,
+    entry,
+    pointer,
+)
 from unrolled.pursuit._omp import CHOICES
 
 # Divisions by squared distances may be reciprocals; scores that are not finite are not read.
@@ -337,7 +346,7 @@ def _one(D, near, y, products, rule, own, code, atoms):
     most, least, depends, by_fit, nonnegative = rule
     factors, g, apart, scores = own[:4]
     A, b = code[0], code[2]
-    k = steps = 0
+    k = steps = np.int64(0)
     margin, size, unit = 1.0, math.sqrt(_dot(y, y)), _unsure(products, len(y))
     noise = unit * size
     for i in range(len(g)):
@@ -401,7 +410,7 @@ def _renewed(near, products, own, code, atoms, k, by_fit):
         for j in range(k):
             for i in range(k):
                 h[i] = -M[j, i]
-            along[:] = 0
+            _clear(along, len(along))
             _subtract(along, along, near, atoms, h, k, len(g))
             for i in range(len(g)):
                 apart[i] -= near[atoms[j], i] * along[i]
@@ -477,13 +486,16 @@ def _grown(code, y, r, q, chosen, news, columns, atoms, k, least, depends, nonne
     if chosen[0] < 0 or math.sqrt(squares) <= least * math.sqrt(_dot(y, y)):
         return k, 0
     for e in range(len(chosen)):
-        columns[grown], atoms[grown], b[grown] = news[e], chosen[e], _dot(news[e], y)
+        atoms[grown], b[grown] = chosen[e], _dot(news[e], y)
+        _copy(columns[grown], news[e])
         for j in range(grown + 1):
             A[grown, j] = A[j, grown] = _dot(columns[j], news[e])
         pivot = _enter(code, grown, depends)
         if pivot > 0:
             _subtract(q, news[e], columns, order, u, grown, len(q))
-            q /= math.sqrt(pivot)
+            size = math.sqrt(pivot)
+            for i in range(len(q)):
+                q[i] /= size
             grown += 1
     if grown == k:
         return k, 0
@@ -562,7 +574,7 @@ def _refined(code, k):
     inside = 0.0
     for corrected in range(3):
         _subtract(t, b, A, order, x, k, k)
-        u[:k] = 0
+        _clear(u, k)
         _subtract(u, u, M, order, t, k, k)
         inside = 0.0
         for j in range(k):
@@ -586,13 +598,13 @@ def _descend(code, atoms, columns, k):
         start[i] = x[i] + x[k - 1] * u[i]
     start[k - 1] = 0.0
     while True:
-        far, leaving = 1.0, -1
+        far, leaving = 1.0, k
         for i in range(k):
             if x[i] <= 0:
                 part = start[i] / (start[i] - x[i]) if start[i] > 0 else 0.0
                 if part < far:
                     far, leaving = part, i
-        if leaving < 0:
+        if leaving == k:
             return k
         for i in range(k):
             start[i] += far * (x[i] - start[i])
@@ -613,7 +625,7 @@ def _remove(code, atoms, columns, i, k):
             M[j, c] -= ratio * u[j] * u[c]
     for j in range(i, k - 1):
         atoms[j], b[j], x[j], start[j] = atoms[j + 1], b[j + 1], x[j + 1], start[j + 1]
-        columns[j] = columns[j + 1]
+        _copy(columns[j], columns[j + 1])
         for c in range(k):
             A[j, c], M[j, c] = A[j + 1, c], M[j + 1, c]
     for j in range(k - 1):

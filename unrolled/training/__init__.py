@@ -8,7 +8,7 @@ types of the functions that you pass to `fit`. Use `sparse_feature_penalty`, `sa
 """
 
 from unrolled._base import offer as _offer
-from unrolled.training._candidates import *
+from unrolled.training._candidates import next_to_trained
 from unrolled.training._curriculum_and_search import *
 from unrolled.training._files import *
 from unrolled.training._files import from_safetensors
@@ -21,7 +21,7 @@ from unrolled.training._losses import lasso_loss as lasso  # its former name, in
 from unrolled.training._objective import *
 from unrolled.training._objective import Data, Objective
 from unrolled.training._options import *
-from unrolled.training._options import OptionsWithoutProgress, PlainRun, RunOptions
+from unrolled.training._options import OptionsWithoutProgress, PlainRun, Reports, RunOptions
 from unrolled.training._recipe import *
 from unrolled.training._recipe import law_of
 from unrolled.training._recommend import *
@@ -32,11 +32,15 @@ from unrolled.training._types import *
 from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
 from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
+from unrolled.training._verdict import *
+from unrolled.training._verdict import LASSO_BATCH, cheapest, verdict
+from unrolled.training._watch import writer
 from unrolled.training._weights import *
+from unrolled.training._withheld import *
 
 _offer(
     __name__,
     results="Candidate CheckpointError Fit History Made NonFiniteError Recommendation Record "
-    "Restored Search Start StepRates Trained Tried",
+    "Restored Search Start StepRates Trained Tried Withheld",
     own="Callback Loss Sample Signals merge split trainable with_unit_atoms",
 )

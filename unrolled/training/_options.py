@@ -117,7 +117,14 @@ class Run(PlainRun):
         return Sharing(self.accumulate, self.mesh, self.reduction)
 
 
-class OptionsWithoutProgress(TypedDict, total=False):
+class Reports(TypedDict, total=False):
+    """The options of a `Run` for a function whose steps are no training steps."""
+
+    callbacks: Iterable[Callback]
+    log: Path | str | None
+
+
+class OptionsWithoutProgress(Reports, total=False):
     """The options of a `Run` for a function whose `progress` has another meaning."""
 
     evaluate_every: int
@@ -125,8 +132,6 @@ class OptionsWithoutProgress(TypedDict, total=False):
     accumulate: int
     reduction: str
     checkpoint: Checkpoint | str | Path | None
-    callbacks: Iterable[Callback]
-    log: Path | str | None
     mesh: Mesh | Any
 
 
@@ -136,4 +141,6 @@ class RunOptions(OptionsWithoutProgress, total=False):
     progress: bool | None
 
 
-OPTIONS.update(dict.fromkeys((RunOptions, OptionsWithoutProgress), Run.__signature__.parameters))
+OPTIONS.update(
+    dict.fromkeys((RunOptions, OptionsWithoutProgress, Reports), Run.__signature__.parameters)
+)

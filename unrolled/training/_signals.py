@@ -12,14 +12,14 @@ from unrolled._base.checks import Array, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
 from unrolled.dictionaries import Masked, Operator
 from unrolled.problems import resampler
-from unrolled.training._types import Dictionaries, Sample, as_dictionaries
+from unrolled.training._types import Dictionaries, Sample, Withheld, as_dictionaries
 
 __all__ = ["Signals"]
 
 
 # The last tenth of the signals is held back, at most 1,000 signals.
 _HELD_BACK, _MOST = 10, 1000
-_BATCH = 64  # masked signals in a step, as many as `resampler` draws
+BATCH = 64  # masked signals in a step, as many as `resampler` draws
 _VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # gives the key of validation batches; no run reaches this step
 
@@ -169,7 +169,7 @@ def with_first(D: Any, own: Operator) -> Any:
 @programs.program()
 def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
     """Random signals, their codes, and their dictionaries."""
-    rows = jax.random.randint(key, (_BATCH,), 0, len(arrays[0]))
+    rows = jax.random.randint(key, (BATCH,), 0, len(arrays[0]))
     Y, X, known = jax.tree.map(lambda array: array[rows], arrays)
     own, Y = dictionaries.known_part(first_of(D), Y, known)
     return Y, X, with_first(D, own)
@@ -203,13 +203,16 @@ def _drawn(sample: Sample, key: Array) -> tuple:
     """Batches from keys that no training step uses."""
     keys = jax.random.split(jax.random.fold_in(key, _NO_STEP), _VALIDATION_BATCHES)
     batches = [*map(drawing(sample), keys)]
-    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *batches)
-    if (
-        isinstance(whole, tuple) and len(whole) == 3 and is_masked(own := batches[0][2])
-    ):  # one D, and a mask for each signal
-        mask = first_of(whole[2]).mask
-        whole = (*whole[:2], with_first(own, Masked._of(first_of(own).base, mask)))
-    return whole
+    if not isinstance(batches[0], tuple) or len(batches[0]) != 3 or not is_masked(batches[0][2]):
+        return jax.tree.map(_joined, *batches)
+    pairs = jax.tree.map(_joined, *[batch[:2] for batch in batches])  # one D, a mask per signal
+    own = batches[0][2]
+    mask = _joined(*[first_of(batch[2]).mask for batch in batches])
+    return (*pairs, with_first(own, Masked._of(first_of(own).base, mask)))
+
+
+def _joined(*arrays: Array) -> Array:
+    return jnp.concatenate(arrays)
 
 
 def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
@@ -241,6 +244,8 @@ def _check_batch(batch, D: Dictionaries | None, where: str) -> None:
             f"{checks.flattened('Y', np.shape(Y))}"
         )
     targets = X if isinstance(X, tuple) else (X,)
+    if isinstance(X, Withheld):
+        targets = (None,)
     if len(targets) > len(Ds):
         raise ValueError(
             f"{where}: there are codes of {len(targets)} blocks; expected at most {len(Ds)}"

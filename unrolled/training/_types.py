@@ -24,6 +24,7 @@ __all__ = [
     "Sample",
     "Trained",
     "Tried",
+    "Withheld",
 ]
 
 
@@ -154,6 +155,13 @@ class Progress(NamedTuple):
     records: tuple[Record, ...]
 
 
+class Withheld(NamedTuple):
+    """What a layer does not see: the signals of a batch, 0 where not withheld, and where."""
+
+    Y: Array  # (batch, m)
+    known: Array  # (batch, m), bool
+
+
 class Sample(Protocol):
     """A function that draws a batch: `sample(key) -> (Y, X)` or `(Y, X, Ds)`.
 
@@ -214,7 +222,7 @@ class Callback(Protocol):
     """A function that `fit` calls at every evaluation, on the host: `callback(record, params)`.
 
     Args:
-        record: the numbers of the evaluation.
+        record: the numbers of the evaluation, a `Record`.
         params: the params at this step, with non-negative thresholds; safe to keep.
 
     Example:
@@ -226,7 +234,8 @@ class Callback(Protocol):
         [(50, 0.25)]
     """
 
-    def __call__(self, record: Record, params: Any, /) -> None: ...
+    # Learning of dictionaries calls it with a `dictionary_learning.Step` and D.
+    def __call__(self, record: Any, params: Any, /) -> None: ...
 
 
 def as_dictionaries(D: Any, where: str) -> Dictionaries:

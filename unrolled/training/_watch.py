@@ -28,7 +28,7 @@ def watcher(loop: Loop, steps: int, run: Run) -> Iterator[Callable[[Progress, in
     """
     if not loop.processes.is_first:
         run = dataclasses.replace(run, progress=False, log=None)
-    with bar(steps, run.progress) as show, _writer(run.log) as write:
+    with bar(steps, run.progress) as show, writer(run.log) as write:
         calls = (*run.callbacks, show, write)
 
         last: Progress | None = None
@@ -50,7 +50,7 @@ def watcher(loop: Loop, steps: int, run: Run) -> Iterator[Callable[[Progress, in
 
 
 @contextmanager
-def _writer(log: str | Path | None) -> Iterator[Callback]:
+def writer(log: str | Path | None) -> Iterator[Callback]:
     """A callback that appends one line of JSON per evaluation to the file `log`."""
     if log is None:
         yield lambda record, params: None

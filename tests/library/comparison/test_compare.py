@@ -31,6 +31,7 @@ from unrolled.comparison import (
     _promises,
     compare,
 )
+from unrolled.comparison._costs import _count
 from unrolled.pursuit import _by_name
 
 M, N, DEPTH, LAM = 12, 24, 4, 0.05
@@ -964,3 +965,16 @@ def test_quantiles_of_exact_codes_are_numbers():
     for name, median in {"all": -300, "most": -300, "none": -20}.items():
         assert np.isfinite(curves[name].quantiles).all()
         assert curves[name].quantiles[..., 1] == pytest.approx(median, abs=1e-6)
+
+
+def test_products_of_blocks_of_rows_in_a_scan_are_parts_of_a_product():
+    D = np.ones((4, 6))
+
+    def model(x):
+        def step(x, _):
+            r = jax.lax.map(lambda rows: rows @ x, D.reshape(2, 2, 6)).ravel()  # two blocks
+            return x - r @ D, None
+
+        return jax.lax.scan(step, x, length=3)[0]
+
+    assert _count(jax.make_jaxpr(model)(np.ones(6)).jaxpr, D.size, 0) == 6

@@ -592,6 +592,8 @@ def test_integers_become_floats():
 def test_a_sparse_dictionary_stores_as_many_numbers_as_its_fullest_atom():
     atoms = np.array([[1.0, 1.0, 1.0, 1.0], [0.0, 2.0, 0.0, 0.0]])  # a row has more nonzeros
     assert ud.Sparse(np.eye(2), atoms).values.shape == (2, 4)
+    of_one_row = np.eye(4)[:, :1] * np.ones(4)
+    assert ud.Sparse(np.eye(4), of_one_row).values.shape == (1, 4)
 
 
 def test_float64_without_x64_warns_and_says_what_to_do():

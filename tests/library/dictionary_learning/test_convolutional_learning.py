@@ -17,6 +17,8 @@ from unrolled.dictionary_learning._conv_sweep import (
     descend,
     drawn_windows,
     filter_gradient,
+    filter_maps,
+    in_fourier_space,
     moved,
     products,
     shifted_copies,
@@ -275,6 +277,19 @@ def test_the_gradient_of_the_filters_is_a_derivative():
     moved = made(dataclasses.replace(D, filters=change), X)
     slope = np.vdot(jax.jit(filter_gradient)(D, X, R), change)
     np.testing.assert_allclose(slope, np.vdot(R, moved), rtol=1e-12)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "valid", "zero"])
+def test_products_of_filters_in_fourier_space_are_convolutions(boundary):
+    rng = np.random.default_rng(0)
+    D = Conv(rng.standard_normal((2, 3, 4, 8)), (9, 12), boundary=boundary)
+    X, R = (rng.standard_normal((2, size)) for size in D.shape[::-1])
+    assert in_fourier_space(D)
+    with jax.disable_jit():
+        product, adjoint = filter_maps(D, jnp.asarray(X))
+        found = product(D.filters), adjoint(jnp.asarray(R))
+    np.testing.assert_allclose(found[0], made(D, X), atol=1e-12)
+    np.testing.assert_allclose(found[1], filter_gradient(D, X, R), atol=1e-12)
 
 
 def test_descent_finds_the_minimum_whatever_the_first_curvature():

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import os
 import re
 import sys
@@ -799,3 +800,18 @@ def test_codes_can_be_nonnegative(name):
         assert (np.asarray(found.X) >= 0).all()
     signed = learn(name)
     assert not np.array_equal(*(ur.dictionaries.dense(of.D) for of in (found, signed)))
+
+
+def test_a_stream_reports_every_batch_to_callbacks_and_log(tmp_path):
+    """In a log that a call continues, too; the last D that is reported is that of the result."""
+    seen, log, kept = [], tmp_path / "log.jsonl", tmp_path / "kept.npz"
+    options = dict(lam=0.1, log=log, checkpoint=kept, callbacks=[lambda *pair: seen.append(pair)])
+    dl.online(BATCHES[:2], D_ATOMS, **options)
+    found = dl.online(BATCHES[:3], D_ATOMS, **options)
+    assert [step for step, _ in seen] == [*found.history]
+    np.testing.assert_array_equal(seen[-1][1], found.D)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert lines == [step.asdict() for step in found.history]
+    for wrong, error in ((dict(patience=3), "patience"), (dict(callbacks=3), "online: callbacks")):
+        with pytest.raises(TypeError, match=error):
+            dl.online(BATCHES, D_ATOMS, lam=0.1, **wrong)

@@ -79,6 +79,17 @@ def test_a_memmap_gives_the_same_atoms(planted, tmp_path):
     assert np.array_equal(*(dl.recover(each, D_ATOMS, **options).D for each in (Y, mapped)))
 
 
+def test_half_precision_is_that_of_the_file_alone(planted, tmp_path):
+    _, Y = planted
+    np.save(tmp_path / "Y.npy", Y.astype(np.float16))
+    mapped = np.load(tmp_path / "Y.npy", mmap_mode="r")
+    options = dict(lam=0.05, steps=2, batch=50)
+    half, single = (
+        dl.recover(each, D_ATOMS, **options).D for each in (mapped, mapped + np.float32(0))
+    )
+    assert half.dtype == np.float32 and np.array_equal(half, single)
+
+
 def test_each_signal_is_drawn_once_before_any_is_drawn_again():
     Y = np.arange(10.0)[:, None]
     batches = list(_recover._batches(Y, 4, 5, np.random.default_rng(0)))
@@ -89,7 +100,8 @@ def test_each_signal_is_drawn_once_before_any_is_drawn_again():
 
 def test_the_penalty_falls_and_the_competition_ends():
     stages = [_recover.stage(step, 10, 0.1) for step in range(1, 11)]
-    assert [round(stage.lam, 9) for stage in stages] == [0.5, 0.42, 0.34, 0.26, 0.18] + [0.1] * 5
+    lams = [0.5, 0.42, 0.34, 0.26, 0.18, 0.1, 0.1, 0.1, 0.05, 0.05]
+    assert [round(stage.lam, 9) for stage in stages] == lams
     assert [stage.rare > 0 for stage in stages] == [True] * 8 + [False] * 2
 
 

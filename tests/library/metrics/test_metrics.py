@@ -164,6 +164,40 @@ def test_psnr_of_byte_images():
     assert float(metrics.psnr(black, white, 255.0)) == pytest.approx(0, abs=1e-5)
 
 
+def test_ssim_is_its_formula_window_by_window(dtype):
+    """Against weighted moments of each window, computed one window after the other."""
+    rng = np.random.default_rng(2)
+    reference = rng.uniform(size=(2, 14, 17)).astype(dtype)
+    estimate = np.clip(reference + 0.3 * rng.normal(size=(2, 14, 17)), 0, 1).astype(dtype)
+    weights = np.exp(-0.5 * (np.hypot(*np.mgrid[-5:6, -5:6]) / 1.5) ** 2)
+    weights /= weights.sum()
+
+    def one(x, y):
+        mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+        dx, dy = x - mean_x, y - mean_y
+        xx, yy, xy = ((weights * product).sum() for product in (dx * dx, dy * dy, dx * dy))
+        light = (2 * mean_x * mean_y + 1e-4) / (mean_x**2 + mean_y**2 + 1e-4)
+        return light * (2 * xy + 9e-4) / (xx + yy + 9e-4)
+
+    def whole(x, y):
+        at = [(slice(i, i + 11), slice(j, j + 11)) for i in range(4) for j in range(7)]
+        return np.mean([one(x[window], y[window]) for window in at])
+
+    expected = [whole(x, y) for x, y in zip(estimate.astype(float), reference.astype(float))]
+    for one_kind in (np.asarray, jnp.asarray):
+        ours = metrics.ssim(one_kind(estimate), one_kind(reference))
+        # Moments of 121 numbers of size 1, over variances of at least 0.05.
+        assert np.abs(np.asarray(ours) - expected).max() < 200 * float(np.finfo(dtype).eps)
+        np.testing.assert_array_equal(metrics.ssim(one_kind(reference), one_kind(reference)), 1)
+    scaled = metrics.ssim(256 * estimate, 256 * reference, 256.0)
+    np.testing.assert_array_equal(scaled, metrics.ssim(estimate, reference))
+
+
+def test_ssim_needs_a_window():
+    with pytest.raises(ValueError, match=r"ssim: pictures have shape \(16, 10\); expected"):
+        metrics.ssim(np.ones((16, 10)), np.ones((16, 10)))
+
+
 @pytest.mark.parametrize(
     "name", ["nmse", "signal_nmse", "mean_nmse", "failure_rate", "support_scores"]
 )

@@ -412,6 +412,14 @@ def test_on_covered_supports_of_parts_no_code_has_a_wrong_part(kind):
     assert not (taken & ~np.any(X != 0, -1)[:, :, None])[covered].any()
 
 
+def test_the_uniqueness_of_codes_of_complex_numbers_is_that_of_moduli():
+    A = np.random.default_rng(0).normal(size=(2, 3, 4))
+    A = A[0] + 1j * A[1]
+    A /= np.linalg.norm(A, axis=0)
+    mu = np.abs(A.conj().T @ A - np.eye(4)).max()
+    assert ur.theory.uniqueness([Complex.of(A)], [1]).bounds == pytest.approx((1 + 1 / mu) / 2)
+
+
 def test_codes_in_parts_are_unique_up_to_the_coherence_of_blocks():
     rng = np.random.default_rng(8)
     H = ur.dictionaries.identity_hadamard(16)

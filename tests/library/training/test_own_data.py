@@ -651,3 +651,14 @@ def test_evolutions_certificates_and_studies_have_tables_in_four_forms():
         check_forms(result, rows)
     assert watch.table("records")[-1]["validation"] == watch.evaluations[-1].validation
     assert weights.certificates[0].table("records")[0]["l1_error"] == 1.0
+
+
+def test_a_search_with_masks_sees_each_signal_through_its_own():
+    known, thetas = np.random.default_rng(3).random(Y.shape) < 0.7, [0.01, 0.1]
+    found = ur.training.search(LAYER, PARAMS, D, Y, mask=known, loss=LASSO, theta=thetas)
+    for theta, loss in zip(thetas, found.loss):
+        params = PARAMS._replace(steps=PARAMS.steps._replace(theta=jnp.full(K, theta)))
+        seen, atoms = known * Y, known[:, :, None] * D
+        codes = jax.jit(jax.vmap(LAYER.apply, (None, 0, 0)))(params, atoms, seen)
+        misfit = np.sum((seen - np.einsum("nij,nj->ni", atoms, codes)) ** 2, 1) / 2
+        assert loss == pytest.approx(np.mean(misfit + LAM * np.sum(np.abs(codes), 1)), rel=1e-9)

@@ -23,7 +23,7 @@ from unrolled.training import (
     recommend,
     unsupervised,
 )
-from unrolled.training._recommend import RULES
+from unrolled.training._recommend import RULES, _coherence
 
 M, N, K, LAM = 12, 20, 3, 0.1
 rng = np.random.default_rng(0)
@@ -673,3 +673,9 @@ def test_the_advice_refuses(changes, error, match):
 
 def test_both_are_where_their_names_are_pinned():
     assert ur.recommend is recommend and isinstance(recommend, types.FunctionType)
+
+
+def test_the_expected_coherence_is_near_that_of_a_gaussian_dictionary():
+    D = np.random.default_rng(0).normal(size=(400, 600))
+    found, expected = _coherence(D / np.linalg.norm(D, axis=0))
+    assert found == pytest.approx(expected, rel=0.15)

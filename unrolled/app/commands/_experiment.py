@@ -435,7 +435,7 @@ def _figures(folder: Path, rows: dict[str, dict]) -> dict[str, Callable[[], Any]
             vision.experiments.training_loss, runs
         ),
     }
-    if runs[0]["layers"]:
+    if len(runs[0]["layers"]) > 1:
         figures["Sum of the mean absolute values of the penalised layers in training"] = partial(
             vision.experiments.l1_in_training, runs
         )

@@ -23,7 +23,13 @@ from unrolled.app.commands._report import Section
 from unrolled.dictionary_learning import Learned, Step
 from unrolled.vision import datasets
 
-_METHODS = ("online", "ksvd", "mod")
+# The flags of each method that not all methods have.
+_METHODS = {
+    "online": {"lam", "batch", "sweeps"},
+    "recover": {"lam", "batch", "steps"},
+    "ksvd": {"sparsity", "sweeps"},
+    "mod": {"sparsity", "sweeps"},
+}
 _PERIOD = 5.0  # seconds between two lines of progress
 _BATCH = 512
 # Signals at the start of a stream: lam comes from their mean norm, and figures show their codes.
@@ -34,12 +40,14 @@ _DICTIONARY, _CHECKPOINT = "D.npy", "checkpoint.npz"
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "signals": dict(type=Path, metavar="SIGNALS"),
     "--atoms": dict(type=int, required=True, metavar="D"),
-    "--method": dict(choices=_METHODS, default="online"),
+    "--method": dict(choices=tuple(_METHODS), default="online"),
     "--output": dict(type=Path, default=Path("learned"), metavar="DIR"),
     "--lam": dict(type=float),
     "--sparsity": dict(type=int),
     "--sweeps": dict(type=int, default=None),
-    "--batch": dict(type=int, help=f"signals in a batch, for online (default {_BATCH})"),
+    "--steps": dict(type=int),
+    "--batch": dict(type=int),
+    "--nonnegative": dict(action="store_true"),
     "--start": dict(choices=("data", "dct"), default="data"),
     "--shape": dict(metavar="HxW"),
     "--no-certificate": dict(action="store_true"),
@@ -73,18 +81,22 @@ def run(arguments: argparse.Namespace) -> None:
     """Learn a dictionary from signals.
 
     Learn a dictionary, and write D.npy and a report with a picture of the atoms and a certificate.
-    With --method online a .npy file can hold any number of signals: the command reads them in
-    batches. To continue after an interruption, run the same command again.
+    With --method online or recover a .npy file can hold any number of signals: the command reads
+    them in batches. To continue after an interruption, run the same command again.
 
     Flags:
         signals: signals of shape (signals, m), as .npy or .npz (entry Y)
         --atoms: the number of atoms
         --method: how D is learned (default online)
         --output: folder of D.npy and the report (default learned)
-        --lam: weight of the penalty, for online (default: a tenth of the mean norm of the first
-            2000 signals)
+        --lam: weight of the penalty, for online and recover (default: a tenth of the mean norm of
+            the first 2000 signals)
         --sparsity: number of nonzeros in a code, for ksvd and mod
         --sweeps: number of sweeps of ksvd and mod (default 20), or of passes of online (default 1)
+        --steps: number of batches of recover (default 750)
+        --batch: signals in a batch, for online (default 512) and recover (default: as many as
+            atoms)
+        --nonnegative: codes x >= 0
         --start: source of the first atoms (default data)
         --shape: height and width of an atom in pictures (default: a square if possible, else a row)
         --no-certificate: skip the certificate
@@ -92,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     Examples:
         unrolled learn Y.npy --atoms 256 --method online --output learned
         unrolled learn Y.npy --atoms 256 --method ksvd --sparsity 5 --output learned
+        unrolled learn Y.npy --atoms 256 --method recover --nonnegative --output learned
     """
     require("learn", "matplotlib")
     say, folder = progress_printer(), arguments.output
@@ -148,38 +161,38 @@ def _written(
     return summary, data if certified is None else data | {"certificate": certified.to_dict()}
 
 
-_SHOWN = ("lam", "sparsity", "sweeps", "batch", "start")
+_SHOWN = ("lam", "sparsity", "sweeps", "steps", "batch", "start", "nonnegative")
 
 
 def _learning_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options of the learning method, checked before the command reads a file."""
     method, where = arguments.method, "learn"
-    for other in ("sparsity",) if method == "online" else ("lam", "batch"):
+    for other in sorted(set.union(*_METHODS.values()) - _METHODS[method]):
         if getattr(arguments, other) is not None:
             raise ValueError(f"{where}: --{other} does not go with --method {method}")
-    if method != "online" and arguments.sparsity is None:
+    if "sparsity" in _METHODS[method] and arguments.sparsity is None:
         raise ValueError(f"{where}: --method {method} needs --sparsity")
-    for name in ("atoms", "batch", "sweeps"):
+    for name in ("atoms", "batch", "sweeps", "steps"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise ValueError(f"{where}: --{name} must be at least 1, got {value}")
-    options: dict[str, Any] = {"key": arguments.seed or 0, "start": arguments.start}
-    if method != "online":
-        options |= {"sparsity": arguments.sparsity, "sweeps": arguments.sweeps or 20}
-    return options
+    given = {name: getattr(arguments, name) for name in _METHODS[method]}
+    given |= {"sweeps": arguments.sweeps or 20} if "sparsity" in given else {}
+    common = dict(key=arguments.seed or 0, start=arguments.start, nonnegative=arguments.nonnegative)
+    return common | {name: value for name, value in given.items() if value is not None}
 
 
 def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, Any]) -> Learned:
-    path, d = arguments.signals, arguments.atoms
-    if arguments.method != "online":
-        rows = in_float32(datasets.read_rows(Y, path, 0, len(Y)), path)
-        return getattr(dictionary_learning, arguments.method)(rows, d, **options)
-    if arguments.lam is None:
+    path, d, method = arguments.signals, arguments.atoms, arguments.method
+    if "lam" in _METHODS[method] and arguments.lam is None:
         first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
         options["lam"] = mean_norm(first) / 10 or 1.0
-    else:
-        options["lam"] = arguments.lam
-    batches = _batches(Y, path, arguments.batch or _BATCH, arguments.sweeps or 1)
-    return dictionary_learning.online(batches, d, **options)
+    if method == "online":
+        batches = _batches(Y, path, arguments.batch or _BATCH, arguments.sweeps or 1)
+        of_online = {name: v for name, v in options.items() if name not in ("batch", "sweeps")}
+        return dictionary_learning.online(batches, d, **of_online)
+    if not (method == "recover" and isinstance(Y, np.memmap)):
+        Y = in_float32(datasets.read_rows(Y, path, 0, len(Y)), path)
+    return getattr(dictionary_learning, method)(Y, d, **options)
 
 
 def _batches(Y: np.ndarray, path: Path, size: int, passes: int) -> Iterator[np.ndarray]:
@@ -220,7 +233,9 @@ def _codes(
     if learned.X is not None:
         return np.asarray(learned.X)
     first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)
-    return np.asarray(pursuit.lasso_batch(jnp.asarray(learned.D), first, options["lam"]).x)
+    lam, nonnegative = options["lam"], options["nonnegative"]
+    optimum = pursuit.lasso_batch(jnp.asarray(learned.D), first, lam, nonnegative=nonnegative)
+    return np.asarray(optimum.x)
 
 
 def _sections(

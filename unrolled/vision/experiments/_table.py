@@ -447,7 +447,7 @@ def score_in_training(rows: Rows) -> "Figure":
     """The first score on test images over the epochs, drawn as in `training_loss`.
 
     Raises:
-        ValueError: there are no rows, or the rows belong to several tasks.
+        ValueError: there are no rows, no row has an epoch, or the rows belong to several tasks.
 
     Example:
         >>> recipe = {"model": "lenet5", "activation": "relu", "gamma": 0.0}
@@ -458,6 +458,8 @@ def score_in_training(rows: Rows) -> "Figure":
     """
     _check_some(rows, "score_in_training", "recipe curve")
     tested = [line["test"] for row in rows for line in row["curve"]]
+    if not tested:
+        raise ValueError("score_in_training: no run has an epoch; expected at least one")
     name = _first_score(tested, "score_in_training")
     return _over_epochs(rows, lambda line: line["test"][name], _tested(name))
 
