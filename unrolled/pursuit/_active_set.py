@@ -30,8 +30,12 @@ from numba import carray, cfunc, njit, types
 # No Python code calls these functions, so they have no wrappers, which would take long to compile.
 # A literal argument, such as k = 0, has a type of its own, and the callee would be compiled for it,
 # too; np.int64(0) has the type of all other integers.
-_options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-_compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"}, **_options)
+_compiled = njit(  # type: ignore[call-overload]  # its stubs lack the last two options
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz", "arcp"},
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
 
 # The number of atoms that may join a working set in a round; the number of active atoms if larger.
 FEWEST = 10
