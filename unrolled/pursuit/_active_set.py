@@ -30,7 +30,7 @@ from numba import carray, cfunc, njit, types
 # No Python code calls these functions, so they have no wrappers, which would take long to compile.
 # A literal argument, such as k = 0, has a type of its own, and the callee would be compiled for it,
 # too; np.int64(0) has the type of all other integers.
-_compiled = njit(
+_compiled = njit(  # type: ignore[call-overload]  # its stubs lack the last two options
     error_model="numpy",
     fastmath={"reassoc", "contract", "nsz", "arcp"},
     no_cpython_wrapper=True,
@@ -304,8 +304,7 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
     _clear(out, len(out))
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    margin = _margin(rounded, own, atoms, k, nonnegative)
-    return gap, math.sqrt(squares), moves, rounds, margin
+    return gap, math.sqrt(squares), moves, rounds, _margin(rounded, own, atoms, k, nonnegative)
 
 
 @_compiled
