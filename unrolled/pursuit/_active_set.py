@@ -304,8 +304,7 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
     _clear(out, len(out))
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    margin = _margin(rounded, own, atoms, k, nonnegative)
-    return gap, math.sqrt(squares), moves, rounds, margin
+    return gap, math.sqrt(squares), moves, rounds, _margin(rounded, own, atoms, k, nonnegative)
 
 
 @_compiled

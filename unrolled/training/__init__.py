@@ -33,7 +33,7 @@ from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
 from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
 from unrolled.training._verdict import *
-from unrolled.training._verdict import LASSO_BATCH, cheapest, verdict
+from unrolled.training._verdict import LASSO_BATCH, verdict
 from unrolled.training._watch import writer
 from unrolled.training._weights import *
 from unrolled.training._withheld import *

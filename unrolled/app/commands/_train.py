@@ -104,13 +104,13 @@ class Summary(NamedTuple):
 
     def _advice(self) -> list[str]:
         """When the training is repaid, and advice if some signals have codes worse than zero."""
-        told = [self.verdict] if self.verdict else []
+        advice = [self.verdict] if self.verdict else []
         (learned, *_), chained = self.judged["learned"], self.config.chained
         worse = not chained and learned.get("worse_than_zero", 0) > 0
         if not worse or self.config.layers[0].layer.guard is not None:
-            return told
+            return advice
         lam = self.config.problem.lam
-        return [*told, f"with a guard, no signal has a code worse than zero: try --guard {lam:g}"]
+        return [*advice, f"with a guard, no signal has a code worse than zero: try --guard {lam:g}"]
 
     def answer(self) -> str:
         """The result of the training, in one sentence."""
