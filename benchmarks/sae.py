@@ -3,6 +3,7 @@
     python benchmarks/sae.py                # three seeds; a row of sae.jsonl for each, resumable
     python benchmarks/sae.py --table        # the table and the figure of the page, from the rows
     python benchmarks/sae.py --scale        # 100,000 planted activations at 512 x 16384
+    python benchmarks/sae.py --scale --atoms 65536 --tokens 4096
 
 The data are the 32,000 token embeddings of 256 dimensions that the wheel of `wordllama` ships (pip
 install wordllama --no-deps; nothing is run of it). The mean is removed, and all are divided by the
@@ -156,7 +157,7 @@ def tokens_of_atoms(words, sae, A, lam, atoms=6, shown=6):
     ]
 
 
-def scale(n=100_000, m=512, d=16384):
+def scale(n, d, m=512):
     """CPU and clock seconds, and peak memory, of exact sparse codes from a memmap in float16."""
     rng = np.random.default_rng(0)
     D = rng.normal(size=(m, d)).astype(np.float32)
@@ -226,11 +227,13 @@ def main():
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--train", action="store_true", help="train only; a later call measures")
+    parser.add_argument("--atoms", type=int, default=16384, help="of --scale")
+    parser.add_argument("--tokens", type=int, default=100_000, help="of --scale")
     options = parser.parse_args()
     if options.table:
         return print(table())
     if options.scale:
-        return write(scale())
+        return write(scale(options.tokens, options.atoms))
     if options.train:
         A = embeddings()[1]
         return [kept(A[:-HELD], seed) for seed in SEEDS]

@@ -101,13 +101,13 @@ def with_gram(
     codes, rows = Codes.empty(n, rule.most), np.empty((6, max(d, k)), kind)
     rows[0, :d] = factors
     scratch = rows, _as_bits(rows[3]), np.arange(k), np.empty(m), np.zeros(_length(k))
-    near = _pointers(kind)
+    inputs, near = map(np.ascontiguousarray, (D, gram, Y, products)), _pointers(kind)
     signature = types.void(
         _FLOATS, near, _FLOATS, near, *_CODES, near, _bits(kind), _INTEGERS, *[_FLOATS] * 2,
         *[types.int64] * 3, *_RULE,
     )  # fmt: skip
     entry(_with_gram, signature)(
-        *map(pointer, (D, gram, Y, products, *codes, *scratch)),
+        *map(pointer, (*inputs, *codes, *scratch)),
         *(n, m, d, *rule),
     )
     return codes
