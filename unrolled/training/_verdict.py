@@ -65,7 +65,7 @@ def verdict(
         rows: measured methods, the exact solver first.
         gap: the wanted mean gap.
         signals: number of signals to code; None if no training is planned.
-        predicted: what a training could reach; None if it could gain nothing.
+        predicted: what training could reach; None if training could gain nothing.
     """
     best = cheapest(rows, gap)
     trained = [row for row in rows if row.training and row.mean <= gap]
@@ -109,7 +109,7 @@ def _predicted(training: Candidate, best: Candidate, signals: int) -> str:
 
 
 def _measured(trained: Candidate, best: Candidate) -> str:
-    """What a training has gained."""
+    """What training has gained."""
     text = (
         f"After {trained.training:.3g} s of training, {trained.text()} takes "
         f"{short(trained.microseconds)} microseconds and ends at {trained.mean:.1e}; "
