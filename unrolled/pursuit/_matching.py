@@ -38,8 +38,8 @@ _finite = njit(error_model="numpy", fastmath=True)
 
 _BLOCK = 64  # scores whose maximum is taken together
 
-# Correlations are computed anew in float64 if their rounding errors may exceed this share of the
-# largest.
+# All scores are computed anew in float64 if rounding may change the largest one by more than this
+# share of it. The scores near the largest one are, if rounding may change their order.
 _UNSURE = 1e-2
 _TINY = 1e-300
 
@@ -347,16 +347,18 @@ def _one(D, near, y, products, rule, own, code, atoms):
     factors, g, apart, scores = own[:4]
     A, b = code[0], code[2]
     k = steps = np.int64(0)
-    margin, size, unit = 1.0, math.sqrt(_dot(y, y)), _unsure(products, len(y))
-    noise = unit * size
+    margin, size, unit = 1.0, math.sqrt(_dot(y, y)), _unit(products, len(y))
+    noise, blur = unit * size, unit  # usual errors of correlations and of squared distances
     for i in range(len(g)):
         g[i], apart[i] = products[i], near[i, i]
     while k < most and steps < CHOICES * most:
         e, distance = _best(g, factors, apart, scores, by_fit, nonnegative)
-        if noise > 0 and (e < 0 or abs(g[e]) < noise * math.sqrt(near[e, e])):
-            _correlate(D, y, own, code, atoms, k)
+        error = _error(e, near, own, noise, blur, by_fit)
+        if error > min(_UNSURE, distance / 2):
+            _score_again(D, y, own, code, atoms, k, by_fit, e, min(error, 1.0))
             e, distance = _best(g, factors, apart, scores, by_fit, nonnegative)
-            noise = 0.0
+            if error > _UNSURE:
+                noise = blur = 0.0
         if e < 0 or abs(g[e]) <= least * size * math.sqrt(near[e, e]):
             break
         atoms[k], b[k] = e, _dot(D[e], y)
@@ -372,9 +374,11 @@ def _one(D, near, y, products, rule, own, code, atoms):
         if k == most or (k < grown and (k == 0 or atoms[k - 1] != e)):  # rounding has removed e
             break
         if by_fit and k == grown:
-            noise += unit * _extended(near, own, code, atoms, k - 1, pivot)
+            far, rough = _extended(near, own, code, atoms, k - 1, pivot)
+            noise, blur = noise + unit * far, blur + unit * rough
         else:
-            noise = unit * (size + _renewed(near, products, own, code, atoms, k, by_fit))
+            far, rough = _renewed(near, products, own, code, atoms, k, by_fit)
+            noise, blur = unit * (size + far), unit * rough
         for j in range(k):
             g[atoms[j]] = 0
     return k, steps, margin
@@ -384,7 +388,7 @@ def _one(D, near, y, products, rule, own, code, atoms):
 def _extended(near, own, code, atoms, k, pivot):
     """Subtract the part of the correlations along atom k, and the part of the distances.
 
-    Return a size, in whose units of rounding the error is small.
+    Return two sizes, in whose units of rounding the errors of both are small.
     """
     _, g, apart, _, along, h, _ = own
     x, u = code[3], code[4]
@@ -394,15 +398,15 @@ def _extended(near, own, code, atoms, k, pivot):
     for i in range(len(g)):
         g[i] -= step * along[i]
         apart[i] -= inverse * along[i] * along[i]
-    return abs(x[k]) * size
+    return abs(x[k]) * size, 2 * size / math.sqrt(pivot)
 
 
 @_compiled
 def _renewed(near, products, own, code, atoms, k, by_fit):
-    """Correlations, and distances for `by_fit`, from the code; return a size as `_extended`."""
+    """Correlations, and distances for `by_fit`, from the code; return sizes as `_extended`."""
     _, g, apart, _, along, h, _ = own
     M, x = code[1], code[3]
-    size = _norms(near, atoms, x, h, k)
+    size, rough = _norms(near, atoms, x, h, k), 1.0
     _subtract(g, products, near, atoms, h, k, len(g))
     if by_fit:
         for i in range(len(g)):
@@ -410,11 +414,13 @@ def _renewed(near, products, own, code, atoms, k, by_fit):
         for j in range(k):
             for i in range(k):
                 h[i] = -M[j, i]
+                a, b = atoms[j], atoms[i]
+                rough += abs(M[j, i]) * math.sqrt(near[a, a] * near[b, b])
             _clear(along, len(along))
             _subtract(along, along, near, atoms, h, k, len(g))
             for i in range(len(g)):
                 apart[i] -= near[atoms[j], i] * along[i]
-    return size
+    return size, rough
 
 
 @_compiled
@@ -428,18 +434,46 @@ def _norms(near, atoms, x, h, k):
 
 
 @_compiled
-def _unsure(products, m):
-    """The usual error of an inner product of unit vectors with m entries over `_UNSURE`."""
-    return math.sqrt(m) * (6e-8 if products.itemsize == 4 else 1.1e-16) / _UNSURE
+def _unit(products, m):
+    """The usual error of an inner product of unit vectors with m entries."""
+    return math.sqrt(m) * (6e-8 if products.itemsize == 4 else 1.1e-16)
 
 
 @_compiled
-def _correlate(D, y, own, code, atoms, k):
-    """Correlations, computed in float64."""
-    g, r = own[1], own[6]
+def _error(e, near, own, noise, blur, by_fit):
+    """The share by which rounding may change the score of atom e, or its root for `by_fit`."""
+    _, g, apart, _, _, _, _ = own
+    if noise == 0:
+        return 0.0
+    if e < 0 or g[e] == 0:
+        return np.inf
+    error = noise * math.sqrt(near[e, e]) / abs(g[e])
+    return error + blur * near[e, e] / apart[e] / 2 if by_fit else error
+
+
+@_compiled
+def _score_again(D, y, own, code, atoms, k, by_fit, e, error):
+    """Compute anew in float64: correlations, and distances for `by_fit`.
+
+    If the error is small, only atoms with scores near the second largest one change; `_best` leaves
+    that score in the place of atom e.
+    """
+    _, g, apart, (scores, _), _, _, r = own
+    M, u = code[1], code[4]
+    least = scores[e] * max(1 - 8 * error, 0.0) if error <= _UNSURE else scores[0] * 0
     _subtract(r, y, D, atoms, code[3], k, len(r))
     for i in range(len(g)):
+        if scores[i] < least:
+            continue
         g[i] = _dot(D[i], r)
+        if by_fit:
+            far = _dot(D[i], D[i])
+            for j in range(k):
+                u[j] = _dot(D[i], D[atoms[j]])
+            for j in range(k):
+                for c in range(k):
+                    far -= u[j] * M[j, c] * u[c]
+            apart[i] = far
     for j in range(k):
         g[atoms[j]] = 0
 
