@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from _held_back import SHARES
 from _kinds import TRAINED_ON
-from _measure import environment, markdown
+from _measure import environment, markdown, rows_of
 from recipe import objectives
 
 import unrolled as ur
@@ -152,13 +152,9 @@ def predicted(row: dict[str, Any]) -> str:
     )
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
     lines = []
-    for row in rows():
+    for row in rows_of(ROWS):
         m, d = row["shape"]
         line: dict[str, object] = {
             "signals": f"{row['problem']}, {m} x {d}",
@@ -181,7 +177,7 @@ def main() -> None:
     parser.add_argument("--problems", default=",".join(KINDS))
     parser.add_argument("--gap", type=float, default=1e-3)
     arguments = parser.parse_args()
-    done = {row["problem"] for row in rows() if row["gap"] == arguments.gap}
+    done = {row["problem"] for row in rows_of(ROWS) if row["gap"] == arguments.gap}
     for name in [] if arguments.table else arguments.problems.split(","):
         if name not in done:
             row = measured(name, arguments.gap)

@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from _measure import environment, markdown
+from _measure import environment, markdown, rows_of
 
 import unrolled as ur
 
@@ -187,10 +187,6 @@ def scale(n, d, m=512):
     }
 
 
-def read():
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def write(row):
     with ROWS.open("a") as file:
         file.write(json.dumps(row) + "\n")
@@ -198,7 +194,7 @@ def write(row):
 
 def table():
     """The means over the seeds, and the figure."""
-    rows = [row for row in read() if "seed" in row]
+    rows = [row for row in rows_of(ROWS) if "seed" in row]
     lines, points = [], {}
     for method in (row["method"] for row in rows[0]["rows"]):
         of = [one for row in rows for one in row["rows"] if one["method"] == method]
@@ -237,7 +233,7 @@ def main():
     if options.train:
         A = embeddings()[1]
         return [kept(A[:-HELD], seed) for seed in SEEDS]
-    for seed in set(SEEDS) - {row.get("seed") for row in read()}:
+    for seed in set(SEEDS) - {row.get("seed") for row in rows_of(ROWS)}:
         write(row := measure(seed))
         print(json.dumps(row["rows"], indent=1))
 

@@ -403,7 +403,7 @@ def _of_unknown(
     D, lam, m = sample.D, sample.lam, sample.D.shape[0]
     rows = measured(sample, gap)
     best, training = cheapest(rows, gap), training_of(sample, rows, gap, n)
-    why = f"On {len(sample.Y)} of your signals: {verdict(rows, gap, n, training)}"
+    why = f"Measured on {len(sample.Y)} of your signals. {verdict(rows, gap, n, training)}"
     layer, method, options = None, best.method, exact_options(gap)
     if best.method == LASSO_BATCH:
         why += _unprovable(checks.common_dtype(D, data[1]), options)
