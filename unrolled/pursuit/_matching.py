@@ -348,17 +348,17 @@ def _one(D, near, y, products, rule, own, code, atoms):
     A, b = code[0], code[2]
     k = steps = np.int64(0)
     margin, size, unit = 1.0, math.sqrt(_dot(y, y)), _unit(products, len(y))
-    noise, blur = unit * size, unit  # usual errors of correlations and of squared distances
+    noise = unit * size
     for i in range(len(g)):
         g[i], apart[i] = products[i], near[i, i]
     while k < most and steps < CHOICES * most:
         e, distance = _best(g, factors, apart, scores, by_fit, nonnegative)
-        error = _error(e, near, own, noise, blur, by_fit)
+        error = _error(e, near, own, noise, unit, by_fit)
         if error > min(_UNSURE, distance / 2):
             _score_again(D, y, own, code, atoms, k, by_fit, e, min(error, 1.0))
             e, distance = _best(g, factors, apart, scores, by_fit, nonnegative)
             if error > _UNSURE:
-                noise = blur = 0.0
+                noise = 0.0
         if e < 0 or abs(g[e]) <= least * size * math.sqrt(near[e, e]):
             break
         atoms[k], b[k] = e, _dot(D[e], y)
@@ -374,11 +374,9 @@ def _one(D, near, y, products, rule, own, code, atoms):
         if k == most or (k < grown and (k == 0 or atoms[k - 1] != e)):  # rounding has removed e
             break
         if by_fit and k == grown:
-            far, rough = _extended(near, own, code, atoms, k - 1, pivot)
-            noise, blur = noise + unit * far, blur + unit * rough
+            noise += unit * _extended(near, own, code, atoms, k - 1, pivot)
         else:
-            far, rough = _renewed(near, products, own, code, atoms, k, by_fit)
-            noise, blur = unit * (size + far), unit * rough
+            noise = unit * (size + _renewed(near, products, own, code, atoms, k, by_fit))
         for j in range(k):
             g[atoms[j]] = 0
     return k, steps, margin
@@ -388,7 +386,7 @@ def _one(D, near, y, products, rule, own, code, atoms):
 def _extended(near, own, code, atoms, k, pivot):
     """Subtract the part of the correlations along atom k, and the part of the distances.
 
-    Return two sizes, in whose units of rounding the errors of both are small.
+    Return a size, in whose units of rounding the error is small.
     """
     _, g, apart, _, along, h, _ = own
     x, u = code[3], code[4]
@@ -398,15 +396,15 @@ def _extended(near, own, code, atoms, k, pivot):
     for i in range(len(g)):
         g[i] -= step * along[i]
         apart[i] -= inverse * along[i] * along[i]
-    return abs(x[k]) * size, 2 * size / math.sqrt(pivot)
+    return abs(x[k]) * size
 
 
 @_compiled
 def _renewed(near, products, own, code, atoms, k, by_fit):
-    """Correlations, and distances for `by_fit`, from the code; return sizes as `_extended`."""
+    """Correlations, and distances for `by_fit`, from the code; return a size as `_extended`."""
     _, g, apart, _, along, h, _ = own
     M, x = code[1], code[3]
-    size, rough = _norms(near, atoms, x, h, k), 1.0
+    size = _norms(near, atoms, x, h, k)
     _subtract(g, products, near, atoms, h, k, len(g))
     if by_fit:
         for i in range(len(g)):
@@ -414,13 +412,11 @@ def _renewed(near, products, own, code, atoms, k, by_fit):
         for j in range(k):
             for i in range(k):
                 h[i] = -M[j, i]
-                a, b = atoms[j], atoms[i]
-                rough += abs(M[j, i]) * math.sqrt(near[a, a] * near[b, b])
             _clear(along, len(along))
             _subtract(along, along, near, atoms, h, k, len(g))
             for i in range(len(g)):
                 apart[i] -= near[atoms[j], i] * along[i]
-    return size, rough
+    return size
 
 
 @_compiled
@@ -440,7 +436,7 @@ def _unit(products, m):
 
 
 @_compiled
-def _error(e, near, own, noise, blur, by_fit):
+def _error(e, near, own, noise, unit, by_fit):
     """The share by which rounding may change the score of atom e, or its root for `by_fit`."""
     _, g, apart, _, _, _, _ = own
     if noise == 0:
@@ -448,7 +444,7 @@ def _error(e, near, own, noise, blur, by_fit):
     if e < 0 or g[e] == 0:
         return np.inf
     error = noise * math.sqrt(near[e, e]) / abs(g[e])
-    return error + blur * near[e, e] / apart[e] / 2 if by_fit else error
+    return error + unit * near[e, e] / apart[e] / 2 if by_fit else error
 
 
 @_compiled
