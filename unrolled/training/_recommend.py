@@ -180,7 +180,7 @@ def recommend(
 
     With a mask, or if D is structured, `fista` is the only layer. On a CPU a time is the CPU time
     of this process, in all threads, and no other thread should compute meanwhile; on other devices
-    a time is the time of the clock. For 256 x 1024 the answer takes 10 to 25 seconds on one core,
+    a time is the time of the clock. For 256 x 1024 the answer takes 5 to 20 seconds on one core,
     and half of this time is compilation. If you know complex codes, `recommend` chooses the family
     that ended with the lowest error on complex codes (benchmarks/parts.json).
 
