@@ -337,11 +337,16 @@ def _method(D: Operator, lam: Any, n: int, where: str, nonzeros: Callable[[], fl
 
 
 def _nonzeros(*operands: Any, tol: float, **options: Any) -> float | None:
-    """The mean number of nonzeros of the codes of some signals; None for traced operands."""
+    """The mean number of nonzeros of the start, or of the codes of some signals without a start.
+
+    For traced operands it is None.
+    """
     if not checks.is_concrete(operands):
         return None
     D, Y, lam, l2, start, known = operands
     n = len(Y)
+    if start is not None and (count := np.count_nonzero(in_numpy(start))) > 0:
+        return count / n
     rows = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(int))
 
     def some(v: Any) -> Any:
