@@ -86,6 +86,11 @@ def _processor() -> str:
         return platform.processor()
 
 
+def rows_of(path: Path) -> list[dict]:
+    """The rows of a .jsonl file; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def save(path: Path, results: dict) -> None:
     """Write the results and the environment as JSON, and print them."""
     text = json.dumps({"environment": environment(), **results}, indent=1)

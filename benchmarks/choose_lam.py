@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from _kinds import KINDS, TRAINED_ON, spread
-from _measure import environment, markdown
+from _measure import environment, markdown, rows_of
 
 import unrolled as ur
 
@@ -87,14 +87,10 @@ def measured(name: str, noise: float, seed: int) -> dict[str, Any]:
     return row | {"environment": environment()}
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
     lines = []
     of: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows():
+    for row in rows_of(ROWS):
         of.setdefault((row["problem"], *row["shape"], row["noise"]), []).append(row)
     for rule in (*RULES, CV, "oracle", "oracle, each"):
         line: dict[str, object] = {"rule": rule}
@@ -114,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    done = {(row["problem"], row["noise"], row["seed"]) for row in rows()}
+    done = {(row["problem"], row["noise"], row["seed"]) for row in rows_of(ROWS)}
     tasks = [(name, noise, seed) for name in PROBLEMS for noise in NOISES for seed in SEEDS]
     for task in [] if arguments.table else tasks:
         if task not in done:

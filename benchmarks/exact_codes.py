@@ -1,6 +1,6 @@
 """Exact LASSO codes at many sizes, and their derivative: `lasso_batch` next to other solvers.
 
-    python benchmarks/exact_codes.py [--memory | --table]
+    python benchmarks/exact_codes.py [--memory | --selection | --table]
 
 Random unit atoms, signals of 20 or 102 atoms with 5 % noise, in float32. The rows, in
 exact_codes.jsonl, hold the CPU microseconds per signal of one thread (the least and the most of the
@@ -17,7 +17,9 @@ without, and its distance from that of `lasso_batch` in float64. jaxopt (its imp
 proximal gradient) takes part if it is installed.
 
 --memory codes 100,000 signals of 1000 x 4000 from a file, with sparse results, and adds a row with
-the peak memory of the process; --table prints the table of the page.
+the peak memory of the process. --selection adds rows of OMP whose atoms are selected by least
+squares, next to `omp` of SPAMS: the median, the least and the most CPU time of the repeats, and the
+share of signals for which both select the same atoms. --table prints the table of the page.
 """
 
 import os
@@ -42,6 +44,7 @@ from unittest import mock  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from scipy.linalg import hadamard  # noqa: E402
 
 import unrolled as ur  # noqa: E402
 
@@ -270,6 +273,78 @@ def memory(m=1000, d=4000, n=100_000, lam=0.1, part=2000):
     return row | dict(nonzeros=round(float(result.x.counts.mean()), 1))
 
 
+def motion(rng, n):
+    """Gaits, four harmonics of any frequency, in the packets of Haar's wavelet: (64, 384)."""
+    levels = [2**level for level in range(1, 7)]
+    D = [np.kron(np.eye(64 // size), hadamard(size) / size**0.5) for size in levels]
+    phase = 2 * np.pi * rng.uniform(0.5, 3, n)[:, None] * np.linspace(0, 1, 64)
+    tones = [rng.normal(size=(n, 1)) * np.cos(k * phase + k * rng.random((n, 1))) for k in range(5)]
+    return np.hstack(D), sum(tones)
+
+
+def chirps(rng, n):
+    """Sums of ten chirps: (200, 2048)."""
+    t, (f, sweep, phase) = np.linspace(0, 1, 200)[:, None], rng.random((3, 2048))
+    D = np.cos(2 * np.pi * ((2 + 38 * f) * t + 30 * (sweep - 0.5) * t**2 + phase))
+    return D, sums_of(D, 10, rng, n)
+
+
+def genes(rng, n):
+    """Mixtures of 16 of many profiles of positive numbers: (256, 1024)."""
+    D = rng.gamma(0.3, size=(256, 1024))
+    return D, sums_of(D, 16, rng, n)
+
+
+def random(rng, n):
+    """Sums of eight random atoms: (64, 128)."""
+    D = rng.normal(size=(64, 128))
+    return D, sums_of(D, 8, rng, n)
+
+
+def sums_of(D, k, rng, n):
+    """Signals of k atoms of norm 1."""
+    places = rng.random((n, D.shape[1])).argsort(1)[:, :k]
+    X = np.zeros((n, D.shape[1]))
+    np.put_along_axis(X, places, rng.normal(size=(n, k)), 1)
+    return X @ (D / np.linalg.norm(D, axis=0)).T
+
+
+SELECTION = {motion: (1000, 12), chirps: (300, 10), genes: (400, 16), random: (2000, 8)}
+
+
+def selection(repeats=25):
+    """The rows of the selection by least squares."""
+    import spams
+
+    for of, (n, k) in SELECTION.items():
+        D, Y = of(np.random.default_rng(0), n)
+        Y = Y + 0.05 * Y.std(1, keepdims=True) * np.random.default_rng(1).normal(size=Y.shape)
+        D, Y = (D / np.linalg.norm(D, axis=0)).astype(np.float32), Y.astype(np.float32)
+        A, columns = np.asfortranarray(D), np.asfortranarray(Y.T)
+        by_fit = partial(ur.pursuit.omp_batch, D, Y, k, selection="least_squares")
+        spams_omp = partial(spams.omp, columns, A, L=k, eps=0.0, numThreads=1)
+        calls = {
+            "omp_batch": lambda by_fit=by_fit: np.asarray(by_fit().x),
+            "SPAMS": lambda spams_omp=spams_omp: spams_omp().toarray().T,
+        }
+        codes = {name: call() for name, call in calls.items()}
+        times = {name: [] for name in calls}
+        for _ in range(repeats):
+            for name, call in calls.items():
+                start = time.process_time()
+                call()
+                times[name].append((time.process_time() - start) / n * 1e6)
+        same = np.mean([(a.astype(bool) == b.astype(bool)).all() for a, b in zip(*codes.values())])
+        for name, spent in times.items():
+            left = np.linalg.norm(Y - codes[name] @ D.T, axis=1) / np.linalg.norm(Y, axis=1)
+            yield dict(
+                selection=of.__name__, m=len(D), d=D.shape[1], signals=n, atoms=k, solver=name,
+                microseconds=round(float(np.median(spent)), 1), least=round(min(spent), 1),
+                most=round(max(spent), 1), residual=round(float(left.mean()), 5),
+                same=round(float(same), 4),
+            )  # fmt: skip
+
+
 def table(rows):
     """The rows as a table: CPU microseconds per signal, and the largest gap."""
     cases = {}
@@ -297,6 +372,11 @@ def main():
         print(row)
         rows = [r for r in map(json.loads, ROWS.read_text().splitlines()) if "peak_gb" not in r]
         return ROWS.write_text("\n".join(map(json.dumps, [*rows, row])) + "\n")
+    if "--selection" in sys.argv:
+        kept = [r for r in map(json.loads, ROWS.read_text().splitlines()) if "selection" not in r]
+        new = list(selection())
+        print(*new, sep="\n")
+        return ROWS.write_text("\n".join(map(json.dumps, [*kept, *new])) + "\n")
     packages = ("numpy", "numba", "scikit-learn", "spams-bin", "skglm", "celer", "jaxopt")
     versions = {p: version(p) for p in packages if version(p)}
     rows = [dict(versions=versions, processor=platform.processor() or platform.machine())]

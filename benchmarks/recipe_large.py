@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _kinds import TRAINED_ON, centred, crops, grey, learned, unit
-from _measure import environment
+from _measure import environment, rows_of
 
 import unrolled as ur
 
@@ -116,10 +116,6 @@ def measured(problem: str, seed: int) -> dict[str, Any]:
     return row | {"environment": environment()}
 
 
-def read() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
     """A line for each problem and method: the median over the seeds, and the range of the gap."""
     lines = [
@@ -128,7 +124,7 @@ def table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for problem in PROBLEMS:
-        own = [row for row in read() if row["problem"] == problem]
+        own = [row for row in rows_of(ROWS) if row["problem"] == problem]
         for name in METHODS if own else ():
             cells = [row[name] for row in own]
             gaps = sorted(cell["gap"] for cell in cells)
@@ -156,7 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
     if not parser.parse_args().table:
-        there = {(row["problem"], row["seed"]) for row in read()}
+        there = {(row["problem"], row["seed"]) for row in rows_of(ROWS)}
         for seed in SEEDS:
             for problem in PROBLEMS:
                 if (problem, seed) not in there:

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 from _kinds import KINDS
-from _measure import environment, markdown
+from _measure import environment, markdown, rows_of
 from recipe import objectives
 from recipe import problem_of as problem_of_kind
 from recipe_large import PROBLEMS
@@ -80,13 +80,9 @@ def _choice(told: dict, gaps: dict, spent: dict, gap: float) -> list:
     return [chosen, spent[chosen] / least, gaps[chosen]]
 
 
-def rows() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
     lines = []
-    for row in rows():
+    for row in rows_of(ROWS):
         m, d = row["shape"]
         line: dict[str, object] = {
             "signals": f"{row['problem'].replace('_', ' ')}, {m} x {d}",
@@ -107,7 +103,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--problems", default=";".join((*KINDS, *PROBLEMS)))
     arguments = parser.parse_args()
-    done = {row["problem"] for row in rows()}
+    done = {row["problem"] for row in rows_of(ROWS)}
     for name in [] if arguments.table else arguments.problems.split(";"):
         if name not in done:
             with ROWS.open("a") as file:

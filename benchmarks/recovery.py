@@ -2,6 +2,7 @@
 
     python benchmarks/recovery.py              # rows of recovery.jsonl, resumable
     python benchmarks/recovery.py --table      # the table of the page
+    python benchmarks/recovery.py --theory     # what is proved of recovered atoms, a row
 
 The law of signals is that of arXiv 2603.28744 ("Stop probing, start coding"): n latents, signals of
 m = 2 k ln(n / k) entries with k = 10 nonzeros, uniform on [0, 1). Half of the signals have the
@@ -9,10 +10,12 @@ latent 0 and nine of the first half of the latents; the others have ten of all l
 latent 0. The score is that of the paper: on 1,000 signals of another law (ten of the second half of
 the latents), the mean correlation of true latents with the codes that are matched to them, for
 LASSO codes over x >= 0 with lam = 0.1. No method sees these signals. An atom is found if its inner
-product with an atom is above 0.9.
+product with an atom is above 0.9. SPAMS (`spams-bin`) and scikit-learn take part if they are
+installed; they have the CPU time that `recover` took for the same signals.
 """
 
 import argparse
+import importlib.util
 import json
 import math
 import time
@@ -28,7 +31,10 @@ import unrolled as ur
 
 ROWS = Path(__file__).with_name("recovery.jsonl")
 K, LAM = 10, 0.1
-CASES = [(200, 2500), (200, 10_000), (500, 2500), (500, 10_000), (1000, 2500), (1000, 20_000)]
+CASES = [
+    *((200, 500), (200, 1000), (200, 2500), (200, 10_000), (500, 2500), (500, 10_000)),
+    *((1000, 2500), (1000, 20_000), (2000, 2500), (2000, 10_000)),
+]
 SEEDS = 0, 1, 2
 
 
@@ -98,16 +104,66 @@ def autoencoder(Y, n, seed):
     return trained.D
 
 
+def spams(Y, n, seed):
+    """`trainDL` on one thread, with about the iterations for the CPU time of `recover`."""
+    from spams import trainDL
+
+    options = dict(lambda1=LAM, posAlpha=True, batchsize=512, numThreads=1, verbose=False)
+    options |= dict(X=np.asfortranarray(Y.T, float), D=np.asfortranarray(start(Y, n, seed), float))
+    began = time.process_time()
+    trainDL(iter=100, **options)  # one call learns more than a call for each part of the time
+    each = (time.process_time() - began) / 100
+    return unit_atoms(trainDL(iter=round(seconds_of_recover(Y, n, seed) / each), **options))
+
+
+def scikit_learn(Y, n, seed):
+    """`MiniBatchDictionaryLearning` by coordinate descent, for the CPU time of `recover`."""
+    from sklearn.decomposition import MiniBatchDictionaryLearning
+
+    rng, budget = np.random.default_rng(seed), seconds_of_recover(Y, n, seed)
+    Y = Y.astype(float)  # in float32 its solver does not reach its tolerance
+    options = dict(fit_algorithm="cd", positive_code=True, dict_init=start(Y, n, seed).T.copy())
+    learner = MiniBatchDictionaryLearning(n, alpha=LAM, random_state=seed, **options)
+    began = time.process_time()
+    while time.process_time() - began < budget:
+        learner.partial_fit(Y[rng.choice(len(Y), 256, replace=False)])
+    return unit_atoms(learner.components_.T)
+
+
+def start(Y, n, seed):
+    return unit_atoms(Y[np.random.default_rng(seed).permutation(len(Y))[:n]].T)
+
+
+def unit_atoms(D):
+    return D / np.maximum(np.linalg.norm(D, axis=0), 1e-12)
+
+
+def seconds_of_recover(Y, n, seed):
+    case = (n, len(Y), seed, "recover")
+    of = {(row["n"], row["signals"], row["seed"], row["method"]): row["CPU s"] for row in read()}
+    return of[case]
+
+
 METHODS = {
     "true atoms": lambda Y, n, seed: planted(n, len(Y), seed)[0],
     "recover": recover,
     "online": online,
+    "SPAMS": spams,
+    "scikit-learn": scikit_learn,
     "sparse autoencoder": autoencoder,
 }
+PACKAGES = {"SPAMS": "spams", "scikit-learn": "sklearn"}
 
 
 def read():
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    rows = map(json.loads, ROWS.read_text().splitlines()) if ROWS.exists() else ()
+    return [row for row in rows if "method" in row]
+
+
+def write(row):
+    with ROWS.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    return row
 
 
 def measure(n, signals, seed, method):
@@ -122,6 +178,25 @@ def measure(n, signals, seed, method):
         "CPU s": round(seconds),
         **environment(),
     }
+
+
+def theory(n=200, signals=10_000, seed=0):
+    """Bounds for every code with the atoms, and the share of 1,000 codes that are certified."""
+    D, Y, _, other = planted(n, signals, seed)
+    row = {"theory": [n, signals, seed], **environment()}
+    for name, atoms in {"true atoms": D, "recover": recover(Y, n, seed)}.items():
+        atoms = unit_atoms(np.asarray(atoms, float))
+        with jax.enable_x64(True):
+            options = dict(nonnegative=True)
+            X = ur.pursuit.lasso_batch(atoms, other.astype(float), LAM, tol=1e-9, **options).x
+            proof = ur.theory.certify_lasso(atoms, other.astype(float), X, lam=LAM, **options)
+            row[name] = {
+                "coherence": float(ur.theory.mutual_coherence(atoms)),
+                "nonzeros for every code": float(ur.theory.uniqueness([atoms], [K]).bounds[0]),
+                "nonzeros of codes": float((np.asarray(X) > 0).sum(1).mean()),
+                "certified": float(np.mean(proof.unique)),
+            }
+    return row
 
 
 def table():
@@ -150,19 +225,27 @@ def table():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--table", action="store_true")
-    if parser.parse_args().table:
+    parser.add_argument("--atoms", type=int, nargs="*", help="the cases with these numbers alone")
+    parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=[*METHODS])
+    parser.add_argument("--theory", action="store_true")
+    options = parser.parse_args()
+    if options.theory:
+        return print(write(theory()))
+    if options.table:
         return print(table())
+    present = [
+        m for m in options.methods if importlib.util.find_spec(PACKAGES.get(m, "jax")) is not None
+    ]
     done = {(row["n"], row["signals"], row["seed"], row["method"]) for row in read()}
-    for seed in SEEDS:
+    for seed in options.seeds:
         for n, signals in CASES:
-            for method in METHODS:
+            for method in present if n in (options.atoms or [n]) else ():
                 if (n, signals, seed, method) not in done:
                     row = measure(n, signals, seed, method)
-                    with ROWS.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(
-                        {k: row[k] for k in ("n", "signals", "method", "found", "score", "CPU s")}
-                    )
+                    write(row)
+                    shown = ("n", "signals", "method", "found", "score", "CPU s")
+                    print({name: row[name] for name in shown}, flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/sae.py                # three seeds; a row of sae.jsonl for each, resumable
     python benchmarks/sae.py --table        # the table and the figure of the page, from the rows
     python benchmarks/sae.py --scale        # 100,000 planted activations at 512 x 16384
+    python benchmarks/sae.py --scale --atoms 65536 --tokens 4096
 
 The data are the 32,000 token embeddings of 256 dimensions that the wheel of `wordllama` ships (pip
 install wordllama --no-deps; nothing is run of it). The mean is removed, and all are divided by the
@@ -24,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from _measure import environment, markdown
+from _measure import environment, markdown, rows_of
 
 import unrolled as ur
 
@@ -156,7 +157,7 @@ def tokens_of_atoms(words, sae, A, lam, atoms=6, shown=6):
     ]
 
 
-def scale(n=100_000, m=512, d=16384):
+def scale(n, d, m=512):
     """CPU and clock seconds, and peak memory, of exact sparse codes from a memmap in float16."""
     rng = np.random.default_rng(0)
     D = rng.normal(size=(m, d)).astype(np.float32)
@@ -186,10 +187,6 @@ def scale(n=100_000, m=512, d=16384):
     }
 
 
-def read():
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def write(row):
     with ROWS.open("a") as file:
         file.write(json.dumps(row) + "\n")
@@ -197,7 +194,7 @@ def write(row):
 
 def table():
     """The means over the seeds, and the figure."""
-    rows = [row for row in read() if "seed" in row]
+    rows = [row for row in rows_of(ROWS) if "seed" in row]
     lines, points = [], {}
     for method in (row["method"] for row in rows[0]["rows"]):
         of = [one for row in rows for one in row["rows"] if one["method"] == method]
@@ -226,15 +223,17 @@ def main():
     parser.add_argument("--scale", action="store_true")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--train", action="store_true", help="train only; a later call measures")
+    parser.add_argument("--atoms", type=int, default=16384, help="of --scale")
+    parser.add_argument("--tokens", type=int, default=100_000, help="of --scale")
     options = parser.parse_args()
     if options.table:
         return print(table())
     if options.scale:
-        return write(scale())
+        return write(scale(options.tokens, options.atoms))
     if options.train:
         A = embeddings()[1]
         return [kept(A[:-HELD], seed) for seed in SEEDS]
-    for seed in set(SEEDS) - {row.get("seed") for row in read()}:
+    for seed in set(SEEDS) - {row.get("seed") for row in rows_of(ROWS)}:
         write(row := measure(seed))
         print(json.dumps(row["rows"], indent=1))
 

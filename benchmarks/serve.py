@@ -25,7 +25,7 @@ import jax
 import jax.export
 import numpy as np
 from _kinds import KINDS
-from _measure import environment, markdown
+from _measure import environment, markdown, rows_of
 
 import unrolled as ur
 from unrolled.pursuit import default_lam
@@ -103,10 +103,6 @@ def measured(name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def stored() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-
-
 def table() -> str:
     return markdown(
         [
@@ -122,7 +118,7 @@ def table() -> str:
                 "most steps": row["most steps"],
                 "CPU us per signal": f"{1e6 * row['seconds'] / row['signals']:.0f}",
             }
-            for row in stored()
+            for row in rows_of(ROWS)
         ]
     )
 
@@ -131,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    done = {row["problem"] for row in stored()}
+    done = {row["problem"] for row in rows_of(ROWS)}
     for name in [] if arguments.table else PROBLEMS:
         if name not in done:
             with ROWS.open("a") as file:

@@ -88,7 +88,7 @@ def main():
             if activation in run:
                 figures[name] = masks(options.pictures, activation)
     for name, figure in figures.items():
-        figure.savefig(FOLDER / f"{name}.png", dpi=110)
+        figure.savefig(FOLDER / f"{name}.png", dpi=100)
 
 
 if __name__ == "__main__":

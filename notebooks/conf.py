@@ -66,6 +66,7 @@ html_theme_options = {
 }
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(HERE / "search.js")
 html_copy_source = html_show_copyright = html_show_sphinx = False
 html_math_renderer = "mathml"
 

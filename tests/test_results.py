@@ -7,6 +7,7 @@ import pickle
 import typing
 from contextlib import suppress
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,7 @@ def test_results_are_equal_by_their_numbers():
     one = ur.pursuit.Pursuit(np.ones(3), 0.0, 0.0, 1, True)
     assert one == one.replace(x=jnp.ones(3)) and one != one.replace(x=np.ones(2))
     assert one != one.replace(x=np.array([1.0, 1.0, np.nan])) and one != (1, 2)
+    assert one == mock.ANY  # another type may answer
     unknown = one.replace(x=jnp.array([1.0, np.nan]), gap=np.nan)
     assert unknown == pickle.loads(pickle.dumps(unknown)) != unknown.replace(gap=0.0)
     assert one != ur.pursuit.DeepPursuit(*list(one.asdict().values())[:5])

@@ -117,22 +117,8 @@ if not TYPE_CHECKING:  # with a `__getattr__`, type checkers would accept any na
         raise missing(__name__, name, __all__, inside)
 
 
-def _public_names(module: ModuleType) -> list[str]:
-    """The names that `dir` shows for a module: its `__all__`, or the names that it defines."""
-    namespace = vars(module)
-    own = (
-        name
-        for name, value in namespace.items()
-        if not name.startswith("_")
-        and getattr(value, "__module__", module.__name__ if name.isupper() else "")
-        == module.__name__
-        and not isinstance(value, bool)
-    )
-    return sorted(namespace.get("__all__", own))
-
-
 def _absent(module: ModuleType, name: str) -> None:
-    raise missing(module.__name__, name, _public_names(module))
+    raise missing(module.__name__, name, sorted(module.__all__))
 
 
 def __dir__() -> list[str]:
@@ -141,6 +127,6 @@ def __dir__() -> list[str]:
 
 for _name, _module in list(sys.modules.items()):
     if _name.startswith("unrolled.") and "._" not in _name:
-        vars(_module).setdefault("__dir__", partial(_public_names, _module))
+        vars(_module).setdefault("__dir__", partial(sorted, _module.__all__))
         vars(_module).setdefault("__getattr__", partial(_absent, _module))
 del _name, _module

@@ -387,8 +387,8 @@ def _seed(random_state: Any) -> Any:
     return random_state
 
 
-_BATCHED = ("ksvd", "mod")
-_METHODS = ("online", *_BATCHED)
+_PENALISED = ("online", "recover")  # with lam; the others have a sparsity
+_METHODS = (*_PENALISED, "ksvd", "mod")
 
 
 def _is_online(learner: "DictionaryLearner") -> bool:
@@ -403,8 +403,8 @@ class DictionaryLearner(_Coder):
     the others.
 
     Data frames are accepted, and with `set_output` the codes are data frames. `SparseCoder` lists
-    the features of scikit-learn that are missing. `positive_code` and `positive_dict` are missing
-    here, too: `dictionary_learning` learns non-negative codes, this class does not yet.
+    the features of scikit-learn that are missing. The option `positive_code` is named `nonnegative`
+    here; `positive_dict` is missing.
 
     Rows are samples and **atoms are columns**, as in `SparseCoder`; `components_` has the atoms in
     rows, as in `sklearn.decomposition.DictionaryLearning`. Samples are real numbers: complex X is
@@ -414,13 +414,18 @@ class DictionaryLearner(_Coder):
     Args:
         n_components: the number of atoms; if None, the smaller of the numbers of features and
             samples.
-        method: "online", "ksvd" or "mod", of `dictionary_learning`.
-        lam: for "online", the penalty weight, also in `transform`, which uses `lasso_batch`. If
-            None, lam is a tenth of the mean norm of the samples, with 0 for missing entries.
+        method: "online", "recover", "ksvd" or "mod", of `dictionary_learning`.
+        lam: for "online" and "recover", the penalty weight, also in `transform`, which uses
+            `lasso_batch`. If None, lam is a tenth of the mean norm of the samples, with 0 for
+            missing entries.
         sparsity: for "ksvd" and "mod", the most nonzeros of a code, also in `transform`, which uses
             `omp`. If None, the sparsity is a tenth of the number of features, at least 1.
+        nonnegative: whether codes are non-negative, also in `transform`. The entries of atoms may
+            have either sign.
         sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
-        batch_size: number of samples in a batch of "online".
+        steps: number of batches of "recover".
+        batch_size: number of samples in a batch; None for 256 with "online" and for as many as
+            atoms with "recover".
         start: "data", "dct", or a dictionary of shape (n_features, n_components).
         random_state: the seed: an int, a RandomState that draws the seed, or None for a new seed at
             each `fit`.
@@ -432,6 +437,7 @@ class DictionaryLearner(_Coder):
         learned_: the `dictionary_learning.Learned`, with the history.
         n_components_: the number of atoms.
         lam_, sparsity_: the values in use; None for methods without this option.
+        nonnegative_: the value of `nonnegative` at `fit`.
         split_sign_: the value of `split_sign` at `fit`.
 
     Raises:
@@ -454,8 +460,10 @@ class DictionaryLearner(_Coder):
     _: KW_ONLY
     lam: float | None = None
     sparsity: int | None = None
+    nonnegative: bool = False
     sweeps: int = 10
-    batch_size: int = 256
+    steps: int = 750
+    batch_size: int | None = None
     start: Any = "data"
     random_state: Any = 0
     split_sign: bool = False
@@ -469,18 +477,17 @@ class DictionaryLearner(_Coder):
                 f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
             )
         seed = self._integer_seed()
-        options: dict[str, Any] = dict(key=seed, start=self.start)
+        options: dict[str, Any] = dict(key=seed, start=self.start, nonnegative=self.nonnegative_)
+        signals: Any = X
+        if self.method == "online":
+            signals, options = self._batches(X, seed), options | dict(lam=self.lam_)
+        elif self.method == "recover":
+            options |= dict(lam=self.lam_, steps=self.steps, batch=self.batch_size, mask=_known(X))
+        else:
+            options |= dict(sparsity=self.sparsity_, sweeps=self.sweeps, mask=_known(X))
         with jax.enable_x64(True):
-            if _is_online(self):
-                options |= dict(lam=self.lam_)
-                learned = dictionary_learning.online(
-                    self._batches(X, seed), self.n_components_, **options
-                )
-            else:
-                learn = getattr(dictionary_learning, self.method)
-                options |= dict(sparsity=self.sparsity_, sweeps=self.sweeps, mask=_known(X))
-                learned = learn(X, self.n_components_, **options)
-            self._keep(learned)
+            learn = getattr(dictionary_learning, self.method)
+            self._keep(learn(signals, self.n_components_, **options))
         return self
 
     @available_if(_is_online)
@@ -494,7 +501,7 @@ class DictionaryLearner(_Coder):
             self._choose(X)
         before = None if first else self.learned_
         options: dict[str, Any] = dict(key=self._integer_seed(), start=self.start)
-        options |= dict(lam=self.lam_, resume=before)
+        options |= dict(lam=self.lam_, nonnegative=self.nonnegative_, resume=before)
         with jax.enable_x64(True):
             self._keep(dictionary_learning.online([_batch(X)], self.n_components_, **options))
         return self
@@ -519,14 +526,15 @@ class DictionaryLearner(_Coder):
         where = "DictionaryLearner"
         checks.one_of(self.method, _METHODS, "method", where)
         self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", where)
-        wrong = "sparsity" if _is_online(self) else "lam"
+        self.nonnegative_ = checks.as_bool(self.nonnegative, "nonnegative", where)
+        wrong = "sparsity" if self.method in _PENALISED else "lam"
         if getattr(self, wrong) is not None:
             raise ValueError(f"{where}: {self.method} has no {wrong}")
         n, m = X.shape
         d = min(n, m) if self.n_components is None else self.n_components
         self.n_components_ = checks.as_index(d, "n_components", where, least=1)
         self.lam_, self.sparsity_ = None, None
-        if _is_online(self):
+        if self.method in _PENALISED:
             size = mean_norm(np.nan_to_num(X)) / 10
             self.lam_ = (size or 1.0) if self.lam is None else self.lam
         else:
@@ -534,7 +542,8 @@ class DictionaryLearner(_Coder):
 
     def _batches(self, X: np.ndarray, seed: int) -> Iterator[Any]:
         """The samples in random order, once for every sweep."""
-        size = checks.as_index(self.batch_size, "batch_size", "DictionaryLearner", least=1)
+        given = 256 if self.batch_size is None else self.batch_size
+        size = checks.as_index(given, "batch_size", "DictionaryLearner", least=1)
         rng = np.random.default_rng(seed)
         for _ in range(checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
             order = rng.permutation(len(X))
@@ -549,9 +558,11 @@ class DictionaryLearner(_Coder):
         self.components_ = self.dictionary_.T
 
     def _codes_of(self, X: np.ndarray) -> np.ndarray:
-        coder = (
-            SparseCoder(self.dictionary_, "omp", sparsity=self.sparsity_)
-            if self.lam_ is None
-            else SparseCoder(self.dictionary_, "lasso_batch", lam=self.lam_)
+        coder = SparseCoder(
+            self.dictionary_,
+            "omp" if self.lam_ is None else "lasso_batch",
+            lam=self.lam_,
+            sparsity=self.sparsity_,
+            nonnegative=self.nonnegative_,
         )
         return coder.fit(X)._codes_of(X)  # an array, also under a global `set_output`

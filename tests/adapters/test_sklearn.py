@@ -414,6 +414,7 @@ def test_a_split_coder_is_an_estimator_and_its_codes_are_proved():
         (lambda: DictionaryLearner().fit(scipy.sparse.csr_array(Y)), TypeError, "Use '.toarray"),
         (lambda: SparseCoder(D, n_jobs=2), TypeError, "unexpected keyword argument 'n_jobs'"),
         (lambda: DictionaryLearner(positive_dict=True), TypeError, "argument 'positive_dict'"),
+        (lambda: DictionaryLearner(positive_code=True), TypeError, "argument 'positive_code'"),
         (lambda: SparseCoder(D, positive_code=True), TypeError, "argument 'positive_code'"),
         (lambda: SparseCoder(D).transform(Y), NotFittedError, "Call 'fit'"),
         (lambda: SparseCoder(D, split_sign=1).fit(Y), TypeError, "SparseCoder: split_sign must"),
@@ -571,11 +572,11 @@ def test_the_recipe_trains_on_the_known_entries(family, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, coder.params_, expected)
 
 
-@pytest.mark.parametrize("method", ["online", "ksvd", "mod"])
+@pytest.mark.parametrize("method", ["online", "recover", "ksvd", "mod"])
 def test_a_learner_learns_from_the_known_entries(method):
     known = np.random.default_rng(5).random(SIGNALS.shape) < 0.9
     torn = np.where(known, SIGNALS, np.nan)
-    learner = DictionaryLearner(10, method, sweeps=2).fit(torn)
+    learner = DictionaryLearner(10, method, sweeps=2, steps=2).fit(torn)
     with jax.enable_x64(True):
         if method == "online":
             order = np.random.default_rng(0)
@@ -583,13 +584,16 @@ def test_a_learner_learns_from_the_known_entries(method):
             batches, lam = [(torn[part], known[part]) for part in rows], learner.lam_
             found = ur.dictionary_learning.online(batches, 10, lam=lam, key=0)
             assert lam == pytest.approx(np.linalg.norm(known * SIGNALS, axis=1).mean() / 10)
+        elif method == "recover":
+            options = dict(lam=learner.lam_, steps=2, key=0, mask=known)
+            found = ur.dictionary_learning.recover(SIGNALS, 10, **options)
         else:
             learn = getattr(ur.dictionary_learning, method)
             found = learn(SIGNALS, 10, sparsity=1, sweeps=2, key=0, mask=known)
     np.testing.assert_array_equal(learner.dictionary_, found.D)
-    coder = {"online": ("lasso_batch", dict(lam=learner.lam_))}.get(
-        method, ("omp", {"sparsity": 1})
-    )
+    coder = ("omp", {"sparsity": 1})
+    if method in ("online", "recover"):
+        coder = ("lasso_batch", {"lam": learner.lam_})
     expected = SparseCoder(learner.dictionary_, coder[0], **coder[1]).fit(torn).transform(torn)
     np.testing.assert_array_equal(learner.transform(torn), expected)
     if method == "online":
@@ -630,10 +634,10 @@ def test_missing_entries_that_a_method_cannot_leave_out_are_refused():
 
 
 def learner_checks():
-    """As `checks`, for two methods."""
+    """As `checks`, for three methods."""
     default = {"check_no_attributes_set_in_init", "check_parameters_default_constructible"}
-    for method in ("online", "ksvd"):
-        made = DictionaryLearner(method=method, sweeps=2)
+    for method in ("online", "recover", "ksvd"):
+        made = DictionaryLearner(method=method, sweeps=2, steps=5)
         for learner, check in estimator_checks_generator(made):
             name = check.func.__name__
             marks = () if name in default else pytest.mark.slow
@@ -659,6 +663,28 @@ def test_a_learner_is_the_function_of_its_name():
     assert np.array_equal(back.transform(SIGNALS), codes)
 
 
+@pytest.mark.parametrize("method", ["online", "recover", "ksvd", "mod"])
+def test_a_learner_has_nonnegative_codes(method):
+    learner = DictionaryLearner(10, method, nonnegative=True, sweeps=1, steps=3)
+    again = clone(learner)
+    assert again.get_params() == learner.get_params() and again.get_params()["nonnegative"]
+    codes = learner.fit(SIGNALS).transform(SIGNALS)
+    assert (codes >= 0).all() and codes.any() and learner.nonnegative_
+    learner.set_params(nonnegative=False)  # for the next fit
+    assert np.array_equal(learner.transform(SIGNALS), codes)
+    assert (learner.fit(SIGNALS).transform(SIGNALS) < 0).any()
+
+
+def test_recover_of_a_learner_is_the_function():
+    options = dict(lam=0.5, nonnegative=True, steps=4)
+    learner = DictionaryLearner(10, "recover", batch_size=20, random_state=3, **options)
+    learner.fit(SIGNALS)
+    with jax.enable_x64(True):
+        found = ur.dictionary_learning.recover(SIGNALS, 10, batch=20, key=3, **options)
+    assert np.array_equal(learner.dictionary_, found.D) and len(learner.learned_.history) == 4
+    assert not hasattr(learner, "partial_fit")
+
+
 def test_the_default_lam_follows_the_scale_of_the_samples():
     one, tiny = (DictionaryLearner(10, sweeps=1).fit(c * SIGNALS) for c in (1.0, 2.0**-700))
     assert one.lam_ == pytest.approx(np.linalg.norm(SIGNALS, axis=1).mean() / 10)
@@ -682,10 +708,12 @@ def test_partial_fit_goes_on_with_a_stream():
     [
         (
             DictionaryLearner(method="svd"),
-            "unknown method 'svd'; expected one of online, ksvd, mod",
+            "unknown method 'svd'; expected one of online, recover, ksvd, mod",
         ),
         (DictionaryLearner(method="ksvd", lam=1.0), "ksvd has no lam"),
         (DictionaryLearner(sparsity=2), "online has no sparsity"),
+        (DictionaryLearner(method="recover", sparsity=2), "recover has no sparsity"),
+        (DictionaryLearner(method="recover", steps=0), "steps must be at least 1"),
         (DictionaryLearner(61), "61 atoms for 60 samples; expected at most as many"),
         (DictionaryLearner(batch_size=0), "batch_size must be at least 1"),
         (DictionaryLearner(0), "DictionaryLearner: n_components must be at least 1, got 0"),

@@ -1066,11 +1066,13 @@ def test_encode_proves_codes_of_the_lasso(run, tmp_path):
     assert status == 0 and "the signs of the only optimum of the LASSO" in out, err
     encoded = strict_json(run("encode", *pursuits, *arguments, "--json")[1])
     with np.load(C) as archive:
-        proof = theory.certify_lasso(D, Y, archive["X"], 0.05)
+        proof = theory.certify_lasso(D.astype("f4"), Y, archive["X"], 0.05)
         certified = archive["certified"][:, 0] == 1
     assert np.array_equal(certified, proof.unique & (proof.repairs == 0)) and certified.any()
     assert encoded["proved_optima"] == proof.unique.mean() > 0.9
-    assert encoded["largest_distance"] < 0.1
+    rows = proof.unique & proof.x.any(1)
+    far = (proof.distance[rows] / np.linalg.norm(proof.x[rows], axis=1)).max()
+    assert encoded["largest_distance"] == pytest.approx(far) and 0 < far < 0.1
     assert "times its norm" in out and "norm" not in ProvedCodes(2, (0, 1), 0, 0.0).text()
     D = D.astype("f4")
     layer, weights = unrolled.layers.fista(4), tmp_path / "weights.npz"

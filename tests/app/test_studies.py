@@ -113,7 +113,7 @@ def test_a_first_screen_has_a_sentence_five_lines_and_six_columns(studied, name)
     assert all(float(row[-1].replace(",", "")) > 0 for row in seen.table.rows)
     assert all(len(line) == study.depth + 1 for line in seen.lines.values())
     if exact:
-        assert exact[0] == "exact" and "Exact codes take" in seen.lead
+        assert exact[0] == "exact" and "Exact codes (" in seen.lead
     else:
         assert f"at most {study.covered} nonzero" in seen.lead
 

@@ -586,7 +586,8 @@ def test_a_guard_is_advised_where_codes_are_worse_than_zero_and_have_none():
     def advised(config, share):
         judged = {"start": [{"worse_than_zero": 0.0}], "learned": [{"worse_than_zero": share}]}
         validation = {"first": 2.0, "best": 1.0}
-        summary = Summary(config, ((8, 12),), 1, 1, 1.0, 1, validation, 1, judged)
+        summary = Summary(config, ((8, 12),), 1, 1, 1.0, 1, validation, 1, judged, "Repaid.")
+        assert "Repaid." in summary.text() and "Repaid." in summary.parts()
         return "try --guard 0.1" in summary.text()
 
     plain, guarded = load(None, {}), load(None, {"guard": 0.1})
@@ -945,6 +946,9 @@ def test_signals_without_codes_train_by_the_recipe_where_nothing_else_is_named(f
     runs = len(run_lengths(FAMILIES[family](3), 4))
     assert status == 0 and f"training {4 * runs} steps in {runs} runs, the last of 4 steps" in err
     assert out.startswith(f"{family}, 3 steps")
+    summary = strict_json((folder / "by_recipe" / "summary.json").read_text())
+    assert summary["verdict"] in out and f"{family} with 3 steps takes" in summary["verdict"]
+    assert summary["verdict"].startswith("Exact codes (lasso_batch) take ")
     config = load(folder / "by_recipe" / "config.toml", {})
     assert (config.training.method, config.training.loss) == ("unsupervised", "lasso")
     assert (

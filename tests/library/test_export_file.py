@@ -228,12 +228,13 @@ def test_files_of_others_are_refused(tmp_path, saved):
         (dict(model=ur.alista(3)), ValueError, "3"),
         (dict(platforms="gpu"), ValueError, "platforms must be some of cpu, cuda, rocm, tpu"),
         (dict(platforms=()), ValueError, "platforms must be some of"),
+        (dict(path="net.onnx"), ValueError, "writes StableHLO, not ONNX, got net.onnx"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, change, error, message):
-    given = dict(model=LAYER, params=PARAMS, D=D) | change
+    given = dict(path=tmp_path / "net.zip", model=LAYER, params=PARAMS, D=D) | change
     with pytest.raises(error, match=message):
-        ur.export.save(tmp_path / "net.zip", **given)
+        ur.export.save(**given)
 
 
 def test_an_activation_has_a_name(tmp_path, monkeypatch):

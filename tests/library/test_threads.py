@@ -21,17 +21,18 @@ from oracles import normal, unit
 import unrolled as ur
 from unrolled import linear_programs, pursuit
 from unrolled._base import checks
+from unrolled._base import threads as blas_threads
 from unrolled._base.threads import each, in_thread, one_thread, threads
 from unrolled.pursuit._omp_batch import match
 
 
 class Limits:
-    """`threadpool_limits` of threadpoolctl, whose limit is one of the process."""
+    """The limit of a `ThreadpoolController`, which is one of the process."""
 
     limit = 2
 
-    def __init__(self, limit, user_api):
-        self.before, Limits.limit = Limits.limit, limit
+    def __init__(self, limits):
+        self.before, Limits.limit = Limits.limit, limits
 
     def __enter__(self):
         return self
@@ -42,9 +43,7 @@ class Limits:
 
 @pytest.fixture
 def limits(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "threadpoolctl", types.SimpleNamespace(threadpool_limits=Limits)
-    )
+    monkeypatch.setattr(blas_threads, "_blas", lambda: types.SimpleNamespace(limit=Limits))
 
 
 def test_the_limit_of_threads_may_be_nested(limits):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -27,7 +28,7 @@ def one_thread() -> Iterator[None]:
     first caller sets and removes the limit, and callers in the meantime leave it unchanged.
     """
     try:
-        from threadpoolctl import threadpool_limits
+        blas = _blas()
     except ImportError:
         yield
         return
@@ -35,12 +36,19 @@ def one_thread() -> Iterator[None]:
         yield
         return
     try:
-        import scipy.linalg  # noqa: F401  # a BLAS that is loaded later would have all cores
-
-        with threadpool_limits(1, user_api="blas"):
+        with blas.limit(limits=1):
             yield
     finally:
         _LIMITING.release()
+
+
+@cache
+def _blas() -> Any:
+    """The BLAS of NumPy and SciPy, found once: the search reads the memory map of the process."""
+    import scipy.linalg  # noqa: F401  # a BLAS that is loaded later would have all cores
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 class Threads(NamedTuple):

@@ -212,5 +212,6 @@ def with_seconds(
     spent = {name: result[name].replace(trained=(trained or {}).get(name)) for name in methods}
     result = result.replace(methods=result.methods | spent)
     running = {name: (layer, params, D) for name, (layer, params) in methods.items()}
-    (result,) = timed([result], running, Y, (D, Y, result.lam) if result.exact else None)
+    problem = (D, Y, result.lam) if result.exact else None
+    (result,) = timed([result], running, Y, problem, D if result.exact else None)
     return result

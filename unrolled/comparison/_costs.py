@@ -15,12 +15,17 @@ from unrolled.comparison._results import Cost, MethodResult
 from unrolled.dictionaries import Dictionary, Structured
 from unrolled.layers import codes_of
 from unrolled.pursuit import FEWEST, in_turns, lasso_solvers, repeated
+from unrolled.training import next_to_trained
 
 __all__ = ["products"]
 
 
 def timed(
-    layers: Sequence[Comparison], methods: Mapping[str, tuple], Y: Array, problem: tuple | None
+    layers: Sequence[Comparison],
+    methods: Mapping[str, tuple],
+    Y: Array,
+    problem: tuple | None,
+    D: Dictionary | None = None,
 ) -> list[Comparison]:
     """The comparisons of all layers, with the seconds of methods and of the exact solvers.
 
@@ -29,7 +34,16 @@ def timed(
         methods: name -> (model, params, D).
         Y: the signals of the first layer.
         problem: D, the signals and lam for the exact solvers; None to time no solver.
+        D: the dictionary of the only layer; None to measure no untrained layers.
     """
+    first = layers[0]
+    trained = {
+        name: (*of, first[name].trained)
+        for name, of in methods.items()
+        if first[name].trained and first[name].diverged is None
+    }
+    if trained and D is not None and not first.known:
+        layers = [first.replace(rows=next_to_trained(D, Y, first.lam or 0.0, trained))]
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     times = max(1, -(-FEWEST // max(1, len(Y))))  # a timed call has at least so many signals
     for name, (model, params, own) in methods.items():

@@ -69,7 +69,8 @@ def layers_of(methods: dict[str, Method], sample: Sample, asked: Asked) -> list[
         return layers
     running = {name: of[:3] for name, of in methods.items() if of.model is not None}
     problem = None if sample.chained else (optima.D, optima.Y, optima.lam)
-    return timed(layers, running, sample.Y, problem)  # a chain is timed as a whole
+    D = sample.Ds[0] if problem is not None and sample.mask is None else None
+    return timed(layers, running, sample.Y, problem, D)  # a chain is timed as a whole
 
 
 def _comparison(

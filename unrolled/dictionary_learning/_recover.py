@@ -33,6 +33,7 @@ def recover(
     steps: int = 750,
     batch: int | None = None,
     nonnegative: bool = False,
+    mask: ArrayLike | None = None,
     key: Key = 0,
     start: str | Dictionary = "data",
     progress: Progress | None = None,
@@ -59,6 +60,7 @@ def recover(
         lam: penalty weight; see above for the steps.
         steps: number of batches.
         batch: number of signals in a batch; None takes the smaller of d and n.
+        mask: (n, m) bool, False where an entry of Y is missing, and may be NaN; None if Y has all.
         nonnegative, key, start, progress, checkpoint: as in `online`.
 
     Returns:
@@ -85,23 +87,30 @@ def recover(
     Y = Y if isinstance(Y, np.memmap) else np.asarray(checks.as_float(Y, "Y", where))
     if Y.ndim != 2:
         raise ValueError(f"{where}: Y has shape {Y.shape}; expected (n, m)")
+    known = None if mask is None else np.asarray(mask)
+    if known is not None and (known.dtype != bool or known.shape != Y.shape):
+        got = f"{known.dtype} of shape {known.shape}"
+        raise ValueError(f"{where}: mask is {got}; expected bool of shape {Y.shape}")
     d = _learning.atom_count(d, len(Y), where)
     steps = checks.as_index(steps, "steps", where, least=1)
     size = min(d, len(Y)) if batch is None else checks.as_index(batch, "batch", where, least=1)
     key = checks.as_key(key, where)
     options = Options(None, key, progress, None, checkpoint, start)
-    batches = _batches(Y, min(size, len(Y)), steps, _learning.generator(key, 0))
+    batches = _batches(Y, known, min(size, len(Y)), steps, _learning.generator(key, 0))
     return _learning.learn(_Recovering(batches, d, lam, steps, nonnegative, options), options)
 
 
-def _batches(Y: Any, size: int, steps: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _batches(
+    Y: Any, known: np.ndarray | None, size: int, steps: int, rng: np.random.Generator
+) -> Iterator[Any]:
     """Batches of random order; each signal is drawn once before any is drawn again."""
     left = np.empty(0, int)
     for _ in range(steps):
         while len(left) < size:
             left = np.concatenate([left, rng.permutation(len(Y))])
         rows, left = np.sort(left[:size]), left[size:]
-        yield np.asarray(Y[rows], np.result_type(Y.dtype, np.float32))
+        batch = np.asarray(Y[rows], np.result_type(Y.dtype, np.float32))
+        yield batch if known is None else (batch, known[rows])
 
 
 class _Recovering(Stream):

@@ -114,9 +114,9 @@ def save(
         TypeError: model is not a layer, a network or a pursuit; arguments are traced; an activation
             is a function without a name (see `activations.describe`); or a pursuit computes on the
             host (`basis_pursuit`, `lasso_batch`, `omp_batch`).
-        ValueError: params do not fit, a platform lacks an operation of the program, tol, lam or
-            held_out is given without tol or for another model than a layer, or D is not a sum of
-            products, so that its rounding is not known.
+        ValueError: path ends with .onnx, params do not fit, a platform lacks an operation of the
+            program, tol, lam or held_out is given without tol or for another model than a layer,
+            or D is not a sum of products, so that its rounding is not known.
         OSError: the file cannot be written.
 
     Not claimed: equal bits on other platforms or under other versions of jax. jax guarantees that a
@@ -136,6 +136,11 @@ def save(
         ((6, 6), True)
     """
     path, where = Path(path).absolute(), "export.save"
+    if path.suffix == ".onnx":
+        raise ValueError(
+            f"{where}: writes StableHLO, not ONNX, got {path.name}; try another ending, or convert "
+            "the layer with jax2onnx, which does not convert a program with tol"
+        )
     checks.on_host((params, D), where, "params or D")
     checks.arrays(params, "params", where)
     platforms = _checked_platforms(platforms, where)

@@ -9,7 +9,7 @@ from unrolled.layers._hyperlista import *
 from unrolled.layers._ista import *
 from unrolled.layers._ista import ista_params
 from unrolled.layers._layer import *
-from unrolled.layers._layer import codes_of
+from unrolled.layers._layer import codes_after, codes_of
 from unrolled.layers._lista import *
 from unrolled.layers._message_passing import *
 from unrolled.layers._records import *

@@ -544,6 +544,24 @@ def codes_of(model: Any, params: Any, D: Any, Y: Array) -> Any:
     return jax.vmap(model.apply, (None, dictionaries.signal_axes(D), 0))(params, D, Y)
 
 
+@partial(jax.jit, static_argnames="layer")
+def codes_after(K: Any, layer: Layer, params: Any, D: Any, Y: Array) -> Any:
+    """The codes after the first K steps of a layer without guard; one program for all K."""
+
+    def code(D: Any, y: Array) -> Array:
+        own, y, p = dictionaries.operands(D, y, layer.family, params=params)
+        with jax.default_matmul_precision(layer.precision):
+            ready = layer.prepare(p, own)
+
+            def step(k: Any, state: Any) -> Any:
+                p = jax.tree.map(lambda leaf: leaf[k], ready.params.steps)
+                return layer.step(ready.params.shared, p, ready.D, y, state)
+
+            return ready.restore(jax.lax.fori_loop(0, K, step, layer.start(ready.D, y)).x)
+
+    return jax.vmap(code, (dictionaries.signal_axes(D), 0))(D, Y)
+
+
 # Compiled once per layer and shape, because every call of an eager scan would compile it again.
 @programs.on_auto_axes
 @partial(jax.jit, static_argnums=0)

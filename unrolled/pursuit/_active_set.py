@@ -27,7 +27,15 @@ import numpy as np
 from numba import carray, cfunc, njit, types
 
 # The compiler may reorder sums to use vector registers; NaN and inf keep their meaning.
-_compiled = njit(error_model="numpy", fastmath={"reassoc", "contract", "nsz", "arcp"})
+# No Python code calls these functions, so they have no wrappers, which would take long to compile.
+# A literal argument, such as k = 0, has a type of its own, and the callee would be compiled for it,
+# too; np.int64(0) has the type of all other integers.
+_compiled = njit(  # type: ignore[call-overload]  # its stubs lack the last two options
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz", "arcp"},
+    no_cpython_wrapper=True,
+    no_cfunc_wrapper=True,
+)
 
 # The number of atoms that may join a working set in a round; the number of active atoms if larger.
 FEWEST = 10
@@ -255,7 +263,8 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
     moves = rounds = idle = 0
     level, least, goal = 1.0, _FINEST * slack, tol  # `level` is the penalty divided by lam
     if k == 0:
-        level, inside[:], w = np.inf, 0, 0
+        level, w = np.inf, 0
+        _clear(inside, len(inside))
     while True:
         gap, squares, top = _judged(shared, x, k, y, products, slack, work, own)
         room = min(max(fewest, k), len(inside) - w)
@@ -291,11 +300,11 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
             lam[i] = level * weight[atoms[i]]
         k, more = _minimise(work, k, w, nonnegative, slack, budget - moves)
         moves += more
-    sizes[0], sizes[1], out[:] = k, w, 0
+    sizes[0], sizes[1] = k, w
+    _clear(out, len(out))
     for i in range(k):
         out[atoms[i]] = rounded[i]
-    margin = _margin(rounded, own, atoms, k, nonnegative)
-    return gap, math.sqrt(squares), moves, rounds, margin
+    return gap, math.sqrt(squares), moves, rounds, _margin(rounded, own, atoms, k, nonnegative)
 
 
 @_compiled
@@ -355,7 +364,7 @@ def _begun(shared, start, products, slack, budget, work, own):
     gram, D, inverse, l2, nonnegative, mask = shared
     x, sign, lam, atoms = work[2], work[4], work[6], work[10]
     _, weight, _, _, inside, fresh = own
-    joined = 0
+    joined = w = np.int64(0)
     for free in range(2):
         for i in range(len(inside)):
             is_free = weight[i] == 0 and inverse[i] > 0 and not nonnegative
@@ -363,7 +372,7 @@ def _begun(shared, start, products, slack, budget, work, own):
             if is_free if free == 0 else given and not is_free:
                 fresh[joined], joined = i, joined + 1
     _rows(gram, D, l2, mask, fresh, joined, work[9])
-    w = _join(work, gram, products, weight, inverse, fresh, joined, inside, 0)
+    w = _join(work, gram, products, weight, inverse, fresh, joined, inside, w)
     for i in range(w):
         x[i] = start[atoms[i]]
         sign[i] = _constraint(x[i], lam[i], nonnegative)
@@ -420,7 +429,7 @@ def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, 
 def _minimise(work, k, w, nonnegative, slack, budget):
     """Minimise over a working set of w atoms, with k active atoms; return k and the moves."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    blocked[:w] = 0
+    _clear(blocked, w)
     polished, moves = 0, 0
     while moves < budget:
         _subtract(g, b, A, order, x, k, w)
@@ -433,20 +442,20 @@ def _minimise(work, k, w, nonnegative, slack, budget):
                 before, k = k, _rebuild(work, k, w)
                 if k < before:
                     continue
-            change[:k] = 0
+            _clear(change, k)
             _subtract(change, change, M, order, g, k, k)
             k, stopped = _move(work, k, w)
             polished, moves = 0 if stopped else polished + 1, moves + 1
             continue
-        best, entering = slack, -1
+        best, entering = slack, w
         for i in range(k, w):
             size = g[i] if nonnegative else abs(g[i])
             over = (size - lam[i]) * scale[i]
             if over > best and not blocked[i]:
                 best, entering = over, i
-        if entering < 0:
+        if entering == w:
             break
-        _swap(work, entering, k, 0, w)
+        _swap(work, entering, k, w)
         k, joined, exchanged = _enter(work, k, w, nonnegative)
         moves, polished = moves + 1, 0 if joined else polished
         if joined and not exchanged:  # after an exchange, the next pass moves
@@ -467,17 +476,17 @@ def _enter(work, k, w, nonnegative):
     side, slope = (1.0 if g[k] > 0 else -1.0), abs(g[k]) - lam[k]
     pivot, exchanged = _border(A, M, u, order, k), False
     while pivot <= _DEPENDENT * A[k, k]:  # replace the first atom whose entry becomes 0
-        leaving, far = -1, np.inf
+        leaving, far = k, np.inf
         for i in range(k):
             if sign[i] * u[i] * side > 0 and x[i] / (u[i] * side) < far:
                 leaving, far = i, x[i] / (u[i] * side)
-        if leaving < 0 or slope <= pivot * far / 2:
+        if leaving == k or slope <= pivot * far / 2:
             break
         for i in range(k):
             x[i] -= far * side * u[i]
         x[k] += far * side
         k = _leave(work, leaving, k, w)
-        _swap(work, k, k + 1, 0, w)
+        _swap(work, k, k + 1, w)
         pivot, exchanged = _border(A, M, u, order, k), True
     if pivot <= _DEPENDENT * A[k, k]:
         x[k], blocked[k] = 0.0, 1
@@ -492,7 +501,7 @@ def _enter(work, k, w, nonnegative):
 def _move(work, k, w):
     """Move from x to x - change; stop at the first change of a sign, where that atom leaves."""
     x, sign, change, blocked = work[2], work[4], work[8], work[12]
-    far, leaving = 1.0, -1
+    far, leaving = 1.0, k
     for i in range(k):
         if sign[i] * (x[i] - change[i]) < 0:
             part = max(x[i] / change[i], 0.0)
@@ -500,7 +509,7 @@ def _move(work, k, w):
                 far, leaving = part, i
     for i in range(k):
         x[i] -= far * change[i]
-    if leaving < 0:
+    if leaving == k:
         return k, False
     blocked[leaving] = far == 0
     return _leave(work, leaving, k, w), True
@@ -574,26 +583,45 @@ def _rows(gram, D, l2, mask, fresh, joined, known):
 
 
 @_compiled
-def _swap(work, i, j, k, w):
-    """Swap atoms i and j, also in the inverse of k active atoms."""
-    A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
+def _swap(work, i, j, w):
+    """Swap atoms i and j of a working set of w atoms."""
+    A, _, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     if i == j:
         return
     atoms[i], atoms[j] = atoms[j], atoms[i]
     blocked[i], blocked[j] = blocked[j], blocked[i]
     for v in (x, g, sign, b, lam, scale):
         v[i], v[j] = v[j], v[i]
-    for B, size in ((A, w), (M, k)):
-        for c in range(size):
-            B[i, c], B[j, c] = B[j, c], B[i, c]
-        for c in range(size):
-            B[c, i], B[c, j] = B[c, j], B[c, i]
+    _swap_in(A, i, j, w)
+
+
+@_compiled
+def _swap_in(A, i, j, n):
+    """Swap rows i and j, and columns i and j, of a matrix of n rows."""
+    for c in range(n):
+        A[i, c], A[j, c] = A[j, c], A[i, c]
+    for c in range(n):
+        A[c, i], A[c, j] = A[c, j], A[c, i]
+
+
+@_compiled
+def _clear(x, n):
+    """x[:n] = 0; as numba compiles this slice, it compiles an error of shapes for seconds."""
+    for i in range(n):
+        x[i] = 0
+
+
+@_compiled
+def _copy(x, y):
+    """x[:] = y, as `_clear`."""
+    for i in range(len(x)):
+        x[i] = y[i]
 
 
 @_compiled
 def _border(A, M, u, order, k):
     """Write the code of atom k in the active atoms to u; return the squared residual."""
-    u[:k] = 0
+    _clear(u, k)
     _subtract(u, u, M, order, A[k], k, k)
     pivot = A[k, k]
     for i in range(k):
@@ -618,7 +646,9 @@ def _leave(work, i, k, w):
     """Remove active atom i: it becomes the first inactive atom."""
     M, x, sign = work[1], work[2], work[4]
     q = k - 1
-    _swap(work, i, q, k, w)
+    if i < q:
+        _swap(work, i, q, w)
+        _swap_in(M, i, q, k)
     x[q] = sign[q] = 0.0
     for row in range(q):
         f = M[q, row] / M[q, q]
@@ -631,7 +661,7 @@ def _leave(work, i, k, w):
 def _rebuild(work, count, w):
     """Compute the inverse Gram matrix of the first `count` atoms; dependent atoms leave."""
     A, M, x, sign, u, order = work[0], work[1], work[2], work[4], work[9], work[11]
-    k = 0
+    k = np.int64(0)
     for _ in range(count):
         pivot = _border(A, M, u, order, k)
         if pivot > _DEPENDENT * A[k, k]:
@@ -640,5 +670,5 @@ def _rebuild(work, count, w):
         else:
             count -= 1
             x[k] = sign[k] = 0.0
-            _swap(work, k, count, 0, w)
+            _swap(work, k, count, w)
     return k

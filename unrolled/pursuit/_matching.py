@@ -21,7 +21,16 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray, njit, types
 
-from unrolled.pursuit._active_set import _border, _compiled, _extend, _subtract, entry, pointer
+from unrolled.pursuit._active_set import (
+    _border,
+    _clear,
+    _compiled,
+    _copy,
+    _extend,
+    _subtract,
+    entry,
+    pointer,
+)
 from unrolled.pursuit._omp import CHOICES
 
 # Divisions by squared distances may be reciprocals; scores that are not finite are not read.
@@ -29,8 +38,8 @@ _finite = njit(error_model="numpy", fastmath=True)
 
 _BLOCK = 64  # scores whose maximum is taken together
 
-# Correlations are computed anew in float64 if their rounding errors may exceed this share of the
-# largest.
+# All scores are computed anew in float64 if rounding may change the largest one by more than this
+# share of it. The scores near the largest one are, if rounding may change their order.
 _UNSURE = 1e-2
 _TINY = 1e-300
 
@@ -66,44 +75,40 @@ class Rule(NamedTuple):
     nonnegative: bool  # whether codes are non-negative
 
 
-class Gram(NamedTuple):
-    """The Gram matrix of a dictionary, in float64 and in the dtype of the correlations."""
-
-    wide: np.ndarray  # (d, d)
-    near: np.ndarray  # (d, d)
-
-
-def gram_of(D: np.ndarray, dtype: np.dtype) -> Gram:
-    """The Gram matrices of a dictionary in float64 with entries near 1."""
-    wide = D.T @ D
-    return Gram(wide, wide.astype(dtype, copy=False))
-
-
 def with_gram(
-    gram: Gram, products: np.ndarray, energies: np.ndarray, factors: np.ndarray, rule: Rule
+    D: np.ndarray,
+    gram: np.ndarray,
+    Y: np.ndarray,
+    products: np.ndarray,
+    factors: np.ndarray,
+    rule: Rule,
 ) -> Codes:
     """The codes of n signals; the function releases the GIL of Python.
 
+    Correlations come from the Gram matrix in its dtype; the code on the chosen atoms is computed in
+    float64, from the atoms.
+
     Args:
-        gram: the Gram matrices.
-        products: (n, d), Y D in float64.
-        energies: (n,), squared norms of the signals.
+        D: (d, m), the atoms in rows, in float64 with entries near 1.
+        gram: (d, d), the Gram matrix in float32 or float64.
+        Y: (n, m), the signals in float64 with entries near 1.
+        products: (n, d), Y D' in the dtype of the Gram matrix.
         factors: (d,), factors of |d_i . r| in the choice; for `by_fit`, the squared distances at
             which atoms count as dependent.
         rule: the rule.
     """
-    (n, d), k, kind = products.shape, max(rule.most, 1), gram.near.dtype
+    (n, d), m, k, kind = products.shape, Y.shape[1], max(rule.most, 1), gram.dtype
     codes, rows = Codes.empty(n, rule.most), np.empty((6, max(d, k)), kind)
     rows[0, :d] = factors
-    inputs = (*gram, np.ascontiguousarray(products), energies)
-    scratch = rows, _as_bits(rows[3]), np.arange(k), np.empty(d), np.zeros(_length(k))
+    scratch = rows, _as_bits(rows[3]), np.arange(k), np.empty(m), np.zeros(_length(k))
+    inputs, near = map(np.ascontiguousarray, (D, gram, Y, products)), _pointers(kind)
     signature = types.void(
-        _FLOATS, _pointers(kind), *[_FLOATS] * 2, *_CODES, _pointers(kind), _bits(kind), _INTEGERS,
-        *[_FLOATS] * 2, *[types.int64] * 2, *_RULE,
+        _FLOATS, near, _FLOATS, near, *_CODES, near, _bits(kind), _INTEGERS, *[_FLOATS] * 2,
+        *[types.int64] * 3, *_RULE,
     )  # fmt: skip
     entry(_with_gram, signature)(
         *map(pointer, (*inputs, *codes, *scratch)),
-        *(n, d, *rule),
+        *(n, m, d, *rule),
     )
     return codes
 
@@ -302,13 +307,13 @@ def _score_by_fit(g, low, apart, scores, nonnegative):
 
 
 def _with_gram(
-    wide, near, products, energies, atoms, values, counts, steps, inside, margins, rows, bits,
-    order, exact, numbers, n, d, most, least, depends, by_fit, nonnegative,
+    D, near, Y, products, atoms, values, counts, steps, inside, margins, rows, bits, order, r,
+    numbers, n, m, d, most, least, depends, by_fit, nonnegative,
 ):  # fmt: skip
     """The compiled part of `with_gram`."""
     k = max(most, 1)
-    grams = (carray(wide, (d, d)), carray(near, (d, d)))
-    products, energies = carray(products, (n, d)), carray(energies, (n,))
+    D, near = carray(D, (d, m)), carray(near, (d, d))
+    Y, products = carray(Y, (n, m)), carray(products, (n, d))
     atoms, values = carray(atoms, (n, most)), carray(values, (n, most))
     counts, steps = carray(counts, (n,)), carray(steps, (n,))
     inside, margins, rows = (
@@ -316,19 +321,19 @@ def _with_gram(
         carray(margins, (n,)),
         carray(rows, (6, max(d, k))),
     )
-    # The factors, g, squared distances, scores; two workspaces, and g in float64.
+    # The factors, g, squared distances, scores; two workspaces, and the residual.
     factors, g, apart, scores = (
         rows[0, :d],
         rows[1, :d],
         rows[2, :d],
         (rows[3, :d], carray(bits, (d,))),
     )
-    own = (factors, g, apart, scores, rows[4, :d], rows[5, :k], carray(exact, (d,)))
+    own = (factors, g, apart, scores, rows[4, :d], rows[5, :k], carray(r, (m,)))
     code = _code(carray(numbers, (2 * k * k + 4 * k,)), carray(order, (k,)), k)
     rule = (most, least, depends, by_fit, nonnegative)
     for i in range(n):
         counts[i], steps[i], margins[i] = _one(
-            grams, products[i], energies[i], rule, own, code, atoms[i]
+            D, near, Y[i], products[i], rule, own, code, atoms[i]
         )
         inside[i] = _refined(code, counts[i])
         for j in range(counts[i]):
@@ -336,40 +341,42 @@ def _with_gram(
 
 
 @_compiled
-def _one(grams, products, energy, rule, own, code, atoms):
+def _one(D, near, y, products, rule, own, code, atoms):
     """Choose the atoms of a signal; return their number, the number of choices and the margin."""
-    wide, near = grams
     most, least, depends, by_fit, nonnegative = rule
     factors, g, apart, scores = own[:4]
     A, b = code[0], code[2]
-    k = steps = 0
-    margin, noise = 1.0, 0.0
+    k = steps = np.int64(0)
+    margin, size, unit = 1.0, math.sqrt(_dot(y, y)), _unit(products, len(y))
+    noise = unit * size
     for i in range(len(g)):
         g[i], apart[i] = products[i], near[i, i]
     while k < most and steps < CHOICES * most:
         e, distance = _best(g, factors, apart, scores, by_fit, nonnegative)
-        if noise > 0 and (e < 0 or abs(g[e]) < noise * math.sqrt(wide[e, e])):
-            _correlate(wide, products, own, code, atoms, k)
+        error = _error(e, near, own, noise, unit, by_fit)
+        if error > min(_UNSURE, distance / 2):
+            _score_again(D, y, own, code, atoms, k, by_fit, e, min(error, 1.0))
             e, distance = _best(g, factors, apart, scores, by_fit, nonnegative)
-            noise = 0.0
-        if e < 0 or abs(g[e]) <= least * math.sqrt(energy * wide[e, e]):
+            if error > _UNSURE:
+                noise = 0.0
+        if e < 0 or abs(g[e]) <= least * size * math.sqrt(near[e, e]):
             break
-        atoms[k], b[k] = e, products[e]
+        atoms[k], b[k] = e, _dot(D[e], y)
         for j in range(k + 1):
-            A[k, j] = A[j, k] = wide[e, atoms[j]]
+            A[k, j] = A[j, k] = _dot(D[e], D[atoms[j]])
         pivot = _enter(code, k, depends)
         if pivot == 0:
             break
         k, steps, margin = k + 1, steps + 1, min(margin, distance)
         grown = k
         if nonnegative:
-            k = _descend(code, atoms, wide[:, :0], k)
+            k = _descend(code, atoms, D[:, :0], k)
         if k == most or (k < grown and (k == 0 or atoms[k - 1] != e)):  # rounding has removed e
             break
         if by_fit and k == grown:
-            noise += _extended(near, own, code, atoms, k - 1, pivot)
+            noise += unit * _extended(near, own, code, atoms, k - 1, pivot)
         else:
-            noise = _renewed(near, products, own, code, atoms, k, by_fit)
+            noise = unit * (size + _renewed(near, products, own, code, atoms, k, by_fit))
         for j in range(k):
             g[atoms[j]] = 0
     return k, steps, margin
@@ -379,7 +386,7 @@ def _one(grams, products, energy, rule, own, code, atoms):
 def _extended(near, own, code, atoms, k, pivot):
     """Subtract the part of the correlations along atom k, and the part of the distances.
 
-    Return a bound on the rounding error.
+    Return a size, in whose units of rounding the error is small.
     """
     _, g, apart, _, along, h, _ = own
     x, u = code[3], code[4]
@@ -389,12 +396,12 @@ def _extended(near, own, code, atoms, k, pivot):
     for i in range(len(g)):
         g[i] -= step * along[i]
         apart[i] -= inverse * along[i] * along[i]
-    return _rounding(g) * abs(x[k]) * size
+    return abs(x[k]) * size
 
 
 @_compiled
 def _renewed(near, products, own, code, atoms, k, by_fit):
-    """Correlations, and distances for `by_fit`, from the code; return a bound on their rounding."""
+    """Correlations, and distances for `by_fit`, from the code; return a size as `_extended`."""
     _, g, apart, _, along, h, _ = own
     M, x = code[1], code[3]
     size = _norms(near, atoms, x, h, k)
@@ -405,11 +412,11 @@ def _renewed(near, products, own, code, atoms, k, by_fit):
         for j in range(k):
             for i in range(k):
                 h[i] = -M[j, i]
-            along[:] = 0
+            _clear(along, len(along))
             _subtract(along, along, near, atoms, h, k, len(g))
             for i in range(len(g)):
                 apart[i] -= near[atoms[j], i] * along[i]
-    return _rounding(g) * size
+    return size
 
 
 @_compiled
@@ -423,18 +430,46 @@ def _norms(near, atoms, x, h, k):
 
 
 @_compiled
-def _rounding(g):
-    """The unit of rounding of g over `_UNSURE`."""
-    return (6e-8 if g.itemsize == 4 else 1.1e-16) / _UNSURE
+def _unit(products, m):
+    """The usual error of an inner product of unit vectors with m entries."""
+    return math.sqrt(m) * (6e-8 if products.itemsize == 4 else 1.1e-16)
 
 
 @_compiled
-def _correlate(wide, products, own, code, atoms, k):
-    """Correlations, computed in float64."""
-    g, exact = own[1], own[6]
-    _subtract(exact, products, wide, atoms, code[3], k, len(g))
+def _error(e, near, own, noise, unit, by_fit):
+    """The share by which rounding may change the score of atom e, or its root for `by_fit`."""
+    _, g, apart, _, _, _, _ = own
+    if noise == 0:
+        return 0.0
+    if e < 0 or g[e] == 0:
+        return np.inf
+    error = noise * math.sqrt(near[e, e]) / abs(g[e])
+    return error + unit * near[e, e] / apart[e] / 2 if by_fit else error
+
+
+@_compiled
+def _score_again(D, y, own, code, atoms, k, by_fit, e, error):
+    """Compute anew in float64: correlations, and distances for `by_fit`.
+
+    If the error is small, only atoms with scores near the second largest one change; `_best` leaves
+    that score in the place of atom e.
+    """
+    _, g, apart, (scores, _), _, _, r = own
+    M, u = code[1], code[4]
+    least = scores[e] * max(1 - 8 * error, 0.0) if error <= _UNSURE else scores[0] * 0
+    _subtract(r, y, D, atoms, code[3], k, len(r))
     for i in range(len(g)):
-        g[i] = exact[i]
+        if scores[i] < least:
+            continue
+        g[i] = _dot(D[i], r)
+        if by_fit:
+            far = _dot(D[i], D[i])
+            for j in range(k):
+                u[j] = _dot(D[i], D[atoms[j]])
+            for j in range(k):
+                for c in range(k):
+                    far -= u[j] * M[j, c] * u[c]
+            apart[i] = far
     for j in range(k):
         g[atoms[j]] = 0
 
@@ -481,13 +516,16 @@ def _grown(code, y, r, q, chosen, news, columns, atoms, k, least, depends, nonne
     if chosen[0] < 0 or math.sqrt(squares) <= least * math.sqrt(_dot(y, y)):
         return k, 0
     for e in range(len(chosen)):
-        columns[grown], atoms[grown], b[grown] = news[e], chosen[e], _dot(news[e], y)
+        atoms[grown], b[grown] = chosen[e], _dot(news[e], y)
+        _copy(columns[grown], news[e])
         for j in range(grown + 1):
             A[grown, j] = A[j, grown] = _dot(columns[j], news[e])
         pivot = _enter(code, grown, depends)
         if pivot > 0:
             _subtract(q, news[e], columns, order, u, grown, len(q))
-            q /= math.sqrt(pivot)
+            size = math.sqrt(pivot)
+            for i in range(len(q)):
+                q[i] /= size
             grown += 1
     if grown == k:
         return k, 0
@@ -566,7 +604,7 @@ def _refined(code, k):
     inside = 0.0
     for corrected in range(3):
         _subtract(t, b, A, order, x, k, k)
-        u[:k] = 0
+        _clear(u, k)
         _subtract(u, u, M, order, t, k, k)
         inside = 0.0
         for j in range(k):
@@ -590,13 +628,13 @@ def _descend(code, atoms, columns, k):
         start[i] = x[i] + x[k - 1] * u[i]
     start[k - 1] = 0.0
     while True:
-        far, leaving = 1.0, -1
+        far, leaving = 1.0, k
         for i in range(k):
             if x[i] <= 0:
                 part = start[i] / (start[i] - x[i]) if start[i] > 0 else 0.0
                 if part < far:
                     far, leaving = part, i
-        if leaving < 0:
+        if leaving == k:
             return k
         for i in range(k):
             start[i] += far * (x[i] - start[i])
@@ -617,7 +655,7 @@ def _remove(code, atoms, columns, i, k):
             M[j, c] -= ratio * u[j] * u[c]
     for j in range(i, k - 1):
         atoms[j], b[j], x[j], start[j] = atoms[j + 1], b[j + 1], x[j + 1], start[j + 1]
-        columns[j] = columns[j + 1]
+        _copy(columns[j], columns[j + 1])
         for c in range(k):
             A[j, c], M[j, c] = A[j + 1, c], M[j + 1, c]
     for j in range(k - 1):

@@ -26,19 +26,16 @@ from unrolled.pursuit._omp import is_by_fit, most_atoms, negligible
 from unrolled.pursuit._problem import Pursuit
 
 if TYPE_CHECKING:  # imports numba
-    from unrolled.pursuit._matching import Codes, Gram, Rule
+    from unrolled.pursuit._matching import Codes, Rule
 
 __all__ = ["omp_batch"]
 
 
 # Number of signals whose arrays stay in the cache of a core, and number of floats of the arrays of
 # signals whose codes grow together.
-_CHUNK, _FLOATS = 128, 2**23
+_CHUNK, _FLOATS = 512, 2**23
 # The largest number of entries of the matrix of a structured dictionary, and of a Gram matrix.
 _MATRIX = 2**25
-# If a Gram matrix has more entries, it is also kept in float32 for signals in float32, because
-# reading its rows then takes most of the time.
-_CACHED = 2**17
 _DEPENDENT = 1e-10  # largest squared sine of the angle of a dependent atom to the span
 
 
@@ -154,13 +151,11 @@ class Atoms:
         self.finite = bool(np.isfinite(self.norms).all())
         self.relative = np.ldexp(1.0, self.k - self.k.max(initial=0))  # 2^k_i over the largest
 
-    @cached_property
-    def gram(self) -> "Gram":
-        """The Gram matrix, in float32 too."""
-        from unrolled.pursuit import _matching
-
-        assert self.matrix is not None
-        return _matching.gram_of(self.matrix.T, np.dtype(np.float32))
+    def gram(self, dtype: np.dtype) -> np.ndarray:
+        """The Gram matrix, in the dtype."""
+        atoms = self.short if dtype == np.float32 else self.matrix
+        assert atoms is not None
+        return atoms @ atoms.T
 
     @cached_property
     def short(self) -> np.ndarray:
@@ -201,6 +196,7 @@ def _coded(
         return answers
     rule, favour = rule_of(m, most, wide, by_fit, nonnegative), atoms.norms * atoms.relative
     pays = weights is None and block == 1 and gram_pays(atoms, n, most)
+    gram = atoms.gram(wide) if pays else np.zeros((0, 0))
     # No atom in the range helps, but an atom below the range might help.
     lost, rounding = ((atoms.relative == 0) & (atoms.norms > 0)).any(), 4 * m * np.finfo(wide).eps
 
@@ -210,7 +206,7 @@ def _coded(
         finite = np.isfinite(y).all(1)
         y = np.where(finite[:, None], y, 0)
         if pays:
-            codes, left = by_gram(atoms, y, rule, favour, wide)
+            codes, left = by_gram(atoms, gram, y, rule, favour)
         else:
             codes, left = step_by_step(atoms, y, root, rule, favour, wide, block)
         used = np.arange(codes.atoms.shape[1]) < codes.counts[:, None]
@@ -289,17 +285,15 @@ Left = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def by_gram(
-    atoms: Atoms, Y: np.ndarray, rule: "Rule", favour: np.ndarray, dtype: np.dtype
+    atoms: Atoms, gram: np.ndarray, Y: np.ndarray, rule: "Rule", favour: np.ndarray
 ) -> tuple["Codes", Left]:
     """`step_by_step` without weights and parts, with correlations from the Gram matrix."""
     from unrolled.pursuit import _matching
 
     assert atoms.matrix is not None
-    D, wide = atoms.matrix, atoms.gram.wide
-    gram = atoms.gram if dtype == np.float32 and wide.size > _CACHED else _matching.Gram(wide, wide)
-    squares = atoms.norms**2
+    D, squares = atoms.matrix, atoms.norms**2
     factors = rule.depends * squares if rule.by_fit else favour * _inverse(atoms.norms)
-    codes = _matching.with_gram(gram, Y @ D.T, np.sum(Y**2, 1), factors, rule)
+    codes = _matching.with_gram(D, gram, Y, atoms.products(Y, gram.dtype), factors, rule)
     return codes, lambda Y, values: _matching.residuals(D, Y, codes, values)
 
 
@@ -414,10 +408,11 @@ def match(
     root = None if V is None else np.sqrt(V.astype(float))
     signals = Y.astype(float) if root is None else root * Y
     pays = root is None and gram_pays(atoms, len(Y), sparsity)
+    gram = atoms.gram(dtype) if pays else np.zeros((0, 0))
 
     def work(rows: slice) -> None:
         if pays:
-            codes, _ = by_gram(atoms, signals[rows], rule, ones, dtype)
+            codes, _ = by_gram(atoms, gram, signals[rows], rule, ones)
         else:
             v = None if root is None else root[rows]
             codes, _ = step_by_step(atoms, signals[rows], v, rule, ones, dtype)

@@ -389,17 +389,19 @@ def _violated(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The atoms that join each set, (n, most), and bounds on the ratios outside of the sets."""
     fresh, tops = -np.ones((len(lam), most.max()), int), np.zeros(len(lam))
-    _scan(products, lam, task.units.sizes, sets, error, most, task.units.nonnegative, fresh, tops)
+    # The atoms of a set separate ranges of other atoms.
+    ends = np.append(np.sort(sets, 1), np.full((len(sets), 1), products.shape[1]), 1)
+    _scan(products, lam, task.units.sizes, ends, error, most, task.units.nonnegative, fresh, tops)
     return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
 
 
 @_compiled(error_model="numpy", fastmath={"nnan", "nsz"})
-def _scan(products, lam, norms, sets, error, most, nonnegative, fresh, tops):
+def _scan(products, lam, norms, ends, error, most, nonnegative, fresh, tops):
     """The compiled part of `_violated`: the largest excesses, by insertion."""
-    d, several, excess = len(norms), lam.shape[1] > 1, np.zeros(fresh.shape[1])
+    several, excess = lam.shape[1] > 1, np.zeros(fresh.shape[1])
     for i in range(len(products)):
         joined, first = 0, 0
-        for end in np.append(np.sort(sets[i]), d):  # the atoms of the set separate ranges of others
+        for end in ends[i]:
             if end < first:
                 continue
             top = _top(products[i], lam[i], norms, error[i], nonnegative, first, end)
@@ -538,8 +540,10 @@ def _join(used, D, gram, inverse, products, lam, indices, y, live, fresh, atoms,
         i, k = live[t], np.sum(fresh[t] >= 0)
         w = used[i]
         end = w + k
-        indices[i, w:end], lam[i, w:end] = fresh[t, :k], weights[t, :k]
-        D[i, w:end] = atoms[t, :k]
+        for a in range(k):
+            indices[i, w + a], lam[i, w + a] = fresh[t, a], weights[t, a]
+            for row in range(len(y[i])):
+                D[i, w + a, row] = atoms[t, a, row]
         own, square = D[i][:end], gram[i]
         rows = np.dot(own[w:], own.T)
         for a in range(w, end):
@@ -547,5 +551,7 @@ def _join(used, D, gram, inverse, products, lam, indices, y, live, fresh, atoms,
                 square[a, c] = square[c, a] = rows[a - w, c]
             square[a, a] += ridge
             inverse[i, a] = 1 / np.sqrt(square[a, a]) if square[a, a] > 0 else 0.0
-        products[i, w:end] = np.dot(own[w:], y[i])
+        correlations = np.dot(own[w:], y[i])
+        for a in range(k):
+            products[i, w + a] = correlations[a]
         used[i] = end

@@ -8,7 +8,7 @@ types of the functions that you pass to `fit`. Use `sparse_feature_penalty`, `sa
 """
 
 from unrolled._base import offer as _offer
-from unrolled.training._candidates import *
+from unrolled.training._candidates import next_to_trained
 from unrolled.training._curriculum_and_search import *
 from unrolled.training._files import *
 from unrolled.training._files import from_safetensors
@@ -32,6 +32,8 @@ from unrolled.training._types import *
 from unrolled.training._types import as_dictionaries
 from unrolled.training._unsupervised import *
 from unrolled.training._unsupervised import family_without_codes, has_recipe, run_lengths
+from unrolled.training._verdict import *
+from unrolled.training._verdict import LASSO_BATCH, verdict
 from unrolled.training._watch import writer
 from unrolled.training._weights import *
 from unrolled.training._withheld import *

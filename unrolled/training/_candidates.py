@@ -1,7 +1,7 @@
 """The candidates of `recommend`, measured on signals of the caller: gaps and costs."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from unrolled._base import checks
-from unrolled._base.results import Result
 from unrolled.dictionaries import Operator, block_of, known_part, shared_part, signal_axes
-from unrolled.layers import FAMILIES, Layer, codes_of
+from unrolled.layers import FAMILIES, codes_after, codes_of
 from unrolled.pursuit import (
     FEWEST,
     clock,
@@ -19,55 +18,27 @@ from unrolled.pursuit import (
     lasso_batch,
     lasso_objective,
     lasso_solvers,
-    repaid_after,
 )
-from unrolled.training._signals import Signals
+from unrolled.training._signals import BATCH, Signals
 from unrolled.training._unsupervised import (
     family_without_codes,
+    run_lengths,
     seconds_of_training,
     trained_layer,
 )
+from unrolled.training._verdict import LASSO_BATCH, Candidate, cheapest
 
-__all__ = ["Candidate"]
-
-EXACT = "lasso_batch"  # the exact solver that `recommend` recommends
+ASKED = 256  # signals on which methods are measured
 DEPTHS = 8, 16, 32, 64, 128  # numbers of steps of untrained layers
 _FAR = 0.1  # more steps are not measured if a mean gap is below this share of the wanted gap
 _REFERENCE = 1e-9  # the relative duality gap of F*
 TOL = 1e-6  # duality gap of the exact codes, unless the wanted gap is smaller
 _FEW = 128  # the fewest signals in a timed call: below, `lasso_batch` may take another method
 _STEPS = 300  # steps of each run that trains
+_PASSES = 2  # the least time of a training step, in times of a forward pass
 _SHORT, _LONG = 0.1, 0.25  # seconds of a timed call, if the number of signals allows it
 
-
-class Candidate(Result):
-    """The cost of a method, and the gaps (F - F*) / F* of its codes, signal by signal."""
-
-    method: str  # the name of the pursuit, or the family of the untrained layer
-    K: int | None  # number of steps of a layer
-    microseconds: float  # per signal: CPU time of this process, or on an accelerator by the clock
-    mean: float  # the mean gap
-    median: float  # the median gap
-    worst: float  # the largest gap
-    spread: float  # the longest of the repeated timings divided by the shortest
-
-    def text(self) -> str:
-        """The method in words.
-
-        Example:
-            >>> ur.training.Candidate("fista", 8, 2.0, 0.1, 0.1, 0.2, 1.0).text()
-            'untrained fista with 8 steps'
-        """
-        return self.method if self.K is None else f"untrained {self.method} with {self.K} steps"
-
-
-class Training(NamedTuple):
-    """What training could gain: a layer that should end where its double depth starts."""
-
-    layer: Layer
-    microseconds: float  # per signal
-    seconds: float  # of the training, predicted from one compiled step
-    repaid: float  # number of signals after which the training is repaid
+Calls = dict[tuple[str, int | None], Callable[[], Any]]  # by method and number of steps
 
 
 class Sample(NamedTuple):
@@ -118,29 +89,36 @@ class Sample(NamedTuple):
         return self._replace(**some, known=None if self.known is None else self.known[rows])
 
 
-def measured(sample: Sample, gap: float) -> tuple[Candidate, ...]:
-    """The exact solvers and the untrained layers, in turns, on at most all signals of a sample."""
-    exact = _exact(sample, gap)
+def measured(
+    sample: Sample, gap: float | None, networks: Mapping[str, tuple[Any, Any, Any]] | None = None
+) -> tuple[Candidate, ...]:
+    """The exact solvers, the untrained layers and networks, in turns, on at most all signals.
+
+    Args:
+        sample: the signals.
+        gap: the wanted mean gap; None takes the smallest mean gap of the networks.
+        networks: model, params and D by name, for signals whose entries are all known.
+    """
+    exact = _exact(sample, gap or TOL)
     jax.block_until_ready(exact())
     seconds = _seconds(exact)
-    n = len(sample.Y)
-    some = np.random.default_rng(0).permutation(n)  # signals may come in a periodic order
-    few = sample.rows(some[: max(_FEW, math.ceil(n * min(1, _LONG / seconds)))])
-    times = max(-(-_FEW // n), min(int(_SHORT / seconds), -(-FEWEST // n)))
-    times = 1 if block_of(sample.D) > 1 else times  # a solver of parts compiles for each shape
-    many = few.rows(np.tile(np.arange(len(few.Y)), times))
-    calls: dict[tuple[str, int | None], Callable[[], Any]] = {(EXACT, None): _exact(many, gap)}
+    few, many = _chosen(sample, seconds)
+    calls: Calls = {}
+    calls[LASSO_BATCH, None] = _exact(many, gap or TOL)
     if sample.known is None:
         others = lasso_solvers([sample.D]).items()
         calls |= {
             (n, None): partial(f, many.D, many.Y, many.lam) for n, f in others if n != "exact"
         }
+    own: Calls = {(n, None): partial(codes_of, *of, many.Y) for n, of in (networks or {}).items()}
+    calls |= own
     gaps = {name: few.gaps(call()) for name, call in calls.items()}
-    most = _seconds(calls[EXACT, None])
+    wanted = min(gaps[name].mean() for name in own) if gap is None else gap
+    most = _seconds(calls[LASSO_BATCH, None])
     for family in dict.fromkeys(("fista", untrained_family(sample.D, sample.known))):
         for K, call in _untrained(family, many):
             calls[family, K], gaps[family, K] = call, few.gaps(call())
-            far = gaps[family, K].mean() <= _FAR * gap
+            far = gaps[family, K].mean() <= _FAR * wanted
             if far or _seconds(call) > most:
                 break
     return tuple(
@@ -155,6 +133,41 @@ def measured(sample: Sample, gap: float) -> tuple[Candidate, ...]:
         )
         for (method, K), timing in in_turns(calls).items()
     )
+
+
+def _chosen(sample: Sample, seconds: float) -> tuple[Sample, Sample]:
+    """Signals to measure gaps on, and these signals several times for a timed call.
+
+    `seconds` is the time of the exact codes of the whole sample.
+    """
+    n = len(sample.Y)
+    some = np.random.default_rng(0).permutation(n)  # signals may come in a periodic order
+    few = sample.rows(some[: max(_FEW, math.ceil(n * min(1, _LONG / seconds)))])
+    times = max(-(-_FEW // n), min(int(_SHORT / seconds), -(-FEWEST // n)))
+    times = 1 if block_of(sample.D) > 1 else times  # a solver of parts compiles for each shape
+    return few, few.rows(np.tile(np.arange(len(few.Y)), times))
+
+
+def next_to_trained(
+    D: Any, Y: Any, lam: float, networks: Mapping[str, tuple[Any, Any, Any, float]]
+) -> tuple[Candidate, ...]:
+    """Trained networks next to exact codes and untrained layers, on at most 256 of the signals.
+
+    `networks` has the model, the params, D, and the seconds of the training by name.
+    """
+    sample = Sample.of(D, np.asarray(Y[some_of(len(Y))]), float(lam), None)
+    rows = measured(sample, None, {name: of[:3] for name, of in networks.items()})
+    return tuple(
+        row.replace(training=networks[row.method][3])
+        if row.K is None and row.method in networks
+        else row
+        for row in rows
+    )
+
+
+def some_of(n: int) -> np.ndarray:
+    """At most `ASKED` indices below n, from the first to the last."""
+    return np.unique(np.linspace(0, n - 1, min(n, ASKED)).astype(int))
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -182,17 +195,18 @@ def exact_options(gap: float) -> dict[str, float]:
 
 
 def _untrained(family: str, sample: Sample) -> Iterator[tuple[int, Callable[[], Any]]]:
-    """The numbers of steps, and functions that compute the codes; none if D has no step size."""
+    """The numbers of steps, and functions that compute the codes; none if D has no step size.
+
+    The steps are the first of the longest layer, so that one program serves all numbers of steps.
+    """
     whole = layer_of(family, DEPTHS[-1], sample.lam)
     own, Y = known_part(sample.D, sample.Y, sample.known)
     try:
         params = whole.init(None, sample.D)
     except ValueError:
         return
-    for K in DEPTHS:  # with the first K steps
-        steps = jax.tree.map(lambda leaf, K=K: leaf[:K], params.steps)
-        layer = layer_of(family, K, sample.lam)
-        yield K, partial(codes_of, layer, params._replace(steps=steps), own, Y)
+    for K in DEPTHS:
+        yield K, partial(codes_after, K, whole, params, own, Y)
 
 
 def layer_of(family: str, depth: int, lam: float) -> Any:
@@ -200,39 +214,35 @@ def layer_of(family: str, depth: int, lam: float) -> Any:
     return FAMILIES[family](depth, lam=lam)  # type: ignore[call-arg]
 
 
-def cheapest(rows: tuple[Candidate, ...], gap: float) -> Candidate:
-    """The cheapest candidate of the library within a mean gap, or else the exact solver."""
-    own = [row for row in rows if row.K is not None or row.method == EXACT]
-    within = [row for row in own if row.mean <= gap] or own[:1]
-    return min(within, key=lambda row: row.microseconds)
+def training_of(sample: Sample, rows: Sequence[Candidate], gap: float, n: int) -> Candidate | None:
+    """What training could gain, next to the cheapest untrained method; None if nothing.
 
-
-def training_of(
-    sample: Sample, rows: tuple[Candidate, ...], gap: float, best: float
-) -> Training | None:
-    """What training could gain, next to `best` microseconds per signal; None if nothing.
-
-    A trained layer with K steps should end at the gap of the untrained layer with 2 K steps.
+    A trained layer with K steps should end at the gap of the untrained layer with 2 K steps. The
+    seconds of the training are predicted from one compiled step; if n signals cannot repay the
+    products alone, nothing is compiled, and the seconds are those of the products.
     """
-    family = untrained_family(sample.D, sample.known)
+    family, best = untrained_family(sample.D, sample.known), cheapest(rows, gap)
     of = {row.K: row for row in rows if row.method == family and row.K is not None}
     near = (K for K, row in of.items() if row.mean > gap >= of.get(2 * K, row).mean)
     K = next(near, None)
-    if K is None or of[K].microseconds >= best or len(sample.Y) < 2:
+    if K is None or of[K].microseconds >= best.microseconds or len(sample.Y) < 2:
         return None
     layer, spent = trained_layer(family, K, sample.lam), of[K].microseconds
     if layer != layer_of(family, K, sample.lam):  # a guard takes time
         own, Y = known_part(sample.D, sample.Y, sample.known)
         call = partial(codes_of, layer, layer.init(None, sample.D), own, Y)
         spent = 1e6 * in_turns({K: call})[K].seconds / len(sample.Y)
-    if spent >= best:
+    if spent >= best.microseconds:
         return None
+    least = 1e-6 * _PASSES * BATCH * spent * sum(run_lengths(layer, _STEPS)[:-1])
+    training = of[2 * K].replace(K=K, microseconds=spent, training=least)
+    if n < training.repaid(best):
+        return training
     signals = Signals.of(sample.D, sample.Y, 0, mask=sample.known, where="recommend")
-    seconds = seconds_of_training(layer, signals, sample.lam, _STEPS)
-    return Training(layer, spent, seconds, repaid_after(1e6 * seconds, best, spent))
+    return training.replace(training=seconds_of_training(layer, signals, sample.lam, _STEPS))
 
 
-def options_of(layer: Layer) -> dict[str, Any]:
-    """The options of `unsupervised` that train this layer."""
-    family = {} if layer.family == "bcd" else {"family": layer.family}
-    return family | {"depth": layer.depth, "steps": _STEPS}
+def options_of(training: Candidate) -> dict[str, Any]:
+    """The options of `unsupervised` for this training."""
+    family = {} if training.method == "bcd" else {"family": training.method}
+    return family | {"depth": training.K, "steps": _STEPS}

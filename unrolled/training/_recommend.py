@@ -14,7 +14,7 @@ from unrolled._base import checks
 from unrolled._base.arguments import checked
 from unrolled._base.checks import Array, ArrayLike, Key
 from unrolled._base.files import as_data
-from unrolled._base.text import short, table_of
+from unrolled._base.text import table_of
 from unrolled.dictionaries import (
     Dictionary,
     Operator,
@@ -27,24 +27,23 @@ from unrolled.dictionaries import (
     flat_batch,
 )
 from unrolled.layers import Law, Layer
-from unrolled.pursuit import MOST_SPREAD, default_lam, lasso_batch
+from unrolled.pursuit import default_lam, lasso_batch
 from unrolled.theory import mutual_coherence
 from unrolled.training._candidates import (
-    EXACT,
+    ASKED,
     TOL,
-    Candidate,
     Sample,
-    Training,
-    cheapest,
     exact_options,
     layer_of,
     measured,
     options_of,
+    some_of,
     training_of,
 )
 from unrolled.training._recipe import by_recipe, law_of
 from unrolled.training._signals import check_width, each_known
 from unrolled.training._unsupervised import unsupervised
+from unrolled.training._verdict import LASSO_BATCH, Candidate, cheapest, verdict
 
 __all__ = ["Recommendation", "recommend"]
 
@@ -63,7 +62,6 @@ class _Rules(NamedTuple):
 
 
 RULES = _Rules()
-_ASKED = 256  # signals on which methods are measured
 _LEAST = 1e-12  # no gap in float64 is below
 _OR_TRAIN = (
     " If gradients must pass through the codes, or every call must take the same time, train a "
@@ -83,6 +81,7 @@ class Recommendation:
         layer: the layer to run without training; None for a pursuit or a network to train.
         rows: the costs and gaps of all methods that were measured; none if codes are known.
         gap: the wanted mean gap (F - F*) / F*.
+        training: the predicted costs and gaps of a trained network; None if it could gain nothing.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -103,13 +102,14 @@ class Recommendation:
     layer: Layer | None = None
     rows: tuple[Candidate, ...] = ()
     gap: float | None = None
+    training: Candidate | None = None
 
     def __repr__(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.options.items())
         options += "" if self.data[3] is None else ", mask=mask"
         if self.layer is not None:
             return f"ur.layers.{self.layer!r}.encode(D, Y{options})"
-        if self.method == "lasso_batch":
+        if self.method == LASSO_BATCH:
             return f"ur.pursuit.lasso_batch(D, Y, {self.lam!r}{options})"
         if self.data[2] is None:
             return f"ur.training.unsupervised(D, Y, {self.lam!r}, key=0{options})"
@@ -125,7 +125,7 @@ class Recommendation:
         (D, Y, X, mask), lam = self.data, self.lam
         if self.layer is not None:
             return self.layer.encode(D, Y, mask=mask)
-        if self.method == "lasso_batch":
+        if self.method == LASSO_BATCH:
             return lasso_batch(D, Y, lam, mask=mask, **self.options)
         if X is None and lam is not None:
             return unsupervised(D, Y, lam, key=key, mask=mask, **self.options)
@@ -180,7 +180,7 @@ def recommend(
 
     With a mask, or if D is structured, `fista` is the only layer. On a CPU a time is the CPU time
     of this process, in all threads, and no other thread should compute meanwhile; on other devices
-    a time is the time of the clock. For 256 x 1024 the answer takes 10 to 25 seconds on one core,
+    a time is the time of the clock. For 256 x 1024 the answer takes 5 to 20 seconds on one core,
     and half of this time is compilation. If you know complex codes, `recommend` chooses the family
     that ended with the lowest error on complex codes (benchmarks/parts.json).
 
@@ -250,7 +250,7 @@ def recommend(
         check_batch(D, Y, X, where)
     if X is not None and len(Y) >= RULES.fewest_pairs and known is None:
         return _of_known(D, Y, X, lam, noise, n, data)
-    rows = _some(len(Y))
+    rows = some_of(len(Y))
     sample, marks = np.asarray(Y[rows]), None if known is None else known[rows]
     checks.finite(sample, "Y", where)
     if lam is None:
@@ -276,11 +276,6 @@ def _number(value: Any, name: str, where: str) -> float | None:
     checks.nonnegative(number, name, where)
     checks.finite(np.asarray(number), name, where)
     return number
-
-
-def _some(n: int) -> np.ndarray:
-    """At most `_ASKED` indices below n, from the first to the last."""
-    return np.unique(np.linspace(0, n - 1, min(n, _ASKED)).astype(int))
 
 
 def _lam(D: Operator, Y: Any, noise: float | None, known: np.ndarray | None) -> float:
@@ -379,14 +374,14 @@ def _of_known(
         )
     if lam is not None:
         why += _rival(D, Y, X, lam)
-    case = _case(D, np.asarray(X[:_ASKED]), "The codes are known.", text, n)
+    case = _case(D, np.asarray(X[:ASKED]), "The codes are known.", text, n)
     return Recommendation(case, family, why, lam, data, options)
 
 
 def _rival(D: Operator, Y: Any, X: Any, lam: float) -> str:
     """The error of the codes of the LASSO, which a network trained for X should beat."""
     rows = np.flatnonzero(np.asarray(X).any(1))
-    rows = rows[_some(len(rows))]
+    rows = rows[some_of(len(rows))]
     codes = lasso_batch(D, np.asarray(Y[rows]), lam).x
     error = float(metrics.nmse(codes, np.asarray(X[rows]).astype(codes.dtype)))
     return (
@@ -407,18 +402,16 @@ def _of_unknown(
     """The recommendation for the LASSO, by the costs and gaps of a sample."""
     D, lam, m = sample.D, sample.lam, sample.D.shape[0]
     rows = measured(sample, gap)
-    best = cheapest(rows, gap)
-    training = training_of(sample, rows, gap, best.microseconds)
-    why = f"{_costs(rows, best, gap, len(sample.Y))} {_gain(training, best, n)}"
-    why += _doubt(rows)
+    best, training = cheapest(rows, gap), training_of(sample, rows, gap, n)
+    why = f"Measured on {len(sample.Y)} of your signals. {verdict(rows, gap, n, training)}"
     layer, method, options = None, best.method, exact_options(gap)
-    if best.method == EXACT:
+    if best.method == LASSO_BATCH:
         why += _unprovable(checks.common_dtype(D, data[1]), options)
-    if training is not None and n > training.repaid:
-        method, options = training.layer.family, options_of(training.layer)
+    if training is not None and n > training.repaid(best):
+        method, options = training.method, options_of(training)
     elif best.K is not None:
         layer, options = layer_of(best.method, best.K, lam), {}
-    if method == EXACT:
+    if method == LASSO_BATCH:
         marks = "" if known is None else ", mask=mask"
         why += _OR_TRAIN.format(lam=lam, mask=marks)
     missing = ""
@@ -438,34 +431,7 @@ def _of_unknown(
             "does not take a mask."
         )
     case, data = _case(D, sample.codes, preface, text, n, missing), (*data[:2], None, data[3])
-    return Recommendation(case, method, why, lam, data, options, layer, rows, gap)
-
-
-def _costs(rows: tuple[Candidate, ...], best: Candidate, gap: float, n: int) -> str:
-    """The costs of the best method and of its rivals, in words."""
-    exact = rows[0]
-    text = f"On {n} of your signals, exact codes ({EXACT}) take {short(exact.microseconds)} "
-    text += "microseconds per signal. "
-    if best is not exact:
-        return text + (
-            f"{best.text().capitalize()} takes {short(best.microseconds)} microseconds and ends at "
-            f"a mean gap (F - F*) / F* of {best.mean:.1e}, {best.worst:.1e} at worst."
-        )
-    return f"{text}No untrained layer that costs less has a mean gap (F - F*) / F* within {gap:g}."
-
-
-def _gain(training: Training | None, best: Candidate, n: int) -> str:
-    """What training gains, in words."""
-    if training is None:
-        return "We expect no gain from training: no network within this gap would take less time."
-    layer, repaid = training.layer, float(f"{training.repaid:.2g}")
-    return (
-        f"Trained, {layer.family} with {layer.depth} steps should be as near as it is with "
-        f"{2 * layer.depth} steps untrained, and take {short(training.microseconds)} microseconds "
-        f"instead of {short(best.microseconds)}. The training would take about "
-        f"{short(training.seconds)} s, and be repaid after {repaid:,.0f} signals; there are {n:,} "
-        "signals to code."
-    )
+    return Recommendation(case, method, why, lam, data, options, layer, rows, gap, training)
 
 
 def _unprovable(dtype: np.dtype, options: dict[str, float]) -> str:
@@ -476,15 +442,4 @@ def _unprovable(dtype: np.dtype, options: dict[str, float]) -> str:
     return (
         f" The rounding of codes to {dtype.name} leaves duality gaps of up to about {least:.0e}. "
         "Hence `converged` may be False: cast D and Y to a wider dtype if you need the proof."
-    )
-
-
-def _doubt(rows: tuple[Candidate, ...]) -> str:
-    """A warning if timings disagree."""
-    worst = max(rows, key=lambda row: row.spread)
-    if worst.spread <= MOST_SPREAD:
-        return ""
-    return (
-        f" This choice is not sure, because repeated timings of {worst.text()} differ by a factor "
-        f"of {worst.spread:.1f}: let nothing else compute meanwhile."
     )

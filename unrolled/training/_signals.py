@@ -19,7 +19,7 @@ __all__ = ["Signals"]
 
 # The last tenth of the signals is held back, at most 1,000 signals.
 _HELD_BACK, _MOST = 10, 1000
-_BATCH = 64  # masked signals in a step, as many as `resampler` draws
+BATCH = 64  # masked signals in a step, as many as `resampler` draws
 _VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # gives the key of validation batches; no run reaches this step
 
@@ -169,7 +169,7 @@ def with_first(D: Any, own: Operator) -> Any:
 @programs.program()
 def _known_rows(D: Any, arrays: tuple, key: Array) -> tuple:
     """Random signals, their codes, and their dictionaries."""
-    rows = jax.random.randint(key, (_BATCH,), 0, len(arrays[0]))
+    rows = jax.random.randint(key, (BATCH,), 0, len(arrays[0]))
     Y, X, known = jax.tree.map(lambda array: array[rows], arrays)
     own, Y = dictionaries.known_part(first_of(D), Y, known)
     return Y, X, with_first(D, own)

@@ -234,6 +234,12 @@ def test_composing_sums_of_sigmoids_shrinks_their_reach(act):
 # Claimed constants.
 
 
+def test_check_returns_the_constants_that_it_measures():
+    seen = ua.check(ua.mish)
+    for name in CONSTANTS:
+        assert getattr(seen, name) == pytest.approx(getattr(ua.mish, name), rel=1e-3), name
+
+
 @pytest.mark.few(4)
 @pytest.mark.parametrize("act", [*BUILT_IN, *SUMS[:2], ua.scale(ua.mish, 1e4)], ids=str)
 def test_check_passes_true_constants_and_refuses_smaller_ones(act):

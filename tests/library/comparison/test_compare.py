@@ -775,6 +775,8 @@ def test_the_result_of_a_method_is_found_by_its_name(unknown):
     """Methods first, then exact solvers; quantiles of the gaps stand next to the ratio of sums."""
     _, found = unknown
     assert found["ISTA"] is found.methods["ISTA"] and found["exact"] is found.exact["exact"]
+    best = min(found.methods, key=lambda name: found[name].curve.gap[-1])
+    assert f"by {best};" in found.answer()
     with pytest.raises(KeyError, match="unknown method 'ISTB'; expected one of ISTA, .*ISTA"):
         found["ISTB"]
 

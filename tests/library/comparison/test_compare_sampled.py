@@ -26,6 +26,7 @@ from unrolled.comparison import (
     _promises,
     compare,
 )
+from unrolled.training import Candidate
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -323,11 +324,11 @@ def test_another_module_called_spams_has_no_row(monkeypatch):
     assert [*pursuit.lasso_solvers([np.eye(2)])] == ["exact"]
 
 
-def priced(network, exact, trained=None, untrained=None, spread=1.0, gap=0.0, start=None):
+def priced(network, exact, trained=None, spread=1.0, gap=0.0):
     """A comparison in which FISTA and an exact solver take given seconds for 64 signals."""
     found = unknown()
     cost = found["FISTA"].cost.replace(seconds=network, spread=spread)
-    fista = found["FISTA"].replace(cost=cost, trained=trained, untrained=untrained, reference=start)
+    fista = found["FISTA"].replace(cost=cost, trained=trained)
     curve = found["exact"].curve.replace(gap=np.full(1, gap))
     solver = found["exact"].replace(curve=curve, cost=Cost(exact, None, 1.0))
     return found.replace(methods=found.methods | {"FISTA": fista}, exact={"exact": solver})
@@ -336,36 +337,37 @@ def priced(network, exact, trained=None, untrained=None, spread=1.0, gap=0.0, st
 @pytest.mark.parametrize(
     "costs, verdict",
     [
-        (dict(trained=2.0), "the training is repaid after 2,000 signals."),
-        (
-            dict(trained=2.0, untrained=0.25),
-            "the untrained network costs less from the first signal, and the training is repaid "
-            "after 2,000 signals.",
-        ),
-        ({}, "a second of training is repaid after 1,000 signals."),
-        (dict(network=65e-3, exact=1e-3, trained=2.0), "the network never costs less."),
-        (dict(spread=1.6), "no verdict, because repeated timings differ by a factor of 1.6."),
+        (dict(trained=2.0), "; the training is repaid after 2,000 signals."),
+        ({}, "Untrained FISTA with 4 steps takes 16 microseconds and ends at a mean gap"),
+        (dict(network=65e-3, exact=1e-3, trained=2.0), "; the training is never repaid."),
+        (dict(spread=1.6), "timings of untrained FISTA with 4 steps differ by a factor of 1.6"),
     ],
 )
 def test_a_sentence_says_after_how_many_signals_a_training_is_repaid(costs, verdict):
     """N = seconds of training / (exact - network, seconds per signal), here of 64 signals."""
     costs = dict(network=1e-3, exact=65e-3) | costs
     found = priced(**costs)
-    told = f"FISTA takes {_us(costs['network'])} microseconds of CPU time per signal and ends at"
-    assert found.payoff().startswith(told)
-    assert found.payoff().endswith(
-        f" Exact codes take {_us(costs['exact'])} microseconds: {verdict}"
-    )
-    assert ("after 2 s of training" in found.payoff()) == ("trained" in costs)
-    assert ("untrained, it ends at 2.5e-01" in found.payoff()) == ("untrained" in costs)
+    told = f"Exact codes (lasso_batch) take {_us(costs['exact'])} microseconds per signal."
+    assert found.payoff().startswith(told) and verdict in found.payoff()
+    assert ("After 2 s of training" in found.payoff()) == ("trained" in costs)
     assert found.notes()[-1] == found.payoff()
     assert found.replace(known=True).payoff() == found.replace(exact={}).payoff() == ""
 
 
-def test_the_gap_before_training_is_that_of_the_untrained_reference():
-    ista = unknown()["ISTA"].curve.gap[-1]
-    told = priced(1e-3, 65e-3, trained=2.0, start="ISTA").payoff()
-    assert f"untrained, it ends at {ista:.1e} in the same time" in told
+def test_the_verdict_of_a_trained_network_knows_untrained_layers():
+    """An untrained layer that is as near repays no training, whatever exact codes cost."""
+
+    def row(method, K, microseconds, mean, training=0.0):
+        return Candidate(method, K, microseconds, mean, mean, mean, 1.0, training)
+
+    exact, network = row("lasso_batch", None, 100.0, 1e-9), row("learned", None, 20.0, 1e-3, 4.0)
+    found = unknown()
+    alone = found.replace(rows=(exact, network, row("bcd", 8, 10.0, 1e-2))).payoff()
+    assert "No untrained layer that costs less" in alone and "after 50,000 signals" in alone
+    slower = found.replace(rows=(exact, network, row("bcd", 16, 30.0, 5e-4))).payoff()
+    assert "bcd with 16 steps takes 30" in slower and "after 400,000 signals" in slower
+    rival = found.replace(rows=(exact, network, row("bcd", 8, 10.0, 5e-4))).payoff()
+    assert "bcd with 8 steps takes 10" in rival and "never repaid" in rival
 
 
 def test_signals_that_training_made_worse_are_told():
@@ -448,4 +450,4 @@ def test_a_fit_tells_how_long_its_training_took():
     assert each(found, "trained") == {"learned": fit.seconds}
     assert fit.seconds == fit.history.records[-1].seconds > 0
     assert found["learned"].untrained == pytest.approx(unknown()["ISTA"].curve.gap[-1])
-    assert found.payoff().startswith("learned takes ")  # FISTA has no training
+    assert "s of training, learned takes " in found.payoff()  # FISTA has no training

@@ -312,6 +312,7 @@ def test_shift_invariance_and_shifts():
         assert not D.is_shift_of(other)
     short = ud.Conv(D.filters, 4, 1, "circular")  # a circle below 2 n - 1
     assert short.local(1) is short
+    assert ud.Conv(np.ones((2, 1, 4)), 40).local(2).signal_shape == (10,)  # 4 + 2 shifts by 3
 
 
 # Dictionaries made of dictionaries

@@ -90,9 +90,29 @@ def test_half_precision_is_that_of_the_file_alone(planted, tmp_path):
     assert half.dtype == np.float32 and np.array_equal(half, single)
 
 
+def test_missing_entries_do_not_count(planted):
+    D, Y = planted
+    known = np.random.default_rng(2).random(Y.shape) < 0.9
+    options = dict(lam=0.05, steps=3, batch=50)
+    torn, filled = (
+        dl.recover(np.where(known, Y, value), D_ATOMS, mask=known, **options).D
+        for value in (np.nan, 7.0)
+    )
+    assert np.array_equal(torn, filled) and np.isfinite(torn).all()
+
+
+@pytest.mark.slow
+def test_planted_atoms_are_found_from_the_known_entries(planted):
+    D, Y = planted
+    known = np.random.default_rng(2).random(Y.shape) < 0.9
+    options = dict(lam=0.05, steps=300, batch=100, nonnegative=True)
+    found = dl.recover(np.where(known, Y, np.nan), D_ATOMS, mask=known, **options)
+    assert np.mean((D.T @ np.asarray(found.D)).max(1) > 0.9) >= 0.8
+
+
 def test_each_signal_is_drawn_once_before_any_is_drawn_again():
     Y = np.arange(10.0)[:, None]
-    batches = list(_recover._batches(Y, 4, 5, np.random.default_rng(0)))
+    batches = list(_recover._batches(Y, None, 4, 5, np.random.default_rng(0)))
     drawn = np.concatenate(batches).ravel()
     assert [len(batch) for batch in batches] == [4] * 5
     assert np.array_equal(np.bincount(drawn.astype(int)), np.full(10, 2))
@@ -114,6 +134,8 @@ def test_the_penalty_falls_and_the_competition_ends():
         (dict(steps=0), "steps must be at least 1"),
         (dict(batch=0), "batch must be at least 1"),
         (dict(Y=np.full((20, 3), np.nan)), "finite"),
+        (dict(mask=np.ones((20, 2), bool)), r"mask is bool of shape \(20, 2\); expected bool of"),
+        (dict(mask=np.ones((20, 3))), "mask is float"),
     ],
 )
 def test_recover_refuses(options, message):

@@ -344,6 +344,19 @@ def test_the_margin_is_the_distance_of_the_closest_choice():
     assert pursuit.omp_batch(np.eye(4), np.array([[3.0, 2.0, 2.0, 0.0]]), 2).margin[0] == 0
 
 
+@pytest.mark.parametrize("selection, width", [("correlation", 0.1), ("least_squares", 0.02)])
+def test_float32_chooses_the_atoms_of_float64_among_coherent_ones(selection, width):
+    """Scores whose order rounding may change are computed in float64."""
+    rng = np.random.default_rng(1)
+    A = unit(np.exp(-((np.linspace(0, 1, 100)[:, None] - rng.random(300)) ** 2) / 2 / width**2))
+    X = (rng.random((500, 300)) < 5 / 300) * rng.normal(size=(500, 300))
+    A, S = A.astype("f4"), (X @ A.T + 0.02 * rng.normal(size=(500, 100))).astype("f4")
+    short = pursuit.omp_batch(A, S, 6, selection=selection)
+    wide = pursuit.omp_batch(A.astype(float), S.astype(float), 6, selection=selection)
+    same = ((short.x != 0) == (wide.x != 0)).all(1)
+    assert same[wide.margin > 1e-6].all() and same.mean() > 0.99
+
+
 def test_a_batch_of_another_size_compiles_no_program(compiled):
     pursuit.omp_batch(D, Y, 3)
     before = len(compiled)

@@ -12,6 +12,7 @@ from members import coherence_of, off_diagonal
 from oracles import unit
 
 from unrolled import dictionaries, theory
+from unrolled.theory import _coherence
 
 EPS = np.finfo(np.float64).eps
 
@@ -163,6 +164,13 @@ def test_babel_is_the_largest_sum_of_s_products(m, d):
     assert all(values[s] <= s * mu + d * ROUNDING for s in sizes)
     # From s = d - 1 on, all other atoms count.
     assert [values[d], values[d + 2]] == pytest.approx([values[d - 1]] * 2, rel=d * EPS)
+
+
+def test_babel_of_many_atoms_needs_not_all_rows():
+    """The row with the most energy, with which the search starts, is seldom the largest."""
+    Ds = np.stack([unit(np.random.default_rng(seed).normal(size=(4, 12))) for seed in range(20)])
+    values = jax.jit(jax.vmap(lambda D: _coherence._largest_row(D, 2)))(Ds)
+    assert np.asarray(values) == pytest.approx([babel_by_sorting(D, 2) for D in Ds], abs=ROUNDING)
 
 
 def test_babel_of_equiangular_atoms_is_s_mu_and_of_one_atom_zero():

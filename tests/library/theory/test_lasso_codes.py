@@ -153,6 +153,9 @@ def test_margins_of_short_atoms_are_rounded_down():
 def test_a_small_distance_is_not_zero():
     proof = certify_lasso(np.eye(2), np.full(2, 0.5), np.array([3e-170, 4e-170]), 1.0)
     assert proof.unique and 5e-170 <= proof.distance <= 5.1e-170
+    D, y = np.array([[0.6, 0.8], [0.8, -0.6]]), np.array([1.0, 0.3])
+    optimum = certify_lasso(D, y, np.array([0.74, 0.52]), 0.1).x  # but for its rounding
+    assert 0 < certify_lasso(D, y, optimum, 0.1).distance < 1e-14
 
 
 @pytest.mark.parametrize("l2", [1e3, 1e6])

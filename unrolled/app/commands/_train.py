@@ -63,6 +63,7 @@ class Summary(NamedTuple):
     tested_on: int  # number of test signals
     # By "start" and "learned", for every layer: measure -> number.
     judged: dict[str, list[dict[str, float]]]
+    verdict: str = ""  # when the training is repaid; "" for a chain, and if codes are known
 
     def text(self) -> str:
         """The summary as lines of text."""
@@ -102,13 +103,14 @@ class Summary(NamedTuple):
             yield f"layer {j}" if self.config.chained else "", *pair
 
     def _advice(self) -> list[str]:
-        """Advice if some signals have codes worse than zero."""
+        """When the training is repaid, and advice if some signals have codes worse than zero."""
+        advice = [self.verdict] if self.verdict else []
         (learned, *_), chained = self.judged["learned"], self.config.chained
         worse = not chained and learned.get("worse_than_zero", 0) > 0
         if not worse or self.config.layers[0].layer.guard is not None:
-            return []
+            return advice
         lam = self.config.problem.lam
-        return [f"with a guard, no signal has a code worse than zero: try --guard {lam:g}"]
+        return [*advice, f"with a guard, no signal has a code worse than zero: try --guard {lam:g}"]
 
     def answer(self) -> str:
         """The result of the training, in one sentence."""
@@ -179,7 +181,20 @@ def summarize(config: Config, ready: Setup, fit: training.Fit) -> Summary:
         fit.judged,
         len(tested_on[0]),
         judged,
+        _verdict(ready, fit, lam),
     )
+
+
+def _verdict(ready: Setup, fit: training.Fit, lam: float) -> str:
+    """The verdict of `recommend` on the trained layer, measured on test signals without codes."""
+    layer, (Y, X) = ready.model, ready.tested_on
+    if X is not None or not isinstance(layer, Layer):
+        return ""
+    name = f"{layer.family} with {layer.depth} steps"
+    network = {name: (layer, fit.best, fit.D, fit.seconds)}
+    rows = training.next_to_trained(fit.D, Y, lam, network)
+    gap = next(row.mean for row in rows if row.method == name)
+    return training.verdict(rows, gap) if math.isfinite(gap) else ""
 
 
 def _judged(
