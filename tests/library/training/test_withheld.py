@@ -84,8 +84,9 @@ def test_a_batch_of_the_sampler_is_the_validation_of_complex_codes():
     batch, start = sample(KEY), layer.init(None, A)
     how = dict(loss=training.withheld, optimizer=optax.adam(0.01), steps=2, key=0, progress=False)
     fit = ur.fit(layer, start, A, sample, validation=batch, **how)
-    codes = jax.vmap(layer.apply, (None, 0, 0))(start, batch[2], batch[0])
-    loss = training.withheld(codes[None], batch[1], batch[2], batch[0])
+    y, rest, Ds = batch
+    codes = jax.vmap(lambda mask, y: layer.apply(start, ud.Masked._of(A, mask), y))(Ds.mask, y)
+    loss = training.withheld(codes[None], rest, Ds, y)
     np.testing.assert_allclose(fit.history.records[0].validation, loss, rtol=1e-6)
 
 
