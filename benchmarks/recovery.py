@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -73,8 +74,9 @@ def score(D, Z, Y):
     return float(products[linear_sum_assignment(-products)].mean())
 
 
-def recover(Y, n, seed):
-    return ur.dictionary_learning.recover(Y, n, lam=LAM, nonnegative=True, key=seed).D
+def recover(Y, n, seed, **options):
+    learn = ur.dictionary_learning.recover
+    return learn(Y, n, lam=LAM, nonnegative=True, key=seed, **options).D
 
 
 def online(Y, n, seed):
@@ -148,11 +150,13 @@ def seconds_of_recover(Y, n, seed):
 METHODS = {
     "true atoms": lambda Y, n, seed: planted(n, len(Y), seed)[0],
     "recover": recover,
+    "recover, 1500 steps": partial(recover, steps=1500),
     "online": online,
     "SPAMS": spams,
     "scikit-learn": scikit_learn,
     "sparse autoencoder": autoencoder,
 }
+ONLY = {"recover, 1500 steps": [(500, 2500)]}  # the cases of a method, where not all
 PACKAGES = {"SPAMS": "spams", "scikit-learn": "sklearn"}
 
 
@@ -227,6 +231,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--atoms", type=int, nargs="*", help="the cases with these numbers alone")
+    parser.add_argument("--signals", type=int, nargs="*", help="the cases with so many alone")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=[*METHODS])
     parser.add_argument("--theory", action="store_true")
@@ -241,8 +246,11 @@ def main():
     done = {(row["n"], row["signals"], row["seed"], row["method"]) for row in read()}
     for seed in options.seeds:
         for n, signals in CASES:
-            for method in present if n in (options.atoms or [n]) else ():
-                if (n, signals, seed, method) not in done:
+            if n not in (options.atoms or [n]) or signals not in (options.signals or [signals]):
+                continue
+            for method in present:
+                wanted = (n, signals) in ONLY.get(method, CASES)
+                if wanted and (n, signals, seed, method) not in done:
                     row = measure(n, signals, seed, method)
                     write(row)
                     shown = ("n", "signals", "method", "found", "score", "CPU s")
