@@ -5,11 +5,12 @@
     python tests/mutants.py --slow                   # of faults that are missed, slow tests, too
 
 The rooms share the faults by their statements, and all kinds of fault have equal odds in a room. A
-first run of the tests records which case executes which statement. A fault is tried by the cases
-that execute it, the cheapest file first, then by the other cases of these files, which may use
-programs that those traced. The trial ends with the first case that fails, or that takes far longer
-than before. A row is written at once, and a fault with a row is not tried again. Remarks are kept:
-write "equivalent: why" where nothing observable changes.
+first run records file by file which case executes which statement; a run that was stopped continues
+after the last file. A fault is tried by the cases that execute it, the cheapest file first, then by
+the other cases of these files, which may use programs that those traced. The trial ends with the
+first case that fails, or that takes far longer than before. A row is written at once, and a fault
+with a row is not tried again. Remarks are kept: write "equivalent: why" where nothing observable
+changes.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -347,31 +349,38 @@ class House:
         return self.known[marked]
 
     def recorded(self, marked):
-        tree, notes, statements = self.folder / "recorded", self.folder / "notes", []
-        for old in (tree, notes):
-            shutil.rmtree(old, ignore_errors=True)
-        shutil.copytree(self.tree, tree), notes.mkdir()
+        """The record of each test file has a folder, which a run that is stopped leaves behind."""
+        tree, statements = self.folder / "recorded", []
+        notes = self.folder / f"notes_{marked.replace(' ', '_')}"
+        shutil.rmtree(tree, ignore_errors=True)
+        shutil.copytree(self.tree, tree), notes.mkdir(exist_ok=True)
         for source in sorted(tree.glob("unrolled/**/*.py")):
             name = str(source.relative_to(tree))
             source.write_text(recorded(source.read_bytes(), name, statements))
         (tree / "_recorder.py").write_text(RECORDER)
-
-        def work():
-            os.environ["MUTANTS_FOLDER"] = str(notes)
-            import _recorder
-
-            plugin = Record()
-            self.pytest(marked, plugins=[plugin])
-            _recorder.executed["seconds"] = plugin.seconds
-            _recorder.save()
-            return 0
-
-        self.apart(tree, work)
+        for path in sorted(tree.glob("tests/**/test_*.py")):
+            file = str(path.relative_to(tree))
+            folder, begun = notes / file.replace("/", "+"), notes / "begun"
+            if not folder.exists():
+                shutil.rmtree(begun, ignore_errors=True)
+                begun.mkdir()
+                self.apart(tree, partial(self.record_file, marked, file, begun))
+                begun.rename(folder)
         seconds, executed = {}, defaultdict(set)
-        for file in notes.glob("*.pickle"):
-            for case, values in pickle.loads(file.read_bytes()).items():
+        for path in notes.glob("*/*.pickle"):
+            for case, values in pickle.loads(path.read_bytes()).items():
                 (seconds if case == "seconds" else executed[case]).update(values)
         return seconds, dict(executed), statements
+
+    def record_file(self, marked, file, folder):
+        os.environ["MUTANTS_FOLDER"] = str(folder)
+        import _recorder
+
+        plugin = Record()
+        self.pytest(marked, file, plugins=[plugin])
+        _recorder.executed["seconds"] = plugin.seconds
+        _recorder.save()
+        return 0
 
     def steps(self, fault, marked):
         """[(file, cases, seconds)]: the cases that execute the fault, then their neighbours."""

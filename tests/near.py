@@ -4,10 +4,10 @@
     python tests/near.py main        # what differs from main
     python tests/near.py --list      # the cases, without running them
 
-A file of the package touches the names that it offers, and the names of those files of its room
-that import it. A case is near if its identifier, its function, or what its function mentions in its
-file has such a name; all cases of a changed test file are near. Cases that `few` leaves to the slow
-tests count, other slow tests do not. `pytest` alone judges a change completely.
+A change touches the definitions that it alters, and those of its room that use them. A case is
+near if its identifier, its function, or what its function mentions in its file has such a name; all
+cases of a changed test file are near. Cases that `few` leaves to the slow tests count, other slow
+tests do not. `pytest` alone judges a change completely.
 """
 
 import argparse
@@ -20,30 +20,47 @@ import pytest
 from house import PACKAGE, ROOT, imports, tree_of
 
 WORD = re.compile(r"\w+")
+HUNK = re.compile(r"@@ \S+ \+(\d+)(?:,(\d+))? @@")
 CHECKS = ["ruff check -q .", "ruff format -q --check .", "mypy unrolled"]
 
 
 def changed(since):
-    """The Python files that differ from a commit, with the new files."""
-    lists = f"git diff --name-only --diff-filter=d {since}", "git ls-files -o --exclude-standard"
-    for command in lists:
-        done = subprocess.run(command.split(), cwd=ROOT, capture_output=True, text=True, check=True)
-        yield from (ROOT / name for name in done.stdout.splitlines() if name.endswith(".py"))
+    """{file: the lines that differ from a commit}, for Python files; all lines of new files."""
+    lines, path = {}, None
+    for line in git("diff", "-U0", "--no-ext-diff", "--diff-filter=d", since).splitlines():
+        if line.startswith("+++ "):
+            path = ROOT / line.removeprefix("+++ b/")
+        elif hunk := HUNK.match(line):
+            first, number = int(hunk[1]), int(hunk[2] or 1)
+            lines.setdefault(path, set()).update(range(first, first + max(number, 1)))
+    new = git("ls-files", "-o", "--exclude-standard").splitlines()
+    lines |= {ROOT / name: set(range(10**5)) for name in new}
+    return {path: those for path, those in lines.items() if path.suffix == ".py"}
 
 
-def with_importers(path):
-    """A file of the package, and the files of its room that build on it."""
-    room, reached = ROOT.joinpath(*path.relative_to(ROOT).parts[:2]), set()
-    found = {path}
-    while found > reached:
-        reached = found
-        names = {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in reached}
-        found = reached | {
-            p
-            for p in room.rglob("*.py")
-            if p.stem != "__init__" and any(n.rpartition(".")[0] in names for _, n in imports(p))
-        }
-    return reached
+def git(*words):
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout
+
+
+def touched(path, lines):
+    """The definitions with these lines, and those of the room that use them."""
+    inside = (n for n in tree_of(path).body if lines & set(range(n.lineno, n.end_lineno + 1)))
+    names = set().union(*map(names_of, inside))
+    if "__all__" in names:
+        names |= set().union(*map(names_of, tree_of(path).body))
+    room, before = ROOT.joinpath(*path.relative_to(ROOT).parts[:2]), set()
+    files = [room] if room.is_file() else [p for p in room.rglob("*.py") if p.stem != "__init__"]
+    while names > before:
+        before = names
+        names = names.union(*(users(each, names) for each in files))
+    return names
+
+
+def users(path, names):
+    """The definitions of a file that use one of the names."""
+    uses = mentions(path, code_of)
+    known = names & {*uses, *(name.rpartition(".")[2] for _, name in imports(path))}
+    return {name for name, those in uses.items() if those & known}
 
 
 def names_of(node):
@@ -52,20 +69,18 @@ def names_of(node):
     return {getattr(node, "name", None), *targets} - {None}
 
 
-def offered(path):
-    """The names in `__all__`, or all names where a file has no such list."""
-    nodes = tree_of(path).body
-    lists = [ast.literal_eval(n.value) for n in nodes if names_of(n) == {"__all__"}]
-    return set(lists[0]) if lists else set().union(*map(names_of, nodes))
+def code_of(node):
+    """The names in a definition, without those in its docstrings."""
+    return {getattr(n, "id", getattr(n, "attr", "")) for n in ast.walk(node)}
 
 
-def mentions(path):
+def words_of(node):
+    return set(WORD.findall(ast.unparse(node)))
+
+
+def mentions(path, words_of=words_of):
     """{name: the words of its definition, and of all that this mentions of its file}."""
-    words = {
-        name: set(WORD.findall(ast.unparse(node)))
-        for node in tree_of(path).body
-        for name in names_of(node)
-    }
+    words = {name: words_of(node) for node in tree_of(path).body for name in names_of(node)}
     for name in words:
         todo = {name}
         while todo:
@@ -111,10 +126,9 @@ def main():
     parser.add_argument("since", nargs="?", default="HEAD", help="a commit")
     parser.add_argument("--list", action="store_true", help="the cases, without running them")
     options = parser.parse_args()
-    files = set(changed(options.since))
-    package = {path for path in files if PACKAGE in path.parents}
-    reached = set().union(*map(with_importers, package))
-    names = set().union(*map(offered, reached))
+    files = changed(options.since)
+    of_package = (path for path in files if PACKAGE in path.parents)
+    names = set().union(*(touched(path, files[path]) for path in of_package))
     tests = [p for p in (ROOT / "tests").rglob("test_*.py") if p in files or speaks(p, names)]
     checks = [] if options.list else CHECKS
     running = [subprocess.Popen([sys.executable, "-m", *c.split()], cwd=ROOT) for c in checks]

@@ -60,8 +60,9 @@ class Grouped(Structured):
     the solution and in every step, each group is a part of g entries as in `Joint`, and the shape
     is (m + p, n g). Atoms of group i are divided by w_i, so the code inside is w_i x_i, and the
     thresholds of a layer refer to it. If weights is 1 and the atoms of D have norm 1, all atoms
-    have norm 1, and the theory of codes in parts holds; theory refuses other weights. Products `D @
-    x` and `r @ D` take and return vectors of the inner form; `view` converts signals and codes.
+    have norm 1, and the theory of codes in parts holds; `theory.block_coherence` takes other
+    weights, too. Products `D @ x` and `r @ D` take and return vectors of the inner form; `view`
+    converts signals and codes.
 
     Args:
         D: (m, d), plain or structured, real and without parts.

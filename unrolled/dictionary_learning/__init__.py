@@ -11,6 +11,7 @@ from unrolled.dictionary_learning._learning import *
 from unrolled.dictionary_learning._recover import *
 from unrolled.dictionary_learning._sparse_atoms import *
 from unrolled.dictionary_learning._stochastic import *
+from unrolled.dictionary_learning._through_layers import *
 
 _offer(
     __name__,

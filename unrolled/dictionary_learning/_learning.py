@@ -37,6 +37,7 @@ class Step(Result):
     objective: float  # mean over the signals
     seconds: float  # since the start, including the time before an interruption
     replaced: int = 0  # number of unused or duplicate atoms that were replaced
+    validation: float | None = None  # mean over held-out signals, for D after the step
 
 
 class Learned(Result):
@@ -121,10 +122,17 @@ class Keeper:
         """The indices of the remaining steps, from 1."""
         return range(len(self.history) + 1, last + 1)
 
-    def add(self, objective: float, replaced: int, arrays: Arrays, last: bool = False) -> None:
+    def add(
+        self,
+        objective: float,
+        replaced: int,
+        validation: float | None,
+        arrays: Arrays,
+        last: bool = False,
+    ) -> None:
         """Record a step, save the state, and report the step to `progress`."""
-        seconds = time.monotonic() - self.began
-        self.history.append(Step(len(self.history) + 1, objective, seconds, replaced))
+        step, seconds = len(self.history) + 1, time.monotonic() - self.began
+        self.history.append(Step(step, objective, seconds, replaced, validation))
         self.save(arrays, last)
         if self.progress is not None:
             self.progress(self.history[-1])
@@ -226,12 +234,20 @@ class Method(Protocol):
     def sweep(self, state: Any, step: int, rng: np.random.Generator) -> tuple[Any, float, int]:
         """The state after a sweep, the objective, and the number of replaced atoms."""
 
+    def held_out(self, state: Any, step: int) -> float | None:
+        """The mean objective on held-out signals after a sweep; None if it is not evaluated."""
+        return None
+
     def warn(self, state: Any) -> None:
         """Warn about the last state of a call if it needs a warning."""
         return
 
     def result(self, state: Any) -> Learned:
-        """The result, without its history."""
+        """The result of a state, without its history."""
+
+    def chosen(self, last: Learned) -> Learned:
+        """The result of a call whose last state has the result `last`."""
+        return last
 
 
 def learn(method: Method, options: Options) -> Learned:
@@ -259,7 +275,9 @@ def learn(method: Method, options: Options) -> Learned:
             state = method.start(generator(key, 0))
         for step in method.steps(keeper, sweeps):
             state, objective, replaced = method.sweep(state, step, generator(key, step))
-            keeper.add(objective, replaced, method.arrays(state), last=step == sweeps)
+            validation = method.held_out(state, step)
+            arrays = method.arrays(state)
+            keeper.add(objective, replaced, validation, arrays, last=step == sweeps)
             write(keeper.history[-1], None)
             for callback in options.run.callbacks:
                 callback(keeper.history[-1], method.result(state).D)
@@ -267,7 +285,7 @@ def learn(method: Method, options: Options) -> Learned:
             keeper.save(method.arrays(state), last=True)
     if keeper.history:
         method.warn(state)
-    result = method.result(state).replace(history=tuple(keeper.history))
+    result = method.chosen(method.result(state)).replace(history=tuple(keeper.history))
     half = jnp.finfo(checks.common_dtype(result.D, result.X)).bits < 32
     return result.replace(state=method.arrays(state)) if half and result.state is None else result
 

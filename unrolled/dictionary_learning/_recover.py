@@ -1,11 +1,13 @@
 """Learning that finds planted atoms again: online learning whose atoms compete for their place."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from unrolled import training
 from unrolled._base import checks
 from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary
@@ -36,8 +38,10 @@ def recover(
     mask: ArrayLike | None = None,
     key: Key = 0,
     start: str | Dictionary = "data",
+    validation: Any = None,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
+    **run: Unpack[training.Reports],
 ) -> Learned:
     r"""Learn a dictionary from few signals per atom, by online learning that replaces atoms.
 
@@ -61,11 +65,14 @@ def recover(
         steps: number of batches.
         batch: number of signals in a batch; None takes the smaller of d and n.
         mask: (n, m) bool, False where an entry of Y is missing, and may be NaN; None if Y has all.
-        nonnegative, key, start, progress, checkpoint: as in `online`.
+        validation: held-out signals, as in `online`, with lam / 2. If the least mean is `patience`
+            batches old after the first half of the steps, the last fifth of the steps comes next,
+            and `steps` is the largest number of steps.
+        nonnegative, key, start, progress, checkpoint, run: as in `online`.
 
     Returns:
         Learned, as from `online`, with X None; `objective` is the mean of the LASSO objective for
-        lam / 2 over the signals of the last fifth of the steps.
+        lam / 2 over the signals of the last fifth of the steps, or over `validation`.
 
     Raises:
         TypeError, ValueError, CheckpointError: as in `online`; also if there are fewer signals than
@@ -95,9 +102,11 @@ def recover(
     steps = checks.as_index(steps, "steps", where, least=1)
     size = min(d, len(Y)) if batch is None else checks.as_index(batch, "batch", where, least=1)
     key = checks.as_key(key, where)
-    options = Options(None, key, progress, None, checkpoint, start)
+    reports = training.Run.of(where, run)
+    options = Options(None, key, progress, None, checkpoint, start, run=reports)
     batches = _batches(Y, known, min(size, len(Y)), steps, _learning.generator(key, 0))
-    return _learning.learn(_Recovering(batches, d, lam, steps, nonnegative, options), options)
+    codes = lam, None, nonnegative
+    return _learning.learn(_Recovering(batches, d, codes, steps, validation, options), options)
 
 
 def _batches(
@@ -118,15 +127,27 @@ class _Recovering(Stream):
 
     where = "recover"
 
-    def __init__(self, batches: Any, d: int, lam: float, n: int, signs: bool, options: Options):
-        super().__init__(batches, d, lam, 0.0, signs, options)
-        self.n = n
+    def __init__(self, batches: Any, d: int, codes: Any, n: int, validation: Any, options: Options):
+        super().__init__(batches, d, codes, 0.0, validation, options)
+        self.n, self.skipped = n, 0  # the number of steps, and of those that are left out
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"steps": self.n}
 
     def stage(self, step: int) -> Stage:
-        return stage(step, self.n, self.lam)
+        return stage(step + self.skipped, self.n, self.lam)
+
+    def last_stage(self) -> Stage:
+        return stage(self.n, self.n, self.lam)
+
+    def is_done(self, step: int) -> bool:
+        return step + self.skipped >= self.n
+
+    def evaluated(self, step: int, value: float, D: Any) -> None:
+        super().evaluated(step, value, D)
+        last = math.ceil(_REPLACING * self.n)  # the last step in which atoms are replaced
+        if _FALLING * self.n < step < last and self.held.is_old(step):
+            self.skipped = last - step
 
 
 def stage(step: int, steps: int, lam: float) -> Stage:

@@ -1,4 +1,4 @@
-"""Learning from batches: a stream in constant memory, and gradients through a layer."""
+"""Learning from a stream of batches, in constant memory."""
 
 import itertools
 import math
@@ -10,14 +10,13 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from unrolled import training
 from unrolled._base import checks
-from unrolled._base.doors import ArrayLike, Key, checked
+from unrolled._base.doors import Key, checked
 from unrolled._base.files import CheckpointError
 from unrolled._base.threads import one_thread
-from unrolled.dictionaries import Dictionary, known_part, signal_axes
+from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._learning import (
     Arrays,
@@ -29,17 +28,15 @@ from unrolled.dictionary_learning._learning import (
     Signals,
     Step,
 )
-from unrolled.layers import Layer
-from unrolled.pursuit import lasso, lasso_of_rows
+from unrolled.pursuit import lasso, lasso_of_rows, match
 
-__all__ = ["online", "unrolled"]
+__all__ = ["online"]
 
 
 # Relative duality gap of a code. A smaller gap does not lead to better atoms: the change of the
 # atoms from batch to batch matters more, and the excess of the objective over its minimum is much
 # smaller than the gap.
 TOL = 5e-2
-_TOGETHER = 1000  # number of signals that a layer codes together
 
 
 def lasso_codes(
@@ -90,19 +87,44 @@ class Sums(NamedTuple):
     D: np.ndarray  # (m, d)
     A: np.ndarray  # (d, d) sum of x x'
     B: np.ndarray  # (m, d) sum of y x'
-    terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1)
+    terms: np.ndarray  # () sum of norm(y)^2 / 2 + lam norm(x, 1); lam is 0 for codes of OMP
     weight: np.ndarray  # () sum of the weights of the signals
     exponent: np.ndarray  # () A, B and terms, times 2^(2 exponent), are in the signals' units
 
 
 class Stage(NamedTuple):
-    """How a batch counts, and which atoms are replaced after the batch."""
+    """How a batch is coded, how it counts, and which atoms are replaced after the batch."""
 
-    lam: float
+    lam: float  # 0 for codes of OMP
     beta: float  # the factor of the past
     rare: float = 0.0  # atoms are replaced up to this share of the mean sum of x^2
     parallel: float = _learning.PARALLEL  # and above this inner product with another atom
     tol: float = TOL  # relative duality gap of a code
+    sparsity: int | None = None  # number of nonzeros of OMP
+
+    def coded(self, D: np.ndarray, signals: Signals, nonnegative: bool) -> "Coded":
+        """The codes of signals with unit atoms."""
+        lam = _learning.scaled_penalty(self.lam, signals.exponent + signals.scale)
+        if self.sparsity is None:
+            X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative, self.tol)
+        else:
+            X = match(D, signals.Y, self.sparsity, signals.V, nonnegative)
+        R = signals.Y - X @ D.T
+        return Coded(X, R, signals.errors(R), lam * float(np.sum(np.abs(X))))
+
+
+class Coded(NamedTuple):
+    """The codes of signals, in the units of `Signals.Y`."""
+
+    X: np.ndarray  # (n, d)
+    R: np.ndarray  # (n, m), Y - X D'
+    errors: np.ndarray  # (n,)
+    penalty: float  # lam times the sum of abs(X)
+
+    @property
+    def objective(self) -> float:
+        """The mean objective."""
+        return (float(np.sum(self.errors)) / 2 + self.penalty) / len(self.X)
 
 
 def absorb(
@@ -114,13 +136,9 @@ def absorb(
 ) -> tuple[Sums, float, int]:
     """The sums after a batch, its mean objective before the update, and the number of new atoms."""
     sums, beta = _rescaled(sums, signals), stage.beta
-    lam = _learning.scaled_penalty(stage.lam, signals.exponent + signals.scale)
-    D, n = sums.D.astype(signals.Y.dtype), len(signals.Y)
-    X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative, stage.tol)
-    R = signals.Y - X @ D.T
-    errors, penalty, target = signals.errors(R), lam * np.sum(np.abs(X)), signals.target(R)
-    objective = (np.sum(errors) / 2 + penalty) / n
-    terms = signals.top * np.sum(np.square(target, dtype=float)) / 2 + penalty
+    codes = stage.coded(sums.D.astype(signals.Y.dtype), signals, nonnegative)
+    X, target = codes.X, signals.target(codes.R)
+    terms = signals.top * np.sum(np.square(target, dtype=float)) / 2 + codes.penalty
     # The unit of the batch relative to the unit of the sums; any unit is valid for a batch of
     # zeros.
     unit = math.ldexp(1, min(0, 2 * (signals.exponent - int(sums.exponent)) + signals.scale))
@@ -131,11 +149,11 @@ def absorb(
     twins = _learning.duplicates(D, use, stage.parallel, nonnegative)
     fresh = np.union1d(twins, np.flatnonzero(use <= stage.rare * use.mean()))
     if len(fresh):
-        D[:, fresh] = _learning.fresh_atoms(D, fresh, target.astype(float), errors, rng).T
+        D[:, fresh] = _learning.fresh_atoms(D, fresh, target.astype(float), codes.errors, rng).T
         A[fresh], A[:, fresh], B[:, fresh] = 0, 0, 0
-    terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + n
+    terms, weight = beta * sums.terms + unit * terms, beta * sums.weight + len(X)
     sums = Sums(D, A, B, terms, weight, sums.exponent)
-    return sums, signals.in_units(objective), len(fresh)
+    return sums, signals.in_units(codes.objective), len(fresh)
 
 
 def _rescaled(sums: Sums, signals: Signals) -> Sums:
@@ -152,7 +170,7 @@ def _descend_atoms(
     D: np.ndarray, A: np.ndarray, B: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Unit atoms after one pass of block coordinate descent over the atoms, with their A and B."""
-    atoms, C = np.ascontiguousarray(D.T), np.ascontiguousarray(B.T)
+    atoms, C = np.array(D.T, order="C"), np.ascontiguousarray(B.T)
     used = np.flatnonzero(np.diag(A) > 0)
     for j in used:
         u = atoms[j] + (C[j] - A[j] @ atoms) / A[j, j]
@@ -163,6 +181,35 @@ def _descend_atoms(
     A, B = norms[:, None] * A * norms, B * norms
     A[dead], A[:, dead] = 0, 0
     return (atoms / norms[:, None]).T, A, B
+
+
+class HeldOut:
+    """Signals that tell which atoms are the best, and when they are old."""
+
+    def __init__(self, batch: Any, run: training.Run, where: str):
+        if batch is None and run.patience is not None:
+            raise ValueError(f"{where}: patience needs validation, signals that are held out")
+        self.signals = None if batch is None else _as_batch(batch, where, "validation", False)
+        self.every, self.patience = run.evaluate_every, run.patience
+        self.D: np.ndarray | None = None  # the atoms with the least objective
+        self.least, self.step = math.inf, 0
+
+    def config(self) -> dict[str, Any]:
+        if self.signals is None:
+            return {}
+        signals = f"{self.signals.fingerprint()} times 2^{self.signals.exponent}"
+        run = {"evaluate_every": self.every, "patience": self.patience}
+        return {"validation": signals} | run
+
+    def see(self, step: int, value: float, D: Any) -> None:
+        """Keep the atoms if they are the best so far."""
+        if value < self.least:
+            self.least, self.step, self.D = value, step, D
+
+    def is_old(self, step: int) -> bool:
+        """Whether a step is an evaluation at which the best atoms are `patience` steps old."""
+        old = self.patience is not None and step - self.step >= self.patience
+        return old and step % self.every == 0
 
 
 def mean_objective(sums: Sums) -> float:
@@ -177,11 +224,13 @@ def online(
     batches: Iterable[Any],
     d: int,
     *,
-    lam: float,
+    lam: float | None = None,
+    sparsity: int | None = None,
     key: Key = 0,
     start: str | Dictionary = "data",
     forgetting: float = 3.0,
     nonnegative: bool = False,
+    validation: Any = None,
     progress: Progress | None = None,
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
@@ -208,12 +257,18 @@ def online(
             skipped. For several passes over the signals, repeat the batches.
         d: number of atoms.
         lam: penalty weight.
+        sparsity: s, in 1..min(m, d), in place of lam: x is then the code of OMP with at most s
+            nonzeros, and the objective is 1/2 norm(y - D x)^2.
         key: a typed key, or a seed, for the start and for replacements.
         start: "data", which takes d of the first signals; "dct"; or a D, (m, d).
         forgetting: rho, at least 0; with 0, all batches have the same weight. The early codes come
             from poor atoms and should be forgotten: rho = 3 works well for patches of photographs
             and for planted dictionaries.
         nonnegative: whether codes are non-negative. The entries of atoms may have either sign.
+        validation: held-out signals, or a pair with weights, as in `batches`. After every
+            `evaluate_every` batches (50 by default) the `validation` of a `Step` is the mean
+            objective of these signals. The function stops at the first evaluation at which the
+            least mean is `patience` batches old.
         progress: called as `progress(step)` after every batch, with a `Step`.
         resume: a result to continue from. If `batches` holds the batches that follow, and the other
             arguments are the same, the result is bit-identical to the result of an uninterrupted
@@ -222,20 +277,23 @@ def online(
             after earlier batches at most once in 5 seconds. If the file exists, the same call, with
             the stream from its beginning, skips the batches that the file covers and continues. If
             one of these batches has changed, the call raises CheckpointError.
-        run: `callbacks` and `log` of `training.Run`: after every batch, each callback is called as
+        run: options of `training.Run`: `evaluate_every` and `patience`, see `validation`, and
+            `callbacks` and `log`: after every batch, each callback is called as
             `callback(step, D)`, and a line of JSON with the `Step` is appended to the file `log`.
 
     Returns:
-        Learned, with X None. `objective` is the mean of the LASSO objective over the past signals,
-        weighted by age, for D and the codes found in the past; it is an upper bound on the mean for
-        the best codes. The objective of a step is the objective of its batch before the update of
-        D, i.e. on unseen signals. `state` holds the sums.
+        Learned, with X None. `objective` is the mean of the objective over the past signals,
+        weighted by age, for D and the codes found in the past; for the LASSO it is an upper bound
+        on the mean for the best codes. With `validation`, D has the least mean objective of all
+        evaluations, and `objective` is this mean. The objective of a step is that of its batch
+        before the update of D, i.e. on unseen signals. `state` holds the sums.
 
     Raises:
         TypeError: batches are traced, or not real numbers.
         ValueError: the stream ends before d signals (with start "data") or before the first signal,
-            shapes of batches differ, NaN occur without a mask, lam is not above 0, or forgetting is
-            below 0.
+            shapes of batches differ, NaN occur without a mask, not exactly one of lam and sparsity
+            is given, lam is not above 0, sparsity is out of range, forgetting is below 0, or
+            patience is given without validation.
         CheckpointError: the file is damaged, or comes from another call.
 
     Warns:
@@ -257,7 +315,8 @@ def online(
     """
     reports = training.Run.of("online", run)
     options = Options(None, key, progress, resume, checkpoint, start, run=reports)
-    return _learning.learn(Stream(batches, d, lam, forgetting, nonnegative, options), options)
+    codes = lam, sparsity, nonnegative
+    return _learning.learn(Stream(batches, d, codes, forgetting, validation, options), options)
 
 
 class _State(NamedTuple):
@@ -277,14 +336,24 @@ class Stream(Method):
         self,
         batches: Iterable[Any],
         d: int,
-        lam: float,
+        codes: tuple[float | None, int | None, bool],  # lam, sparsity, nonnegative
         forgetting: float,
-        nonnegative: bool,
+        validation: Any,
         options: Options,
     ):
         where, self.options = self.where, options
+        lam, sparsity, nonnegative = codes
+        if (lam is None) == (sparsity is None):
+            raise ValueError(
+                f"{where}: expected one of lam and sparsity, got lam={lam}, sparsity={sparsity}"
+            )
         self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
-        self.d, self.lam = checks.as_index(d, "d", where, least=1), _learning.as_lam(lam, where)
+        self.d = checks.as_index(d, "d", where, least=1)
+        self.lam = 0.0 if lam is None else _learning.as_lam(lam, where)
+        self.sparsity = sparsity
+        if sparsity is not None:
+            self.sparsity = checks.as_index(sparsity, "sparsity", where, least=1)
+        self.held = HeldOut(validation, options.run, where)
         self.forgetting = checks.as_number(forgetting, "forgetting", where)
         if not 0 <= self.forgetting < math.inf:
             raise ValueError(
@@ -295,19 +364,43 @@ class Stream(Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        own = {"d": self.d, "lam": float(self.lam), "start": _learning.text_of(self.options.start)}
-        return own | {"forgetting": float(self.forgetting)} | _learning.signs(self.nonnegative)
+        codes = {"lam": self.lam} if self.lam else {"sparsity": self.sparsity}
+        own = {"d": self.d, **codes, "start": _learning.text_of(self.options.start)}
+        own |= {"forgetting": float(self.forgetting)} | _learning.signs(self.nonnegative)
+        return own | self.held.config()
 
     def start(self, rng: np.random.Generator) -> _State:
         sums, self.stream = _start(self.stream, self.d, self.options.start, rng, self.where)
-        return _State(sums, None, Seen())
+        return _State(self.fitting(sums), None, Seen())
+
+    def fitting(self, sums: Sums) -> Sums:
+        """The sums, if the arguments fit their D."""
+        (m, _), most, held = sums.D.shape, min(sums.D.shape), self.held.signals
+        if (self.sparsity or 1) > most:
+            raise ValueError(
+                f"{self.where}: sparsity is {self.sparsity}; expected at most {most}, the smaller "
+                "of m and d"
+            )
+        if held is not None and held.Y.shape[1] != m:
+            raise ValueError(
+                f"{self.where}: validation has signals of length {held.Y.shape[1]}; expected {m}"
+            )
+        return sums
 
     def resumed(self, resume: Learned) -> _State:
         if not isinstance(resume.state, Sums) or resume.state.D.shape[1] != self.d:
             raise ValueError(f"online: resume is not a result of `online` with {self.d} atoms")
-        return _State(resume.state, resume.D.dtype, Seen())
+        self.judge(resume.history, np.asarray(resume.D, float))
+        return _State(self.fitting(resume.state), resume.D.dtype, Seen())
+
+    def judge(self, history: Iterable[Step], best: Any) -> None:
+        """Repeat the evaluations of earlier steps, the least of them with the atoms `best`."""
+        for step in history:
+            if step.validation is not None and self.held.signals is not None:
+                self.evaluated(step.step, step.validation, best)
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> _State:
+        self.judge(keeper.history, arrays.get("best"))
         sums, dtype = Sums(*(arrays[name] for name in Sums._fields)), np.dtype(str(arrays["dtype"]))
         earlier = 0 if self.options.resume is None else len(self.options.resume.history)
         passed = len(keeper.history) - earlier
@@ -315,16 +408,45 @@ class Stream(Method):
 
     def arrays(self, state: _State) -> Arrays:
         texts = {"dtype": str(state.dtype), "first": state.seen.first, "all": state.seen.all}
-        return state.sums._asdict() | texts
+        best = {} if self.held.D is None else {"best": self.held.D}
+        return state.sums._asdict() | texts | best
 
     def steps(self, keeper: Keeper, sweeps: None) -> Iterator[int]:
-        for step, batch in enumerate(self.stream, start=len(keeper.history) + 1):
-            self.batch = batch
+        step = len(keeper.history)
+        while not self.is_done(step) and (batch := next(self.stream, None)) is not None:
+            self.batch, step = batch, step + 1
             yield step
+
+    def is_done(self, step: int) -> bool:
+        """Whether a step is the last, although the stream has more batches."""
+        return self.held.is_old(step)
 
     def stage(self, step: int) -> Stage:
         """What the batch of a step changes."""
-        return Stage(self.lam, (1 - 1 / step) ** self.forgetting)
+        return Stage(self.lam, (1 - 1 / step) ** self.forgetting, sparsity=self.sparsity)
+
+    def held_out(self, state: _State, step: int) -> float | None:
+        signals, D = self.held.signals, state.sums.D
+        if signals is None or step % self.held.every and not self.is_done(step):
+            return None
+        codes = self.last_stage().coded(D.astype(signals.Y.dtype), signals, self.nonnegative)
+        value = signals.in_units(codes.objective)
+        self.evaluated(step, value, D)
+        return value
+
+    def last_stage(self) -> Stage:
+        """How held-out signals are coded."""
+        return self.stage(1)
+
+    def evaluated(self, step: int, value: float, D: Any) -> None:
+        """Take note of an evaluation."""
+        self.held.see(step, value, D)
+
+    def chosen(self, last: Learned) -> Learned:
+        best = self.held.D
+        if best is None:
+            return last
+        return last.replace(D=jnp.asarray(best, last.D.dtype), objective=self.held.least)
 
     @one_thread()  # the threads that compute the codes are enough
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
@@ -340,7 +462,7 @@ class Stream(Method):
 
     def warn(self, state: _State) -> None:
         """Warn if all codes are zero."""
-        if state.sums.terms > 0 and not state.sums.A.any():
+        if self.lam and state.sums.terms > 0 and not state.sums.A.any():
             checks.warn(
                 f"{self.where}: all codes are zero, so D is made of signals: lam={self.lam} is not "
                 "below max abs(D'y); try a smaller lam"
@@ -351,17 +473,15 @@ class Stream(Method):
         return Learned(jnp.asarray(sums.D, state.dtype), None, mean_objective(sums), (), sums)
 
 
-def _as_batch(batch: Any, where: str) -> Signals:
-    """Check a batch of the stream."""
+def _as_batch(batch: Any, where: str, name: str = "Y", unknown: bool = True) -> Signals:
+    """Check a batch of the stream; `unknown` allows a batch without known entries."""
     if not isinstance(batch, tuple):
-        return _learning.weighted_signals(batch, where)
+        return _learning.weighted_signals(batch, where, name=name)
     if len(batch) != 2:
         raise ValueError(f"{where}: a batch has {len(batch)} parts; expected Y or (Y, weights)")
     Y, weights = batch
-    is_mask = np.asarray(weights).dtype == bool
-    return _learning.weighted_signals(
-        Y, where, **{"mask" if is_mask else "weights": weights}, unknown=True
-    )
+    given: dict[str, Any] = {"mask" if np.asarray(weights).dtype == bool else "weights": weights}
+    return _learning.weighted_signals(Y, where, **given, name=name, unknown=unknown)
 
 
 class Seen(NamedTuple):
@@ -424,135 +544,3 @@ def _start(
     m = len(D)
     zeros = np.zeros((d, d)), np.zeros((m, d)), np.zeros(()), np.zeros(())
     return Sums(D, *zeros, np.array(exponent)), itertools.chain(first, stream)
-
-
-@checked
-def unrolled(
-    layer: Layer,
-    Y: ArrayLike,
-    d: int,
-    *,
-    lam: float,
-    steps: int = 1000,
-    batch: int = 128,
-    rate: float = 1e-2,
-    key: Key = 0,
-    start: str | Dictionary = "data",
-    params: Any = None,
-    progress: Progress | bool | None = None,
-    trainable: Any = None,
-    validation: tuple | None = None,
-    mask: ArrayLike | None = None,
-    **run: Unpack[training.OptionsWithoutProgress],
-) -> Learned:
-    r"""Learn a dictionary and the params of a layer by gradients through the steps of the layer.
-
-    .. math:: \min_{D, \, params} \frac1n \sum_{k=1}^n
-        \tfrac12 \|y_k - D x_K(y_k)\|^2 + lam \|x_K(y_k)\|_1, \qquad \|d_i\| = 1.
-
-    `unrolled` is `training.fit(learn_dictionary=True)` with the loss `training.lasso_loss(lam)`,
-    Adam, and random batches of the signals.
-
-    Args:
-        layer: a layer such as `layers.lista(8)`.
-        Y: (n, m), signals in rows, with n at least d.
-        d: number of atoms.
-        lam: penalty weight.
-        steps: number of training steps.
-        batch: number of signals in a step.
-        rate: the learning rate of Adam.
-        key: a typed key, or a seed, for the start, the first params and the batches.
-        start: as in `ksvd`.
-        params: initial params of the layer; None for the result of `layer.init`.
-        progress: called as `progress(step)` at every evaluation, with a `Step`; or a bool, whether
-            to show a progress bar.
-        trainable, validation: as in `training.fit`; a validation batch is (Y, None).
-        mask: as in `ksvd`; the steps and the objective use only the known entries of each signal. A
-            validation batch is then (Y, None, mask).
-        run: the other options of `training.Run`, by name.
-
-    Returns:
-        Learned, where X are the codes of the layer with the best params, `objective` is the mean
-        above, `history` has the losses of the evaluations, and `state` is the `training.Fit`.
-
-    Raises:
-        TypeError, ValueError: as in `ksvd` and `training.fit`.
-        NonFiniteError, CheckpointError: as in `training.fit`.
-
-    Not claimed: that all atoms are used; unused atoms are not replaced. If the layer has many
-    steps, the gradient in D is biased until the codes converge.
-
-    Reference: Malezieux, Moreau, Kowalski (2022).
-
-    Example:
-        >>> Y = jax.random.normal(jax.random.key(1), (50, 6))
-        >>> learned = ur.dictionary_learning.unrolled(
-        ...     ur.layers.ista(3, lam=0.1), Y, 8, lam=0.1, steps=20
-        ... )
-        >>> learned.D.shape, learned.X.shape
-        ((6, 8), (50, 8))
-    """
-    where = "unrolled"
-    signals = _learning.weighted_signals(Y, where, None, mask)
-    n = len(signals.Y)
-    d = _learning.atom_count(d, n, where)
-    batch = checks.as_index(batch, "batch", where, least=1)
-    checks.check_memory((batch, signals.Y.shape[1] + d), signals.dtype, "a batch", where)
-    rate = checks.as_number(rate, "rate", where)
-    if not 0 < rate < np.inf:
-        raise ValueError(f"{where}: rate must be positive and finite, got {rate}")
-    key = checks.as_key(key, where)
-    D = jnp.asarray(
-        _learning.start_atoms(start, signals, d, _learning.generator(key, 0), where), signals.dtype
-    )
-    rows = jnp.asarray(np.ldexp(signals.Y, signals.exponent), signals.dtype)
-    known = None if signals.V is None else jnp.asarray(signals.V > 0)
-    if known is not None and validation is not None:
-        validation = training.known_batch(D, validation, D.dtype, where)
-    loss = training.lasso_loss(lam)
-
-    def sample(key: Key) -> tuple:
-        chosen = jax.random.randint(key, (batch,), 0, n)
-        if known is None:
-            return rows[chosen], None
-        own, part = known_part(D, rows[chosen], known[chosen])
-        return part, None, own
-
-    if callable(progress):
-        tell: Any = progress  # for the type checker, to which a bool may be callable
-        run["callbacks"] = [*run.get("callbacks", ()), lambda record, _: tell(_as_step(record))]
-    fit = training.fit(
-        layer,
-        layer.init(key, D) if params is None else params,
-        D,
-        sample,
-        optimizer=optax.adam(rate),
-        steps=steps,
-        key=key,
-        loss=loss,
-        learn_dictionary=True,
-        trainable=trainable,
-        validation=validation,
-        progress=progress is True,
-        **run,
-    )
-    X, objective = _encoded(layer, fit, rows, known, loss)
-    return Learned(fit.D, X, objective, tuple(map(_as_step, fit.history.records)), fit)
-
-
-def _as_step(record: training.Record) -> Step:
-    return Step(record.step, record.validation, record.seconds)
-
-
-def _encoded(
-    layer: Layer, fit: training.Fit, Y: jax.Array, known: jax.Array | None, loss: Any
-) -> tuple[jax.Array, float]:
-    """The codes of all signals, and the mean of the loss."""
-    apply = jax.jit(jax.vmap(layer.apply, (None, signal_axes(known_part(fit.D, Y, known)[0]), 0)))
-    codes, total = [], 0.0
-    for first in range(0, len(Y), _TOGETHER):
-        rows = slice(first, first + _TOGETHER)
-        D, part = known_part(fit.D, Y[rows], None if known is None else known[rows])
-        codes.append(apply(fit.best, D, part))
-        total += float(loss(codes[-1][None], None, D, part)) * len(part)
-    return jnp.concatenate(codes), total / len(Y)

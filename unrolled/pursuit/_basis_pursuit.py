@@ -208,7 +208,7 @@ def _next(primal, dual, tried):
 # The maximum number of penalties to try, and the factor by which lam^2 falls at each trial until a
 # penalty is small enough.
 _TRIALS, _FALL = 60, 0.01
-_FINISH = 50  # steps that solve on the support, and as many more as FISTA took
+_FINISH = 50  # steps that solve on the support at the rounding, and as many more as FISTA took
 
 
 class _Search(NamedTuple):
@@ -342,7 +342,6 @@ def _search(
 ) -> tuple[Array, Array, Array, Array]:
     """x, its gap, the steps, and whether the gap is at most tol."""
     rounding = float(jnp.finfo(y.dtype).eps)
-    accuracy = max(method.tol**2, 8 * rounding)
     length, none, zero = norm(y), jnp.zeros(D.shape[1], y.dtype), jnp.zeros((), y.dtype)
     top = jnp.max(L1.of(D).sizes(y @ D)) ** 2
     start = _Search(
@@ -362,7 +361,7 @@ def _search(
     floor = rounding ** (4 / 3) * top
     last = programs.while_loop(
         lambda s: (s.gap > method.tol) & (s.trials < _TRIALS) & (s.high > floor),
-        partial(_tried, method, D, y, level, size, accuracy),
+        partial(_tried, method, D, y, level, size, 8 * rounding),
         start,
     )
     return last.x, last.gap, last.steps, last.gap <= method.tol
@@ -374,7 +373,7 @@ def _tried(
     y: Array,
     level: Array,
     size: Array,
-    accuracy: float,
+    rounding: float,
     s: _Search,
 ) -> _Search:
     """The state of the search after one more penalty."""
@@ -383,11 +382,14 @@ def _tried(
     squared = jnp.where(s.low > 0, between, _FALL * s.high)
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at, penalty = Penalized(D, y, lam, zero), L1.of(D)
+    # A code that is accurate enough at once for two penalties in turn would stay the same.
+    accuracy = jnp.maximum(method.tol**2 * jnp.exp2(-s.trials.astype(y.dtype)), rounding)
     inner = _lasso.Lasso(accuracy, method.max_steps, penalty)
     x, gap, steps = _lasso.code(inner, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.
     finish = on_support if penalty.block == 1 else partial(_lasso.on_parts, penalty)
-    exact = finish(at, x, jnp.minimum(2 * min(D.shape), _FINISH + steps))
+    more = jnp.where(accuracy > rounding, 0, _FINISH)
+    exact = finish(at, x, jnp.minimum(2 * min(D.shape), more + steps))
     allowed = jnp.maximum(gap, accuracy)
     x = jnp.where(relative_gap(D, y, lam, exact, zero, penalty) <= allowed, exact, x)
     length, l1, gap = _judged(D, y, level, x)

@@ -93,6 +93,8 @@ def load(
             f"{where}: a {kind} autoencoder needs {', '.join(sorted(missing))}; source has "
             f"{', '.join(sorted(given)) or 'no weights'}"
         )
+    if config.get("rescale_acts_by_decoder_norm"):  # SAELens keeps the largest x_i norm(d_i)
+        arrays |= _with_unit_atoms(arrays)
     W, D = arrays["W_enc"], arrays["W_dec"].T
     center = arrays.get("b_dec", np.zeros(len(D), D.dtype))
     steps = _encoder(kind, W, arrays)
@@ -100,7 +102,7 @@ def load(
     if W.ndim != 2 or shapes != (D.shape, D.shape[1:], D.shape[1:], D.shape[:1]):
         raise ValueError(f"{where}: the shapes of the weights do not fit: {_shapes(arrays)}")
     if centered is None:
-        centered = bool(config.get("apply_b_dec_to_input", weights.centered))
+        centered = _centered(weights, config)
     if not centered:  # the encoder sees the activation itself, y + center
         steps = steps._replace(bias=steps.bias + center @ steps.W)
     params = Unrolled(None, repeat(Encoder(*map(jnp.asarray, steps)), 1))
@@ -182,7 +184,10 @@ def _kind(kind: str | None, weights: Weights, config: Mapping[str, Any]) -> str:
             "activations before, and load the weights by name"
         )
     if kind is None:
-        said = config.get("architecture", config.get("dict_class", config.get("activation_fn")))
+        activation = config.get("activation_fn", config.get("activation_fn_str"))
+        said = config.get("architecture", config.get("dict_class", activation))
+        if (said, activation) == ("standard", "topk"):  # SAELens before 6.0
+            said = "topk"
         if said is not None and said not in _KINDS:
             raise ValueError(
                 f"{where}: the configuration has the kind {said!r}; expected one of "
@@ -200,6 +205,20 @@ def _kind(kind: str | None, weights: Weights, config: Mapping[str, Any]) -> str:
             f"{', '.join(KINDS)}"
         )
     return kind
+
+
+def _centered(weights: Weights, config: Mapping[str, Any]) -> bool:
+    """Whether the encoder subtracts b_dec: as the configuration says, or as its library does."""
+    if (said := config.get("dict_class")) is not None:  # of dictionary_learning
+        return said not in ("AutoEncoderNew", "JumpReluAutoEncoder")
+    return bool(config.get("apply_b_dec_to_input", weights.centered or bool(config)))
+
+
+def _with_unit_atoms(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The encoder and decoder whose codes are multiplied by the norms of the atoms."""
+    norms = np.linalg.norm(arrays["W_dec"], axis=1)
+    unit = arrays["W_dec"] / np.where(norms > 0, norms, 1)[:, None]
+    return {"W_enc": arrays["W_enc"] * norms, "b_enc": arrays["b_enc"] * norms, "W_dec": unit}
 
 
 def _number(k: int | None, weights: Weights, config: Mapping[str, Any]) -> int:

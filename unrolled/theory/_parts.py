@@ -49,8 +49,17 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
     Shrinkage moves u_i by at most theta_k, and to 0 if |u_i| <= theta_k. For g = 1 the statement is
     Theorem 12 with mu = mu_W. The function forms d x d products. Traceable.
 
+    A `Grouped` D with weights w_i has the atoms D_i / w_i and the codes w_i x_i. Its W is
+    `Grouped(V, groups, 1 / w)`, with the atoms w_i V_i, so that V alone determines eta:
+
+    .. math:: \mu = \max_{i \ne j} \frac{w_i}{w_j} \|V_i'D_j\|_2, \qquad
+        gain = \max_i w_i \|V_i\|_2.
+
+    Then B bounds w_i |x_i|, and E_k bounds sum_i w_i |x_i - x*_i|.
+
     Args:
-        W, D: (m, d). The atoms of D have unit norm; atoms of a part need not be orthogonal.
+        W, D: (m, d). The atoms of D have unit norm, before weights of `Grouped` divide them; atoms
+            of a part need not be orthogonal.
 
     Returns:
         BlockCoherence(mu, gain, eta), three arrays of shape ().
@@ -75,7 +84,11 @@ def block_coherence(W: Dictionary, D: Dictionary) -> BlockCoherence:
     if W.shape != D.shape:
         raise ValueError(f"{where}: W has shape {W.shape} but D has shape {D.shape}; must agree")
     refuse_cut_atoms(D, where)
-    dictionaries.unit_atoms(D, where)
+    if isinstance(D, dictionaries.Grouped) and D.weights:
+        atoms = dictionaries.column_norms(D.base) * jnp.asarray(D.weights, D.dtype)
+        dictionaries.unit_norms(D, atoms, where)
+    else:
+        dictionaries.unit_atoms(D, where)
     dtype = checks.common_dtype(W, D)
     return _block_coherence(checks.cast(W, dtype), checks.cast(D, dtype), dictionaries.block_of(D))
 

@@ -122,13 +122,13 @@ class Reports(TypedDict, total=False):
 
     callbacks: Iterable[Callback]
     log: Path | str | None
+    evaluate_every: int
+    patience: int | None
 
 
 class OptionsWithoutProgress(Reports, total=False):
     """The options of a `Run` for a function whose `progress` has another meaning."""
 
-    evaluate_every: int
-    patience: int | None
     accumulate: int
     reduction: str
     checkpoint: Checkpoint | str | Path | None

@@ -135,9 +135,9 @@ def unsupervised(
     able = sorted(name for name, each in FAMILIES.items() if each.recipe.without_codes)
     if family not in (None, *able):
         raise ValueError(
-            f"{_NAME}: unknown family {family!r}; expected one of {', '.join(able)}, or None"
-            f"{checks.meant(str(family), able)} A family of your own needs rates in "
-            "Recipe(without_codes=rates)"
+            f"{_NAME}: unknown family {family!r}; expected one of {', '.join(able)}, or None (a "
+            "family of your own needs rates in Recipe(without_codes=rates))"
+            f"{checks.meant(str(family), able)}"
         )
     how = Run.of(_NAME, run)
     signals = Signals.of(as_dictionary(D, _NAME), Y, key, validation, mask, where=_NAME)

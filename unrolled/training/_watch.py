@@ -58,7 +58,8 @@ def writer(log: str | Path | None) -> Iterator[Callback]:
     with Path(log).open("a") as lines:
 
         def write(record, params):
-            values = {k: v if np.isfinite(v) else None for k, v in record.asdict().items()}
+            values = record.asdict()
+            values |= {k: None for k, v in values.items() if v is None or not np.isfinite(v)}
             lines.write(json.dumps(values) + "\n")
             lines.flush()
 

@@ -8,7 +8,8 @@ from faults import Fault
 from oracles import normal, unit
 
 from unrolled import analytic, dictionaries, layers, pursuit, synthesize, theory
-from unrolled.dictionaries import Grouped, Joint
+from unrolled.dictionaries import Grouped, Joint, dense
+from unrolled.penalties import Penalty
 
 A = unit(normal(0, 20, 30))
 SIZES = np.array([1, 5, 3, 7, 2, 4, 8])
@@ -113,6 +114,36 @@ def test_a_schedule_bounds_every_draw_of_groups_of_unequal_sizes():
     assert (errors <= planned.error[1:]).all()
     assert (errors / planned.error[1:]).max() > 0.2  # the bound is of use
     assert not (((path != 0) @ sums > 0) & ~((X != 0) @ sums > 0)[:, None]).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["roots", "random"])
+def test_a_schedule_of_block_coherence_bounds_weighted_groups(weights):
+    """No group is false, and the sum of w_i |x_i - x*_i| is at most E_k, in 300 noisy codes."""
+    base, rng = np.asarray(dictionaries.identity_hadamard(128)), np.random.default_rng(5)
+    labels = np.repeat(np.arange(171), np.resize([1, 2], 171))
+    labels, n, s, delta = labels[:256], labels[255] + 1, 2, 0.02
+    sizes = np.bincount(labels)
+    w = np.sqrt(sizes) if weights == "roots" else rng.uniform(0.8, 1.25, n)
+    D, W = Grouped(base, labels, w), Grouped(base, labels, 1 / w)
+    c = theory.block_coherence(W, D)
+    plan = theory.schedule(c.mu, c.gain, eta=c.eta, sparsity=s, bound=1.0, noise=delta, depth=10)
+    assert plan.holds
+    X = np.zeros((300, 256))
+    for x in X:
+        for i in rng.permutation(n)[:s]:
+            part = rng.normal(size=sizes[i])
+            x[labels == i] = rng.choice([1, rng.uniform()]) * part / np.linalg.norm(part) / w[i]
+    noise = rng.normal(size=(300, 128))
+    Y = D.view(X @ base.T + delta * noise / np.linalg.norm(noise, axis=1)[:, None], 1)[0]
+    Z, penalty, sums = np.zeros((300, D.shape[1])), Penalty(block=D.block), np.eye(n)[labels]
+    for theta, bound in zip(plan.theta, plan.error[1:]):
+        V = Z + (Y - Z @ dense(D).T) @ dense(W)
+        Z = np.asarray(jax.vmap(penalty.shrink, (0, None))(V, theta))
+        x = Z[:, np.array(D.places)] / w[labels]
+        errors = (w * np.sqrt((x - X) ** 2 @ sums)).sum(1)
+        assert 0.5 * bound < errors.max() <= bound
+        assert not (((x != 0) @ sums > 0) & ~((X != 0) @ sums > 0)).any()
 
 
 def test_theory_refuses_weights_in_words():

@@ -764,6 +764,39 @@ def test_a_stream_with_a_changed_batch_is_refused(which, change, tmp_path):
     assert same(found, dl.online(changed(BATCHES, 5, change), D_ATOMS, lam=0.1))
 
 
+def test_online_codes_by_omp():
+    """The first objective is that of OMP for the start, and planted atoms are found."""
+    start = learn("online", steps=1).D
+    found = dl.online(BATCHES * 10, D_ATOMS, sparsity=2, start=start)
+    X = ur.pursuit.omp_batch(start, BATCHES[0], 2).x
+    error = np.sum(np.square(BATCHES[0] - X @ start.T)) / 2 / len(X)
+    assert found.history[0].objective == pytest.approx(error, rel=1e-9)
+    assert found.history[-1].objective < 0.8 * error
+    other = dl.online([2.0**40 * part for part in BATCHES[:3]], D_ATOMS, sparsity=2, start=start)
+    assert np.array_equal(other.D, dl.online(BATCHES[:3], D_ATOMS, sparsity=2, start=start).D)
+
+
+def test_held_out_signals_choose_the_atoms_and_end_the_stream(tmp_path, monkeypatch):
+    """A stream of few signals that repeat fits these alone, so the held-out error rises again."""
+    few, held, seen = Y[:20], Y[200:], []
+    options = dict(sparsity=2, validation=held, evaluate_every=2, patience=4)
+    found = dl.online([few] * 60, D_ATOMS, **options, callbacks=[lambda *pair: seen.append(pair)])
+    values = {step.step: step.validation for step in found.history if step.validation is not None}
+    best = min(values, key=values.get)
+    assert [*values] == [*range(2, best + 5, 2)] and len(found.history) == best + 4 < 60
+    assert np.array_equal(found.D, seen[best - 1][1]) and found.objective == values[best]
+    X = ur.pursuit.omp_batch(found.D, held, 2).x
+    error = np.sum(np.square(held - X @ found.D.T)) / 2 / len(held)
+    assert found.objective == pytest.approx(error, rel=1e-9)
+    half = dl.online([few] * (best + 1), D_ATOMS, **options)
+    assert same(dl.online([few] * 60, D_ATOMS, **options, resume=half), found)
+    monkeypatch.setattr("unrolled.dictionary_learning._learning._PERIOD", 0.0)
+    options |= dict(checkpoint=tmp_path / "kept.npz")
+    dl.online([few] * (best + 1), D_ATOMS, **options)
+    for _ in range(2):  # it continues, and then the file has the end
+        assert same(dl.online([few] * 60, D_ATOMS, **options), found)
+
+
 def test_a_stream_that_follows_a_result_goes_on_from_its_file(tmp_path):
     whole, half = learn("online", steps=8), learn("online", steps=3)
     options = dict(lam=0.1, resume=half, checkpoint=tmp_path / "c.npz")
@@ -812,6 +845,6 @@ def test_a_stream_reports_every_batch_to_callbacks_and_log(tmp_path):
     np.testing.assert_array_equal(seen[-1][1], found.D)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert lines == [step.asdict() for step in found.history]
-    for wrong, error in ((dict(patience=3), "patience"), (dict(callbacks=3), "online: callbacks")):
+    for wrong, error in ((dict(mesh=3), "mesh"), (dict(callbacks=3), "online: callbacks")):
         with pytest.raises(TypeError, match=error):
             dl.online(BATCHES, D_ATOMS, lam=0.1, **wrong)

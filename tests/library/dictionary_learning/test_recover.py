@@ -52,19 +52,21 @@ def test_the_scale_of_the_signals_does_not_matter(planted):
     assert np.array_equal(one.D, big.D) and big.objective == one.objective * 2.0**80
 
 
-def test_an_interrupted_call_goes_on_from_its_file(planted, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stop", [{}, dict(evaluate_every=1, patience=1)])
+def test_an_interrupted_call_goes_on_from_its_file(stop, planted, tmp_path, monkeypatch):
     _, Y = planted
-    options = dict(lam=0.05, steps=6, nonnegative=True, key=3)
+    options = dict(lam=0.05, steps=6, nonnegative=True, key=3) | stop
+    options |= dict(validation=Y[:50]) if stop else {}
     whole = dl.recover(Y, D_ATOMS, **options)
     monkeypatch.setattr(_learning, "_PERIOD", 0.0)
 
-    def stop(step):
+    def interrupt(step):
         if step.step == 4:
             raise KeyboardInterrupt
 
     path = tmp_path / "learned.npz"
     with pytest.raises(KeyboardInterrupt):
-        dl.recover(Y, D_ATOMS, checkpoint=path, progress=stop, **options)
+        dl.recover(Y, D_ATOMS, checkpoint=path, progress=interrupt, **options)
     again = dl.recover(Y, D_ATOMS, checkpoint=path, **options)
     assert trees.same(without_times(again), without_times(whole))
     with pytest.raises(ValueError, match="steps"):
@@ -116,6 +118,20 @@ def test_each_signal_is_drawn_once_before_any_is_drawn_again():
     drawn = np.concatenate(batches).ravel()
     assert [len(batch) for batch in batches] == [4] * 5
     assert np.array_equal(np.bincount(drawn.astype(int)), np.full(10, 2))
+
+
+def test_held_out_signals_end_the_competition(planted):
+    """Only after the first half of the steps; the last fifth of them follows."""
+    _, Y = planted
+    run = ur.training.Run(evaluate_every=5, patience=10)
+    options = _learning.Options(None, 0, None, None, None, run=run)
+    learner = _recover._Recovering((), D_ATOMS, (0.1, None, False), 100, Y, options)
+    for step in range(5, 55, 5):
+        learner.evaluated(step, float(step), Y.T)
+        assert learner.skipped == 0
+    learner.evaluated(55, 55.0, Y.T)
+    assert learner.stage(55).rare > 0 and learner.stage(56) == learner.last_stage()
+    assert learner.is_done(75) and not learner.is_done(74) and learner.held.least == 5
 
 
 def test_the_penalty_falls_and_the_competition_ends():

@@ -27,6 +27,12 @@ def test_codes_are_feasible_and_their_value_is_that_of_a_dual_point(share):
     assert found.gap == pytest.approx((size - dual) / size, abs=1e-12)
 
 
+def test_coarse_codes_of_many_signals_reach_their_gap():
+    Y = normal(4, 40, M) + 4 * normal(5, 40, 2) @ D[:, :2].T
+    found = jax.vmap(lambda y: pursuit.bpdn(D, y, 0.3, tol=1e-2))(Y)
+    assert found.converged.all() and (found.gap <= 1e-2).all()
+
+
 @pytest.mark.slow
 def test_a_code_is_that_of_the_lasso_with_its_residual():
     lasso = pursuit.lasso(D, y, ratio=0.2, tol=1e-14)

@@ -119,6 +119,44 @@ def test_a_configuration_of_dictionary_learning_is_nested(weights, A, tmp_path):
     np.testing.assert_allclose(sae.load(tmp_path).encode(A), u * (u > 0.3), atol=1e-5)
 
 
+SAELENS = [
+    ({"architecture": "standard", "activation_fn": "relu"}, True, "relu"),
+    ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}, True, "topk"),
+    (
+        {"architecture": "standard", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}},
+        True,
+        "topk",
+    ),
+    ({"architecture": "jumprelu", "apply_b_dec_to_input": False}, False, "jumprelu"),
+    ({"dict_class": "MatryoshkaBatchTopKSAE"}, True, "batchtopk"),
+    ({"dict_class": "JumpReluAutoEncoder"}, False, "jumprelu"),
+]
+
+
+@pytest.mark.parametrize("config, centered, kind", SAELENS)
+def test_a_configuration_says_the_kind_and_what_the_encoder_sees(
+    weights, A, tmp_path, config, centered, kind
+):
+    """SAELens subtracts b_dec if the configuration does not speak of it."""
+    names, expected = formulas(weights, A - weights["b_dec"] * centered)[kind]
+    write(tmp_path / "w.safetensors", only(weights, *names))
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    np.testing.assert_allclose(sae.load(tmp_path).encode(A), expected, atol=1e-5)
+
+
+def test_codes_may_be_chosen_by_what_they_add_to_the_signal(weights, A, tmp_path):
+    """The rule of SAELens that keeps the largest entries of code times norm of atom."""
+    write(tmp_path / "w.safetensors", only(weights, "b_enc"))
+    config = {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    made, norms = sae.load(tmp_path), np.linalg.norm(weights["W_dec"], axis=1)
+    u = (A - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]
+    expected = keep(relu(u * norms), K)
+    np.testing.assert_allclose(made.encode(A), expected, atol=1e-4)
+    decoded = expected / norms @ weights["W_dec"] + weights["b_dec"]
+    np.testing.assert_allclose(made.decode(made.encode(A)), decoded, atol=1e-4)
+
+
 def test_weights_in_half_precision_become_float32(weights, A):
     import ml_dtypes
 
