@@ -1,6 +1,6 @@
 """Exact LASSO codes at many sizes, and their derivative: `lasso_batch` next to other solvers.
 
-    python benchmarks/exact_codes.py [--memory | --selection | --table]
+    python benchmarks/exact_codes.py [--memory | --selection | --start | --table]
 
 Random unit atoms, signals of 20 or 102 atoms with 5 % noise, in float32. The rows, in
 exact_codes.jsonl, hold the CPU microseconds per signal of one thread (the least and the most of the
@@ -19,7 +19,10 @@ proximal gradient) takes part if it is installed.
 --memory codes 100,000 signals of 1000 x 4000 from a file, with sparse results, and adds a row with
 the peak memory of the process. --selection adds rows of OMP whose atoms are selected by least
 squares, next to `omp` of SPAMS: the median, the least and the most CPU time of the repeats, and the
-share of signals for which both select the same atoms. --table prints the table of the page.
+share of signals for which both select the same atoms. --start adds rows of exact codes that start
+from the codes of a network, with the microseconds of both parts, next to exact codes without a
+start and SPAMS; for a trained network, with the CPU seconds of the training and the number of
+signals that repay it. --table prints the table of the page.
 """
 
 import os
@@ -345,10 +348,50 @@ def selection(repeats=25):
             )  # fmt: skip
 
 
+def started(n=2000, trained_on=20_000):
+    """The rows of codes that start from those of `bcd`, untrained and trained for 900 steps."""
+    for lam in (0.05, 0.02):
+        D, Y = problem(256, 1024, n + trained_on, 102)
+        train, Y = Y[n:], Y[:n]
+        shared = dict(m=256, d=1024, signals=n, lam=lam)
+        alone = {}
+        for name in ("chosen", "SPAMS LARS"):
+            solve = solvers(1024)[name][0]
+            least, most, codes = seconds(lambda solve=solve: solve(D, Y, lam), 4)  # noqa: B023
+            alone[name] = least / n * 1e6
+            nonzeros = round(float(np.count_nonzero(codes) / n), 1)
+        for depth, trains in ((4, True), (8, True), (8, False), (16, False)):
+            layer, params, spent = ur.layers.bcd(depth, lam=lam), None, 0.0
+            if trains:
+                begun = time.process_time()
+                fit = ur.training.unsupervised(
+                    D, train, lam, depth, key=0, family="bcd", steps=300, progress=False
+                )
+                params, spent = fit.params, time.process_time() - begun
+            else:
+                params = layer.init(None, D)
+            network = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
+            first = partial(network, jax.tree.map(jnp.asarray, params), jnp.asarray(D), Y)
+            coded, _, start = seconds(first, 4)
+            finish = partial(ur.pursuit.lasso_batch, D, Y, lam, start=np.asarray(start))
+            least, most, result = seconds(lambda finish=finish: np.asarray(finish().x), 4)
+            both = (coded + least) / n * 1e6
+            saved = min(alone.values()) - both
+            yield shared | dict(
+                start="bcd", depth=depth, trained=trains, nonzeros=nonzeros,
+                network=round(coded / n * 1e6, 1), microseconds=round(least / n * 1e6, 1),
+                most=round(most / n * 1e6, 1), alone=round(alone["chosen"], 1),
+                spams=round(alone["SPAMS LARS"], 1), ratio=round(min(alone.values()) / both, 2),
+                before=float(f"{gaps(D, Y, start, lam).max():.2g}"),
+                gap=float(f"{gaps(D, Y, result, lam).max():.2g}"), training_s=round(spent, 1),
+                repaid=int(spent / saved * 1e6) if trains and saved > 0 else None,
+            )  # fmt: skip
+
+
 def table(rows):
     """The rows as a table: CPU microseconds per signal, and the largest gap."""
     cases = {}
-    for row in (row for row in rows if "gap" in row):
+    for row in (row for row in rows if "solver" in row and "gap" in row):
         many = row["signals"] if row["signals"] != FEW else ""
         key = next((k for k in reversed(cases) if k[:3] == (row["m"], row["d"], row["lam"])), None)
         if key is None or (many and many != key[3]):
@@ -376,6 +419,13 @@ def main():
         kept = [r for r in map(json.loads, ROWS.read_text().splitlines()) if "selection" not in r]
         new = list(selection())
         print(*new, sep="\n")
+        return ROWS.write_text("\n".join(map(json.dumps, [*kept, *new])) + "\n")
+    if "--start" in sys.argv:
+        kept = [r for r in map(json.loads, ROWS.read_text().splitlines()) if "start" not in r]
+        new = []
+        for row in started():
+            print(row, flush=True)
+            new.append(row)
         return ROWS.write_text("\n".join(map(json.dumps, [*kept, *new])) + "\n")
     packages = ("numpy", "numba", "scikit-learn", "spams-bin", "skglm", "celer", "jaxopt")
     versions = {p: version(p) for p in packages if version(p)}

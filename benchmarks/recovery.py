@@ -1,7 +1,7 @@
 """Planted dictionaries, and the share of their atoms that methods find again.
 
     python benchmarks/recovery.py              # rows of recovery.jsonl, resumable
-    python benchmarks/recovery.py --table      # the table of the page
+    python benchmarks/recovery.py --table found  # a table of the page; also score, "CPU s"
     python benchmarks/recovery.py --theory     # what is proved of recovered atoms, a row
 
 The law of signals is that of arXiv 2603.28744 ("Stop probing, start coding"): n latents, signals of
@@ -19,6 +19,7 @@ import importlib.util
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -73,8 +74,9 @@ def score(D, Z, Y):
     return float(products[linear_sum_assignment(-products)].mean())
 
 
-def recover(Y, n, seed):
-    return ur.dictionary_learning.recover(Y, n, lam=LAM, nonnegative=True, key=seed).D
+def recover(Y, n, seed, **options):
+    learn = ur.dictionary_learning.recover
+    return learn(Y, n, lam=LAM, nonnegative=True, key=seed, **options).D
 
 
 def online(Y, n, seed):
@@ -148,11 +150,13 @@ def seconds_of_recover(Y, n, seed):
 METHODS = {
     "true atoms": lambda Y, n, seed: planted(n, len(Y), seed)[0],
     "recover": recover,
+    "recover, 1500 steps": partial(recover, steps=1500),
     "online": online,
     "SPAMS": spams,
     "scikit-learn": scikit_learn,
     "sparse autoencoder": autoencoder,
 }
+ONLY = {"recover, 1500 steps": [(500, 2500)]}  # the cases of a method, where not all
 PACKAGES = {"SPAMS": "spams", "scikit-learn": "sklearn"}
 
 
@@ -200,33 +204,32 @@ def theory(n=200, signals=10_000, seed=0):
     return row
 
 
-def table():
+def table(of):
+    """A row for each case: the mean of `of` over the seeds by method, with half its range."""
     rows, lines = read(), []
     for n, signals in CASES:
-        for method in METHODS:
-            of = [r for r in rows if (r["n"], r["signals"], r["method"]) == (n, signals, method)]
-            if of:
-                mean, seeds = np.mean([r["score"] for r in of]), [r["score"] for r in of]
-                spread = f"{min(seeds):.3f} to {max(seeds):.3f}"
-                found = f"{np.mean([r['found'] for r in of]):.3f}"
-                lines.append(
-                    {
-                        "atoms": n,
-                        "signals": signals,
-                        "method": method,
-                        "atoms found": found,
-                        "score": f"{mean:.3f}",
-                        "range of the score": spread,
-                        "CPU s": round(np.mean([r["CPU s"] for r in of])),
-                    }
-                )
+        case = [row for row in rows if (row["n"], row["signals"]) == (n, signals)]
+        line = {"atoms": n, "signals": signals, "per atom": f"{signals / n:g}"}
+        for method in (method for method in METHODS if method not in ONLY):
+            values = [row[of] for row in case if row["method"] == method]
+            line[method] = cell(values, 0 if of == "CPU s" else 3)
+        if of != "score":
+            del line["true atoms"]
+        lines.append(line)
     return markdown(lines)
+
+
+def cell(values, digits):
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else ""
+    return f"{np.mean(values):.{digits}f} \u00b1 {np.ptp(values) / 2:.{digits}f}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--table", choices=("score", "found", "CPU s"))
     parser.add_argument("--atoms", type=int, nargs="*", help="the cases with these numbers alone")
+    parser.add_argument("--signals", type=int, nargs="*", help="the cases with so many alone")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=[*METHODS])
     parser.add_argument("--theory", action="store_true")
@@ -234,15 +237,18 @@ def main():
     if options.theory:
         return print(write(theory()))
     if options.table:
-        return print(table())
+        return print(table(options.table))
     present = [
         m for m in options.methods if importlib.util.find_spec(PACKAGES.get(m, "jax")) is not None
     ]
     done = {(row["n"], row["signals"], row["seed"], row["method"]) for row in read()}
     for seed in options.seeds:
         for n, signals in CASES:
-            for method in present if n in (options.atoms or [n]) else ():
-                if (n, signals, seed, method) not in done:
+            if n not in (options.atoms or [n]) or signals not in (options.signals or [signals]):
+                continue
+            for method in present:
+                wanted = (n, signals) in ONLY.get(method, CASES)
+                if wanted and (n, signals, seed, method) not in done:
                     row = measure(n, signals, seed, method)
                     write(row)
                     shown = ("n", "signals", "method", "found", "score", "CPU s")

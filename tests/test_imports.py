@@ -208,7 +208,8 @@ def test_private_names_are_found(tmp_path):
 
 
 ALLOWED = {"jax", "numpy", "optax", "unrolled"}  # at the top of a file
-COMPILED = {f"unrolled.pursuit.{name}" for name in ("_active_set", "_matching", "_working_sets")}
+_NUMBA = ("_active_set", "_compiled", "_matching", "_working_sets")
+COMPILED = {f"unrolled.pursuit.{name}" for name in _NUMBA}
 
 
 def test_optional_packages_are_imported_inside_functions():

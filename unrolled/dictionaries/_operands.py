@@ -482,9 +482,9 @@ def flat_batch(D: Any, batch: Any) -> Any:
     if not isinstance(batch, tuple):
         return as_flat(Ds[0], batch, 1)[0]
     Y, X, *own = batch
-    if isinstance(X, tuple):
+    if type(X) is tuple:  # a `Withheld` is flat
         X = tuple(as_flat(Dj, Xj, 1)[0] for Dj, Xj in zip(Ds[len(Ds) - len(X) :], X))
-    elif X is not None:
+    elif X is not None and not isinstance(X, tuple):
         X = as_flat(Ds[-1], X, 1)[0]
     return as_flat(Ds[0], Y, 1)[0], X, *own
 

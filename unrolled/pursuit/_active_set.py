@@ -24,17 +24,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, cfunc, njit, types
+from numba import carray, cfunc, types
 
-# The compiler may reorder sums to use vector registers; NaN and inf keep their meaning.
-# No Python code calls these functions, so they have no wrappers, which would take long to compile.
-# A literal argument, such as k = 0, has a type of its own, and the callee would be compiled for it,
-# too; np.int64(0) has the type of all other integers.
-_compiled = njit(  # type: ignore[call-overload]  # its stubs lack the last two options
-    error_model="numpy",
-    fastmath={"reassoc", "contract", "nsz", "arcp"},
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
+from unrolled.pursuit._compiled import (
+    border,
+    clear,
+    compiled,
+    extend,
+    factor,
+    solve,
+    subtract,
+    swap_in,
 )
 
 # The number of atoms that may join a working set in a round; the number of active atoms if larger.
@@ -142,7 +142,7 @@ def minimise(
     finest = np.broadcast_to(np.asarray(finest, float), n)
     floats = (gram, problem.atoms, inverse, Y, products, lam, slack, finest)
     first, known = (np.zeros((0, v)) if of is None else of for of, v in ((start, d), (masks, m)))
-    sizes, used = np.zeros((1, 2), np.int64), np.array([d])
+    sizes, used = np.zeros((1, 3), np.int64), np.array([d])
     entry(many, MANY)(
         *map(operand, (*floats, first, known)),
         *map(pointer, (*result, *workspace(1, m, d), sizes, used, np.arange(n))),
@@ -200,7 +200,7 @@ MANY = types.void(
 )  # fmt: skip
 
 
-@_compiled
+@compiled
 def _arrays(S, V, I, m, d):
     """The workspace of a signal: arrays for the active and working sets, and for all d atoms."""
     for i in range(d):
@@ -231,7 +231,7 @@ def many(
     moved, rounds, margins = carray(moved, (n,)), carray(rounds, (n,)), carray(margins, (n,))
     squares = carray(squares, (problems, 2, w, w + _PAD))
     vectors = carray(vectors, (problems, VECTORS, max(m, w)))
-    lists, sizes = carray(lists, (problems, LISTS, w)), carray(sizes, (problems, 2))
+    lists, sizes = carray(lists, (problems, LISTS, w)), carray(sizes, (problems, 3))
     used = carray(used, (problems,))
     for i in which:
         p = i if stacked else 0
@@ -249,22 +249,23 @@ def many(
         )
 
 
-@_compiled
+@compiled
 def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
     """Compute the code of a signal, its gap, residual, moves, rounds and margin.
 
-    `sizes` are the numbers of atoms of a state that the function resumes if some atom is active.
+    `sizes` are the numbers of active atoms and of atoms in the working set of a state that the
+    function resumes if some atom is active, and 1 if the inverse is to be computed.
     """
     gram, D, inverse, l2, nonnegative, mask = shared
     tol, budget, fewest, most, digits, finest = limits
     x, lam, atoms, rounded = work[2], work[6], work[10], work[9]
     full, weight, r, excess, inside, fresh = own
-    k, w = sizes
+    k, w, factored, begun = sizes[0], sizes[1], sizes[2] > 0, False
     moves = rounds = idle = 0
     level, least, goal = 1.0, _FINEST * slack, tol  # `level` is the penalty divided by lam
     if k == 0:
         level, w = np.inf, 0
-        _clear(inside, len(inside))
+        clear(inside, len(inside))
     while True:
         gap, squares, top = _judged(shared, x, k, y, products, slack, work, own)
         room = min(max(fewest, k), len(inside) - w)
@@ -273,24 +274,21 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
         if idle > 1 and gap > goal >= 0 and slack > least:  # for codes much larger than y
             slack, idle = slack / 10, 0
             continue
-        if (
-            gap <= goal
-            or moves >= budget
-            or idle > 1
-            or (joined and rounds >= most and level < np.inf)
-        ):
-            reached = gap <= goal
+        reached, spent = gap <= goal, joined and rounds >= most and level < np.inf
+        if reached or moves >= budget or idle > 1 or spent:
             if _round(rounded, x, k, digits, finest):
                 gap, squares, top = _judged(shared, rounded, k, y, products, slack, work, own)
             if reached and gap > tol and goal == tol:
                 goal, idle = _SHARE * tol, 0
                 continue
             break
-        if level == np.inf and len(start):
-            level = 1.0
-            k, w, moves = _begun(shared, start[0], products, slack, budget, work, own)
+        if level == np.inf and len(start) and not begun:
+            k, w, moves, factored = _begun(shared, start[0], products, slack, budget, work, own)
+            level, begun = 1.0 if w > 0 else np.inf, True
             continue
-        _rows(gram, D, l2, mask, fresh, joined, work[9])
+        if factored:
+            k, factored = _rebuild(work, k, w), False
+        _rows(gram, D, l2, mask, fresh, joined, inside, work[9])
         w = _join(work, gram, products, weight, inverse, fresh, joined, inside, w)
         rounds += joined > 0
         if level == np.inf:
@@ -300,20 +298,20 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
             lam[i] = level * weight[atoms[i]]
         k, more = _minimise(work, k, w, nonnegative, slack, budget - moves)
         moves += more
-    sizes[0], sizes[1] = k, w
-    _clear(out, len(out))
+    sizes[0], sizes[1], sizes[2] = k, w, factored
+    clear(out, len(out))
     for i in range(k):
         out[atoms[i]] = rounded[i]
     return gap, math.sqrt(squares), moves, rounds, _margin(rounded, own, atoms, k, nonnegative)
 
 
-@_compiled
+@compiled
 def _judged(shared, x, k, y, products, slack, work, own):
     """The relative gap of a code, norm(r)^2, and the larger of 1 and max |g_i| / lam_i."""
     gram, D, inverse, l2, nonnegative, mask = shared
     full, weight, r, atoms = own[0], own[1], own[2], work[10]
-    _subtract(full, products, gram, atoms, x, k, len(full))
-    _subtract(r, y, D, atoms, x, k, len(y))
+    subtract(full, products, gram, atoms, x, k, len(full))
+    subtract(r, y, D, atoms, x, k, len(y))
     half = 0.0
     for i in range(len(y)):
         half += y[i] ** 2 / 2
@@ -325,7 +323,7 @@ def _judged(shared, x, k, y, products, slack, work, own):
     return gap / (half if half > 0 else 1.0), squares, top
 
 
-@_compiled
+@compiled
 def _margin(x, own, atoms, k, nonnegative):
     """The least of |x_i| / max |x| on the support, and of 1 - |d_i . r| / lam_i off the support."""
     full, weight, _, _, inside, _ = own
@@ -344,7 +342,7 @@ def _margin(x, own, atoms, k, nonnegative):
     return max(margin, 0.0)
 
 
-@_compiled
+@compiled
 def _round(out, x, k, digits, finest):
     """Round to so many binary digits and to multiples of 2^finest; return whether x changed."""
     changed = False
@@ -355,33 +353,110 @@ def _round(out, x, k, digits, finest):
     return changed
 
 
-@_compiled
+@compiled
 def _begun(shared, start, products, slack, budget, work, own):
-    """Start from a code: move to the minimiser on its support; atoms whose signs change leave.
+    """Start from a code: change its support as long as each step breaks fewer constraints.
 
-    Free atoms become active, with entries of either sign, unless they are dependent on other atoms.
+    A step of the primal-dual active set computes the stationary point on the support for its signs.
+    An atom leaves if the sign of its entry is wrong, and joins if its constraint is violated; free
+    atoms stay. If the steps end early, the moves of `_minimise` lead from the code to the
+    minimiser, or from 0 if the atoms of the code are dependent because they are too many.
+
+    Returns:
+        The numbers of active atoms, of atoms in the working set and of changes of the support, and
+        whether the matrix of the inverse holds the Cholesky factor instead.
+
+    Reference: Hintermueller, Ito, Kunisch (2002).
     """
-    gram, D, inverse, l2, nonnegative, mask = shared
-    x, sign, lam, atoms = work[2], work[4], work[6], work[10]
-    _, weight, _, _, inside, fresh = own
-    joined = w = np.int64(0)
+    (d, m), l2 = shared[1].shape, shared[3]
+    w, steps = _given(shared, start, products, work, own), np.int64(0)
+    if w > m and l2 == 0:
+        clear(own[4], d)
+        return np.int64(0), np.int64(0), steps, False
+    least = max(w, 1) + 1
+    while steps < budget and (w <= m or l2 > 0) and factor(work[0], work[1], w, _DEPENDENT):
+        _to_stationary(work, w)
+        broken = _broken(shared, products, slack, work, own, w)
+        if broken == 0:
+            return w, w, steps, True
+        if broken >= least:
+            break
+        least, steps = broken, steps + 1
+        w = _assemble(shared, start, products, work, own)
+    w = _given(shared, start, products, work, own)
+    return _rebuild(work, w, w), w, steps, False
+
+
+@compiled
+def _given(shared, start, products, work, own):
+    """Make the atoms of a code the working set, with its signs; free atoms have the side 2."""
+    _, _, inverse, _, nonnegative, _ = shared
+    weight, side = own[1], own[3]
+    for i in range(len(side)):
+        is_free = weight[i] == 0 and inverse[i] > 0 and not nonnegative
+        given = start[i] != 0 and not (nonnegative and start[i] < 0)
+        side[i] = 2.0 if is_free else np.sign(start[i]) if given else 0.0
+    return _assemble(shared, start, products, work, own)
+
+
+@compiled
+def _assemble(shared, start, products, work, own):
+    """Make the atoms with a side the working set, free ones first; return their number."""
+    gram, D, inverse, l2, _, mask = shared
+    _, weight, _, side, inside, fresh = own
+    x, sign, atoms = work[2], work[4], work[10]
+    count = np.int64(0)
     for free in range(2):
-        for i in range(len(inside)):
-            is_free = weight[i] == 0 and inverse[i] > 0 and not nonnegative
-            given = start[i] != 0 and not (nonnegative and start[i] < 0)
-            if is_free if free == 0 else given and not is_free:
-                fresh[joined], joined = i, joined + 1
-    _rows(gram, D, l2, mask, fresh, joined, work[9])
-    w = _join(work, gram, products, weight, inverse, fresh, joined, inside, w)
-    for i in range(w):
-        x[i] = start[atoms[i]]
-        sign[i] = _constraint(x[i], lam[i], nonnegative)
-    k = _rebuild(work, w, w)
-    k, moves = _minimise(work, k, w, nonnegative, slack, budget)
-    return k, w, moves
+        for i in range(len(side)):
+            if side[i] != 0 and (side[i] == 2) == (free == 0):
+                fresh[count], count = i, count + 1
+    _rows(gram, D, l2, mask, fresh, count, inside, work[9])
+    clear(inside, len(inside))
+    _join(work, gram, products, weight, inverse, fresh, count, inside, np.int64(0))
+    for i in range(count):
+        j = atoms[i]
+        sign[i] = side[j] if side[j] != 2 else 0.0
+        x[i] = start[j] if sign[i] * start[j] >= 0 else 0.0
+    return count
 
 
-@_compiled
+@compiled
+def _to_stationary(work, k):
+    """x, the point where the gradient on k atoms is 0 for their signs, by their Cholesky factor."""
+    A, M, x, sign, b, lam = work[0], work[1], work[2], work[4], work[5], work[6]
+    u, order = work[9], work[11]
+    for _ in range(2):  # the second step corrects the rounding of the first one
+        subtract(u, b, A, order, x, k, k)
+        for i in range(k):
+            u[i] -= lam[i] * sign[i]
+        solve(M, u, k)
+        for i in range(k):
+            x[i] += u[i]
+
+
+@compiled
+def _broken(shared, products, slack, work, own, k):
+    """Remove the sides of atoms whose signs are wrong, and give sides to atoms that violate.
+
+    Returns:
+        The number of changes.
+    """
+    gram, _, inverse, _, nonnegative, _ = shared
+    full, weight, _, side, inside, _ = own
+    x, sign, atoms = work[2], work[4], work[10]
+    subtract(full, products, gram, atoms, x, k, len(full))
+    changes = np.int64(0)
+    for i in range(k):
+        if sign[i] * x[i] < 0:
+            side[atoms[i]], changes = 0, changes + 1
+    for i in range(len(full)):
+        size = full[i] if nonnegative else abs(full[i])
+        if not inside[i] and (size - weight[i]) * inverse[i] > slack:
+            side[i], changes = np.sign(full[i]), changes + 1
+    return changes
+
+
+@compiled
 def _sizes(r, full, weight, inverse, nonnegative, slack):
     """norm(r)^2, and the larger of 1 and max |g_i| / lam_i."""
     squares, top = 0.0, 1.0
@@ -397,7 +472,7 @@ def _sizes(r, full, weight, inverse, nonnegative, slack):
     return squares, top
 
 
-@_compiled
+@compiled
 def _gap(x, full, weight, atoms, k, l2, squares, s):
     """The duality gap of a code, with the dual point s r."""
     bound, ridge = 0.0, 0.0
@@ -407,7 +482,7 @@ def _gap(x, full, weight, atoms, k, l2, squares, s):
     return bound + (1 - s) ** 2 * (squares + l2 * ridge) / 2
 
 
-@_compiled
+@compiled
 def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, most):
     """Choose the atoms whose constraints are violated most, in order; return their number."""
     joined, floor = 0, slack
@@ -425,14 +500,14 @@ def _violated(full, weight, inverse, excess, inside, fresh, nonnegative, slack, 
     return joined
 
 
-@_compiled
+@compiled
 def _minimise(work, k, w, nonnegative, slack, budget):
     """Minimise over a working set of w atoms, with k active atoms; return k and the moves."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
-    _clear(blocked, w)
+    clear(blocked, w)
     polished, moves = 0, 0
     while moves < budget:
-        _subtract(g, b, A, order, x, k, w)
+        subtract(g, b, A, order, x, k, w)
         worst = 0.0
         for i in range(k):
             g[i] -= lam[i] * sign[i]
@@ -442,8 +517,8 @@ def _minimise(work, k, w, nonnegative, slack, budget):
                 before, k = k, _rebuild(work, k, w)
                 if k < before:
                     continue
-            _clear(change, k)
-            _subtract(change, change, M, order, g, k, k)
+            clear(change, k)
+            subtract(change, change, M, order, g, k, k)
             k, stopped = _move(work, k, w)
             polished, moves = 0 if stopped else polished + 1, moves + 1
             continue
@@ -465,7 +540,7 @@ def _minimise(work, k, w, nonnegative, slack, budget):
     return k, moves
 
 
-@_compiled
+@compiled
 def _enter(work, k, w, nonnegative):
     """Make atom k active, and remove atoms on which it depends; if this fails, block atom k.
 
@@ -474,7 +549,7 @@ def _enter(work, k, w, nonnegative):
     """
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
     side, slope = (1.0 if g[k] > 0 else -1.0), abs(g[k]) - lam[k]
-    pivot, exchanged = _border(A, M, u, order, k), False
+    pivot, exchanged = border(A, M, u, order, k), False
     while pivot <= _DEPENDENT * A[k, k]:  # replace the first atom whose entry becomes 0
         leaving, far = k, np.inf
         for i in range(k):
@@ -487,17 +562,17 @@ def _enter(work, k, w, nonnegative):
         x[k] += far * side
         k = _leave(work, leaving, k, w)
         _swap(work, k, k + 1, w)
-        pivot, exchanged = _border(A, M, u, order, k), True
+        pivot, exchanged = border(A, M, u, order, k), True
     if pivot <= _DEPENDENT * A[k, k]:
         x[k], blocked[k] = 0.0, 1
         return k, False, exchanged
     sign[k] = _constraint(side, lam[k], nonnegative)
-    _extend(M, u, pivot, k)
+    extend(M, u, pivot, k)
     g[k] -= lam[k] * sign[k]
     return k + 1, True, exchanged
 
 
-@_compiled
+@compiled
 def _move(work, k, w):
     """Move from x to x - change; stop at the first change of a sign, where that atom leaves."""
     x, sign, change, blocked = work[2], work[4], work[8], work[12]
@@ -515,7 +590,7 @@ def _move(work, k, w):
     return _leave(work, leaving, k, w), True
 
 
-@_compiled
+@compiled
 def _constraint(value, lam, nonnegative):
     """The sign that an active entry must keep; 0 for a free entry."""
     if nonnegative:
@@ -526,33 +601,7 @@ def _constraint(value, lam, nonnegative):
 # The working set, and the inverse Gram matrix of its active atoms
 
 
-@_compiled
-def _subtract(out, b, A, rows, x, k, n):
-    """out = b - sum_i x_i A[rows_i], with n entries and k rows."""
-    i = 0
-    if k >= 4:
-        r0, r1, r2, r3 = rows[0], rows[1], rows[2], rows[3]
-        a0, a1, a2, a3 = x[0], x[1], x[2], x[3]
-        for j in range(n):
-            out[j] = b[j] - (a0 * A[r0, j] + a1 * A[r1, j] + a2 * A[r2, j] + a3 * A[r3, j])
-        i = 4
-    else:
-        for j in range(n):
-            out[j] = b[j]
-    while i + 4 <= k:
-        r0, r1, r2, r3 = rows[i], rows[i + 1], rows[i + 2], rows[i + 3]
-        a0, a1, a2, a3 = x[i], x[i + 1], x[i + 2], x[i + 3]
-        for j in range(n):
-            out[j] -= a0 * A[r0, j] + a1 * A[r1, j] + a2 * A[r2, j] + a3 * A[r3, j]
-        i += 4
-    while i < k:
-        r0, a0 = rows[i], x[i]
-        for j in range(n):
-            out[j] -= a0 * A[r0, j]
-        i += 1
-
-
-@_compiled
+@compiled
 def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
     """Add atoms to the working set as inactive atoms; return the size of the set."""
     A, M, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
@@ -567,11 +616,13 @@ def _join(work, gram, products, weight, inverse, fresh, joined, inside, w):
     return w
 
 
-@_compiled
-def _rows(gram, D, l2, mask, fresh, joined, known):
+@compiled
+def _rows(gram, D, l2, mask, fresh, joined, inside, known):
     """Compute the Gram matrix rows of masked atoms that join; without a mask all rows exist."""
     for i in range(joined if len(mask) else 0):
         j = fresh[i]
+        if inside[j]:
+            continue
         for c in range(D.shape[1]):
             known[c] = mask[0, c] * D[j, c]
         for other in range(len(D)):
@@ -582,7 +633,7 @@ def _rows(gram, D, l2, mask, fresh, joined, known):
         gram[j, j] += l2
 
 
-@_compiled
+@compiled
 def _swap(work, i, j, w):
     """Swap atoms i and j of a working set of w atoms."""
     A, _, x, g, sign, b, lam, scale, change, u, atoms, order, blocked = work
@@ -592,63 +643,17 @@ def _swap(work, i, j, w):
     blocked[i], blocked[j] = blocked[j], blocked[i]
     for v in (x, g, sign, b, lam, scale):
         v[i], v[j] = v[j], v[i]
-    _swap_in(A, i, j, w)
+    swap_in(A, i, j, w)
 
 
-@_compiled
-def _swap_in(A, i, j, n):
-    """Swap rows i and j, and columns i and j, of a matrix of n rows."""
-    for c in range(n):
-        A[i, c], A[j, c] = A[j, c], A[i, c]
-    for c in range(n):
-        A[c, i], A[c, j] = A[c, j], A[c, i]
-
-
-@_compiled
-def _clear(x, n):
-    """x[:n] = 0; as numba compiles this slice, it compiles an error of shapes for seconds."""
-    for i in range(n):
-        x[i] = 0
-
-
-@_compiled
-def _copy(x, y):
-    """x[:] = y, as `_clear`."""
-    for i in range(len(x)):
-        x[i] = y[i]
-
-
-@_compiled
-def _border(A, M, u, order, k):
-    """Write the code of atom k in the active atoms to u; return the squared residual."""
-    _clear(u, k)
-    _subtract(u, u, M, order, A[k], k, k)
-    pivot = A[k, k]
-    for i in range(k):
-        u[i] = -u[i]
-        pivot -= A[k, i] * u[i]
-    return pivot
-
-
-@_compiled
-def _extend(M, u, pivot, k):
-    """Extend the inverse by one atom."""
-    for i in range(k):
-        f = u[i] / pivot
-        for j in range(k):
-            M[i, j] += f * u[j]
-        M[i, k] = M[k, i] = -f
-    M[k, k] = 1 / pivot
-
-
-@_compiled
+@compiled
 def _leave(work, i, k, w):
     """Remove active atom i: it becomes the first inactive atom."""
     M, x, sign = work[1], work[2], work[4]
     q = k - 1
     if i < q:
         _swap(work, i, q, w)
-        _swap_in(M, i, q, k)
+        swap_in(M, i, q, k)
     x[q] = sign[q] = 0.0
     for row in range(q):
         f = M[q, row] / M[q, q]
@@ -657,15 +662,15 @@ def _leave(work, i, k, w):
     return q
 
 
-@_compiled
+@compiled
 def _rebuild(work, count, w):
     """Compute the inverse Gram matrix of the first `count` atoms; dependent atoms leave."""
     A, M, x, sign, u, order = work[0], work[1], work[2], work[4], work[9], work[11]
     k = np.int64(0)
     for _ in range(count):
-        pivot = _border(A, M, u, order, k)
+        pivot = border(A, M, u, order, k)
         if pivot > _DEPENDENT * A[k, k]:
-            _extend(M, u, pivot, k)
+            extend(M, u, pivot, k)
             k += 1
         else:
             count -= 1

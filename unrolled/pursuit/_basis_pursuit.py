@@ -383,7 +383,7 @@ def _tried(
     lam, zero = jnp.sqrt(squared), jnp.zeros((), y.dtype)
     at, penalty = Penalized(D, y, lam, zero), L1.of(D)
     # A code that is accurate enough at once for two penalties in turn would stay the same.
-    accuracy = jnp.maximum(method.tol**2 * jnp.exp2(-s.trials.astype(y.dtype)), rounding)
+    accuracy: Any = jnp.maximum(method.tol**2 * jnp.exp2(-s.trials.astype(y.dtype)), rounding)
     inner = _lasso.Lasso(accuracy, method.max_steps, penalty)
     x, gap, steps = _lasso.code(inner, at, s.latest, size)
     # The error of the residual is as large as the root of the gap: solve once more, on the support.

@@ -136,9 +136,10 @@ def lasso_batch(
         ratio: lam / lam_max(D, y) for every signal, which may be given instead of lam, in the same
             shapes.
         tol, nonnegative, l2: as in `lasso`.
-        start: (batch, d), codes to start from.
+        start: (batch, d), codes to start from, such as those of a trained network. Near the
+            minimiser, the whole support changes in each of a few steps, for one Cholesky factor.
         max_steps: maximum number of moves for a signal; in a move, an atom becomes active or
-            inactive.
+            inactive, or the support of a start changes.
         mask: array of bool, in the shape of Y or (m,) for all signals, True where an entry is
             known. The codes fit only the known entries, as with `dictionaries.Masked`; unknown
             entries may be NaN. `ratio`, `gap` and `residual` then refer to the known entries.
@@ -336,11 +337,16 @@ def _method(D: Operator, lam: Any, n: int, where: str, nonzeros: Callable[[], fl
 
 
 def _nonzeros(*operands: Any, tol: float, **options: Any) -> float | None:
-    """The mean number of nonzeros of the codes of some signals; None for traced operands."""
+    """The mean number of nonzeros of the start, or of the codes of some signals without a start.
+
+    For traced operands it is None.
+    """
     if not checks.is_concrete(operands):
         return None
     D, Y, lam, l2, start, known = operands
     n = len(Y)
+    if start is not None and (count := np.count_nonzero(in_numpy(start))) > 0:
+        return count / n
     rows = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(int))
 
     def some(v: Any) -> Any:

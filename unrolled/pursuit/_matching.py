@@ -21,16 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray, njit, types
 
-from unrolled.pursuit._active_set import (
-    _border,
-    _clear,
-    _compiled,
-    _copy,
-    _extend,
-    _subtract,
-    entry,
-    pointer,
-)
+from unrolled.pursuit._active_set import entry, pointer
+from unrolled.pursuit._compiled import border, clear, compiled, copy, extend, subtract
 from unrolled.pursuit._omp import CHOICES
 
 # Divisions by squared distances may be reciprocals; scores that are not finite are not read.
@@ -241,7 +233,7 @@ def _choose(products, factors, apart, scores, bits, best, margins, n, d, rows, b
         best[i], margins[i] = _best(products[i], row, own, scores, by_fit, nonnegative)
 
 
-@_compiled
+@compiled
 def _best(g, factors, apart, scores, by_fit, nonnegative):
     """The first atom with the largest score, -1 if no score is positive, and 1 - second / largest.
 
@@ -274,7 +266,7 @@ def _best(g, factors, apart, scores, by_fit, nonnegative):
     return e, 1.0 - (math.sqrt(share) if by_fit else share)
 
 
-@_compiled
+@compiled
 def _largest(bits, first, end):
     top = bits[0] * 0
     for i in range(first, end):
@@ -282,7 +274,7 @@ def _largest(bits, first, end):
     return top
 
 
-@_compiled
+@compiled
 def _score(g, factors, scores, nonnegative):
     """Scores are correlations times factors."""
     if nonnegative:
@@ -340,7 +332,7 @@ def _with_gram(
             values[i, j] = code[3][j]
 
 
-@_compiled
+@compiled
 def _one(D, near, y, products, rule, own, code, atoms):
     """Choose the atoms of a signal; return their number, the number of choices and the margin."""
     most, least, depends, by_fit, nonnegative = rule
@@ -382,7 +374,7 @@ def _one(D, near, y, products, rule, own, code, atoms):
     return k, steps, margin
 
 
-@_compiled
+@compiled
 def _extended(near, own, code, atoms, k, pivot):
     """Subtract the part of the correlations along atom k, and the part of the distances.
 
@@ -391,7 +383,7 @@ def _extended(near, own, code, atoms, k, pivot):
     _, g, apart, _, along, h, _ = own
     x, u = code[3], code[4]
     size = _norms(near, atoms, u, h, k) + math.sqrt(near[atoms[k], atoms[k]])
-    _subtract(along, near[atoms[k]], near, atoms, h, k, len(g))
+    subtract(along, near[atoms[k]], near, atoms, h, k, len(g))
     step, inverse = g[0] * 0 + x[k], g[0] * 0 + 1 / pivot
     for i in range(len(g)):
         g[i] -= step * along[i]
@@ -399,27 +391,27 @@ def _extended(near, own, code, atoms, k, pivot):
     return abs(x[k]) * size
 
 
-@_compiled
+@compiled
 def _renewed(near, products, own, code, atoms, k, by_fit):
     """Correlations, and distances for `by_fit`, from the code; return a size as `_extended`."""
     _, g, apart, _, along, h, _ = own
     M, x = code[1], code[3]
     size = _norms(near, atoms, x, h, k)
-    _subtract(g, products, near, atoms, h, k, len(g))
+    subtract(g, products, near, atoms, h, k, len(g))
     if by_fit:
         for i in range(len(g)):
             apart[i] = near[i, i]
         for j in range(k):
             for i in range(k):
                 h[i] = -M[j, i]
-            _clear(along, len(along))
-            _subtract(along, along, near, atoms, h, k, len(g))
+            clear(along, len(along))
+            subtract(along, along, near, atoms, h, k, len(g))
             for i in range(len(g)):
                 apart[i] -= near[atoms[j], i] * along[i]
     return size
 
 
-@_compiled
+@compiled
 def _norms(near, atoms, x, h, k):
     """Copy x to h; return the sum of |x_j| times the norms of the atoms."""
     size = 0.0
@@ -429,13 +421,13 @@ def _norms(near, atoms, x, h, k):
     return size
 
 
-@_compiled
+@compiled
 def _unit(products, m):
     """The usual error of an inner product of unit vectors with m entries."""
     return math.sqrt(m) * (6e-8 if products.itemsize == 4 else 1.1e-16)
 
 
-@_compiled
+@compiled
 def _error(e, near, own, noise, unit, by_fit):
     """The share by which rounding may change the score of atom e, or its root for `by_fit`."""
     _, g, apart, _, _, _, _ = own
@@ -447,7 +439,7 @@ def _error(e, near, own, noise, unit, by_fit):
     return error + unit * near[e, e] / apart[e] / 2 if by_fit else error
 
 
-@_compiled
+@compiled
 def _score_again(D, y, own, code, atoms, k, by_fit, e, error):
     """Compute anew in float64: correlations, and distances for `by_fit`.
 
@@ -457,7 +449,7 @@ def _score_again(D, y, own, code, atoms, k, by_fit, e, error):
     _, g, apart, (scores, _), _, _, r = own
     M, u = code[1], code[4]
     least = scores[e] * max(1 - 8 * error, 0.0) if error <= _UNSURE else scores[0] * 0
-    _subtract(r, y, D, atoms, code[3], k, len(r))
+    subtract(r, y, D, atoms, code[3], k, len(r))
     for i in range(len(g)):
         if scores[i] < least:
             continue
@@ -499,13 +491,13 @@ def _grow(
         if state[i]:
             steps[i] += 1
             margins[i] = min(margins[i], margins_of_step[i])
-            _subtract(r[i], Y[i], columns[i], code[6], code[3], count, m)
+            subtract(r[i], Y[i], columns[i], code[6], code[3], count, m)
         counts[i] = count
         if count + block > k or steps[i] >= (CHOICES * most if nonnegative else most):
             state[i] = 0
 
 
-@_compiled
+@compiled
 def _grown(code, y, r, q, chosen, news, columns, atoms, k, least, depends, nonnegative):
     """Add atoms to a code; return their number, and 0 if none has entered, 2 if one has left."""
     A, _, b, _, u, _, order = code
@@ -517,12 +509,12 @@ def _grown(code, y, r, q, chosen, news, columns, atoms, k, least, depends, nonne
         return k, 0
     for e in range(len(chosen)):
         atoms[grown], b[grown] = chosen[e], _dot(news[e], y)
-        _copy(columns[grown], news[e])
+        copy(columns[grown], news[e])
         for j in range(grown + 1):
             A[grown, j] = A[j, grown] = _dot(columns[j], news[e])
         pivot = _enter(code, grown, depends)
         if pivot > 0:
-            _subtract(q, news[e], columns, order, u, grown, len(q))
+            subtract(q, news[e], columns, order, u, grown, len(q))
             size = math.sqrt(pivot)
             for i in range(len(q)):
                 q[i] /= size
@@ -536,7 +528,7 @@ def _grown(code, y, r, q, chosen, news, columns, atoms, k, least, depends, nonne
     return grown, 1
 
 
-@_compiled
+@compiled
 def _dot(a, b):
     total = 0.0
     for i in range(len(a)):
@@ -560,7 +552,7 @@ def _residuals(D, Y, atoms, counts, values, r, sizes, n, m, k, d):
     D, Y, r, sizes = carray(D, (d, m)), carray(Y, (n, m)), carray(r, (m,)), carray(sizes, (n,))
     atoms, counts, values = carray(atoms, (n, k)), carray(counts, (n,)), carray(values, (n, k))
     for i in range(n):
-        _subtract(r, Y[i], D, atoms[i], values[i], counts[i], m)
+        subtract(r, Y[i], D, atoms[i], values[i], counts[i], m)
         squares = 0.0
         for value in r:
             squares += value**2
@@ -570,7 +562,7 @@ def _residuals(D, Y, atoms, counts, values, r, sizes, n, m, k, d):
 # The code on the chosen atoms: A x = b
 
 
-@_compiled
+@compiled
 def _code(numbers, order, k):
     """Of at most k atoms: A, its inverse M, b, the code x, two workspaces and 0, 1, ..., k - 1.
 
@@ -581,11 +573,11 @@ def _code(numbers, order, k):
     return A, M, V[0], V[1], V[2], V[3], order
 
 
-@_compiled
+@compiled
 def _enter(code, k, depends):
     """Extend the code by atom k; return its squared distance from the others, 0 if it depends."""
     A, M, b, x, u, _, order = code
-    pivot, rest = _border(A, M, u, order, k), b[k]
+    pivot, rest = border(A, M, u, order, k), b[k]
     if pivot <= depends * A[k, k]:
         return 0.0
     for j in range(k):
@@ -593,19 +585,19 @@ def _enter(code, k, depends):
     x[k] = rest / pivot
     for j in range(k):
         x[j] -= x[k] * u[j]
-    _extend(M, u, pivot, k)
+    extend(M, u, pivot, k)
     return pivot
 
 
-@_compiled
+@compiled
 def _refined(code, k):
     """Correct the rounding errors of x; return (b - A x)' M (b - A x)."""
     A, M, b, x, u, t, order = code
     inside = 0.0
     for corrected in range(3):
-        _subtract(t, b, A, order, x, k, k)
-        _clear(u, k)
-        _subtract(u, u, M, order, t, k, k)
+        subtract(t, b, A, order, x, k, k)
+        clear(u, k)
+        subtract(u, u, M, order, t, k, k)
         inside = 0.0
         for j in range(k):
             inside -= u[j] * t[j]
@@ -615,7 +607,7 @@ def _refined(code, k):
     return max(inside, 0.0)
 
 
-@_compiled
+@compiled
 def _descend(code, atoms, columns, k):
     """Move from x >= 0 to the least squares code; atoms whose entries become 0 leave.
 
@@ -642,7 +634,7 @@ def _descend(code, atoms, columns, k):
         k -= 1
 
 
-@_compiled
+@compiled
 def _remove(code, atoms, columns, i, k):
     """Remove atom i; x becomes the least squares code of the other atoms."""
     A, M, b, x, u, start, _ = code
@@ -655,7 +647,7 @@ def _remove(code, atoms, columns, i, k):
             M[j, c] -= ratio * u[j] * u[c]
     for j in range(i, k - 1):
         atoms[j], b[j], x[j], start[j] = atoms[j + 1], b[j + 1], x[j + 1], start[j + 1]
-        _copy(columns[j], columns[j + 1])
+        copy(columns[j], columns[j + 1])
         for c in range(k):
             A[j, c], M[j, c] = A[j + 1, c], M[j + 1, c]
     for j in range(k - 1):

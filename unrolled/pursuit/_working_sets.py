@@ -198,7 +198,7 @@ class Held(NamedTuple):
     squares: np.ndarray  # the workspaces
     vectors: np.ndarray
     lists: np.ndarray
-    sizes: np.ndarray  # (n, 2), the numbers of active atoms and of atoms in the working set
+    sizes: np.ndarray  # (n, 3), as in `_active_set._one`
 
     @classmethod
     def empty(cls, n: int, w: int, m: int) -> "Held":
@@ -206,7 +206,7 @@ class Held(NamedTuple):
         zeros = partial(np.zeros, (n, w))
         workspace = _active_set.workspace(n, m, w)
         arrays = np.empty((n, w, m)), np.empty((n, w, w)), zeros(), zeros(), zeros() + 1, zeros()
-        return cls(np.zeros(n, np.int64), *arrays, *workspace, np.zeros((n, 2), np.int64))
+        return cls(np.zeros(n, np.int64), *arrays, *workspace, np.zeros((n, 3), np.int64))
 
     def at(self, rows: np.ndarray, w: int) -> "Held":
         """The state of some signals, in w slots, not fewer than before."""
@@ -216,7 +216,7 @@ class Held(NamedTuple):
             if old.ndim < 3:
                 new[(slice(None), *map(slice, old.shape[1:]))] = old[rows]
         for i, row in enumerate(rows):
-            used, (active, inside) = self.used[row], self.sizes[row]
+            used, (active, inside, _) = self.used[row], self.sizes[row]
             for new, old, *kept in (
                 (some.D, self.D, used),
                 (some.gram, self.gram, used, used),

@@ -77,6 +77,19 @@ def test_withheld_entries_train_thresholds_without_codes_or_complete_signals():
     assert error(fit.best) < error(start) - 3  # dB
 
 
+@pytest.mark.filterwarnings("ignore:fit")  # codes of noise
+def test_a_batch_of_the_sampler_is_the_validation_of_complex_codes():
+    A, layer = ud.Complex.of(D[:, :8] + 1j * D[:, 8:16]), ur.layers.fista(2, lam=0.5)
+    sample = training.withholding(A, (Y + 1j * Y[::-1]), batch=4)
+    batch, start = sample(KEY), layer.init(None, A)
+    how = dict(loss=training.withheld, optimizer=optax.adam(0.01), steps=2, key=0, progress=False)
+    fit = ur.fit(layer, start, A, sample, validation=batch, **how)
+    y, rest, Ds = batch
+    codes = jax.vmap(lambda mask, y: layer.apply(start, ud.Masked._of(A, mask), y))(Ds.mask, y)
+    loss = training.withheld(codes[None], rest, Ds, y)
+    np.testing.assert_allclose(fit.history.records[0].validation, loss, rtol=1e-6)
+
+
 def test_signals_are_in_the_dtype_of_the_dictionary():
     """Measurements are often stored in float16; a step computes in float32 or better."""
     y, rest, Ds = training.withholding(D.astype("float32"), Y.astype("float16"), batch=2)(KEY)
