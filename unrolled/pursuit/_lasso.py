@@ -119,7 +119,7 @@ def lasso(
 class Lasso:
     """The method of `lasso`; `bound` is the duality gap, `relative_gap` or `proved_gap`."""
 
-    tol: float
+    tol: float | Array
     max_steps: int
     penalty: Penalty
     bound: Callable[..., Array] = relative_gap

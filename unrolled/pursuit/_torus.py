@@ -153,7 +153,7 @@ class Convolved:
         self.advance = admm(self._nearest, self._prox, 1.8)
 
     def solved(
-        self, x: Array, gap: Array, steps: Array, tol: float, max_steps: int
+        self, x: Array, gap: Array, steps: Array, tol: float | Array, max_steps: int
     ) -> tuple[Array, Array, Array]:
         """The best code until its gap is at most tol, or has not halved for _PATIENCE steps."""
 
