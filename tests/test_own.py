@@ -197,6 +197,16 @@ def test_a_family_trains_without_codes():
     assert not np.allclose(coder.fit(signals).params_.steps.inertia, PARAMS.steps.inertia)
 
 
+def test_a_family_is_recommended_like_the_own_ones():
+    """It is measured next to them, and the predicted training is its own."""
+    signals = np.asarray(sample(jax.random.key(2))[0])[:20]
+    advice = ur.recommend(D, signals, lam=0.1, gap=0.3, signals=2 * 10**9, family=LAYER.family)
+    assert {row.method for row in advice.rows} >= {"lasso_batch", "fista", "bcd", LAYER.family}
+    assert advice.training is None or advice.training.method == LAYER.family
+    with pytest.raises(ValueError, match="recommend: unknown family 'ista'; expected one of"):
+        ur.recommend(D, signals, lam=0.1, family="ista")
+
+
 @pytest.mark.slow
 def test_a_family_trains_step_by_step():
     options = dict(key=3, steps_per_stage=4, stages=(1.0,), rate=1e-2, validation=(Y, X))

@@ -22,6 +22,7 @@ from unrolled.pursuit import (
 from unrolled.training._signals import BATCH, Signals
 from unrolled.training._unsupervised import (
     family_without_codes,
+    plain,
     run_lengths,
     seconds_of_training,
     trained_layer,
@@ -50,9 +51,17 @@ class Sample(NamedTuple):
     known: np.ndarray | None  # (n, m), the entries that are known
     codes: np.ndarray  # (n, d)
     best: np.ndarray  # (n,), F*; nan without a certificate
+    family: str  # the family to measure next to `fista`, and to train
 
     @classmethod
-    def of(cls, D: Operator, Y: np.ndarray, lam: float, known: np.ndarray | None) -> Self:
+    def of(
+        cls,
+        D: Operator,
+        Y: np.ndarray,
+        lam: float,
+        known: np.ndarray | None,
+        family: str | None = None,
+    ) -> Self:
         """Solve the LASSO of all signals, in float64 unless codes come in parts.
 
         A solver of parts takes seconds to compile for each dtype, and F* is then off by up to 1e-6
@@ -65,7 +74,8 @@ class Sample(NamedTuple):
                 wide = checks.cast_on_host((shared_part(D), Y, lam), np.float64)
                 optima = lasso_batch(*wide, tol=_REFERENCE, mask=known)
         codes, certified = np.asarray(optima.x), np.asarray(optima.converged)
-        sample = cls(D, Y, lam, known, codes, np.zeros(len(Y)))
+        family = family or untrained_family(D, known)
+        sample = cls(D, Y, lam, known, codes, np.zeros(len(Y)), family)
         return sample._replace(best=np.where(certified, sample.objectives(codes), np.nan))
 
     def objectives(self, codes: Any) -> np.ndarray:
@@ -115,7 +125,7 @@ def measured(
     gaps = {name: few.gaps(call()) for name, call in calls.items()}
     wanted = min(gaps[name].mean() for name in own) if gap is None else gap
     most = _seconds(calls[LASSO_BATCH, None])
-    for family in dict.fromkeys(("fista", untrained_family(sample.D, sample.known))):
+    for family in dict.fromkeys(("fista", untrained_family(sample.D, sample.known), sample.family)):
         for K, call in _untrained(family, many):
             calls[family, K], gaps[family, K] = call, few.gaps(call())
             far = gaps[family, K].mean() <= _FAR * wanted
@@ -211,7 +221,7 @@ def _untrained(family: str, sample: Sample) -> Iterator[tuple[int, Callable[[], 
 
 def layer_of(family: str, depth: int, lam: float) -> Any:
     """The untrained layer of a candidate."""
-    return FAMILIES[family](depth, lam=lam)  # type: ignore[call-arg]
+    return plain(FAMILIES[family], depth, lam)
 
 
 def training_of(sample: Sample, rows: Sequence[Candidate], gap: float, n: int) -> Candidate | None:
@@ -221,7 +231,7 @@ def training_of(sample: Sample, rows: Sequence[Candidate], gap: float, n: int) -
     seconds of the training are predicted from one compiled step; if n signals cannot repay the
     products alone, nothing is compiled, and the seconds are those of the products.
     """
-    family, best = untrained_family(sample.D, sample.known), cheapest(rows, gap)
+    family, best = sample.family, cheapest(rows, gap)
     of = {row.K: row for row in rows if row.method == family and row.K is not None}
     near = (K for K, row in of.items() if row.mean > gap >= of.get(2 * K, row).mean)
     K = next(near, None)

@@ -42,7 +42,7 @@ from unrolled.training._candidates import (
 )
 from unrolled.training._recipe import by_recipe, law_of
 from unrolled.training._signals import check_width, each_known
-from unrolled.training._unsupervised import unsupervised
+from unrolled.training._unsupervised import check_family, unsupervised
 from unrolled.training._verdict import LASSO_BATCH, Candidate, cheapest, verdict
 
 __all__ = ["Recommendation", "recommend"]
@@ -164,6 +164,7 @@ def recommend(
     noise: ArrayLike | None = None,
     signals: int | None = None,
     mask: ArrayLike | None = None,
+    family: str | None = None,
 ) -> Recommendation:
     """Recommend a method for signals in a dictionary: exact codes, or a network.
 
@@ -208,6 +209,9 @@ def recommend(
             entries of Y may be NaN. The method then gets this mask. The nonzeros and a lam that
             `recommend` computes are those of the known entries, as with `dictionaries.Masked`. If
             codes are known, `recommend` ignores them, because `by_recipe` does not take a mask.
+        family: another family that `unsupervised` trains, such as one of your own. If codes are
+            not known, its untrained layers are measured, too, and the predicted training is that of
+            this family.
 
     Returns:
         Recommendation, with `case`, `method`, `why`, `fit(key=0)`, and the measurements as `rows`,
@@ -217,7 +221,8 @@ def recommend(
     Raises:
         TypeError: signals are integers, the mask is not bool, or an argument has a wrong type.
         ValueError: shapes do not fit, known entries are not finite, lam, noise or the number of
-            signals is negative, gap is not positive, or all signals are zero.
+            signals is negative, gap is not positive, all signals are zero, or `unsupervised` does
+            not train the family.
 
     Not claimed: that a trained network reaches the gap that `recommend` expects. The times contain
     neither compilation nor the initial params of a layer, which `bcd` computes once for each D.
@@ -232,6 +237,7 @@ def recommend(
         True
     """
     where = "recommend"
+    check_family(family, where)
     X = checks.as_float(X, "X", where) if isinstance(X, list) else X  # not codes of a chain
     D, given = as_dictionary(D, where), (Y, X)
     flat = flat_batch(D, given)
@@ -255,7 +261,7 @@ def recommend(
     checks.finite(sample, "Y", where)
     if lam is None:
         lam = float(f"{_lam(D, Y, noise, marks):.3g}")
-    return _of_unknown(Sample.of(D, sample, lam, marks), known, noise, n, gap, data)
+    return _of_unknown(Sample.of(D, sample, lam, marks, family), known, noise, n, gap, data)
 
 
 def _known_entries(D: Operator, Y: Any, mask: Any, where: str) -> tuple[np.ndarray, np.ndarray]:

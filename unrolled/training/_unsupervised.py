@@ -132,18 +132,12 @@ def unsupervised(
     checks.nonnegative(lam, "lam", _NAME)
     depth = checks.as_depth(depth, "depth", _NAME, least=1)
     steps = checks.as_index(steps, "steps", _NAME)
-    able = sorted(name for name, each in FAMILIES.items() if each.recipe.without_codes)
-    if family not in (None, *able):
-        raise ValueError(
-            f"{_NAME}: unknown family {family!r}; expected one of {', '.join(able)}, or None (a "
-            "family of your own needs rates in Recipe(without_codes=rates))"
-            f"{checks.meant(str(family), able)}"
-        )
+    check_family(family, _NAME)
     how = Run.of(_NAME, run)
     signals = Signals.of(as_dictionary(D, _NAME), Y, key, validation, mask, where=_NAME)
     problem = _Problem.of(signals, lam, relative)
     atoms = problem.signals.D
-    layer: Any = _plain(FAMILIES[family or family_without_codes(atoms, mask)], depth, lam)
+    layer: Any = plain(FAMILIES[family or family_without_codes(atoms, mask)], depth, lam)
     if not layer.takes_parts:
         refuse_parts(atoms, _NAME, "try family='lfista_cp'")
     shown = how.progress if processes_of(how.mesh, _NAME).is_first else False
@@ -151,6 +145,17 @@ def unsupervised(
         callbacks = (*how.callbacks, show)
         how = dataclasses.replace(how, progress=False, callbacks=callbacks)
         return _by_family(problem, layer, steps, how)
+
+
+def check_family(family: Any, where: str) -> None:
+    """Refuse a family that `unsupervised` does not train; None is its own choice."""
+    able = sorted(name for name, each in FAMILIES.items() if each.recipe.without_codes)
+    if family not in (None, *able):
+        raise ValueError(
+            f"{where}: unknown family {family!r}; expected one of {', '.join(able)}, or None (a "
+            "family of your own needs rates in Recipe(without_codes=rates))"
+            f"{checks.meant(str(family), able)}"
+        )
 
 
 def run_lengths(layer: Layer, steps: int) -> list[int]:
@@ -187,11 +192,11 @@ def trained_layer(family: str, depth: int, lam: float) -> Any:
     return (
         fista(depth, lam=lam, guard=lam)
         if family == "fista"
-        else _plain(FAMILIES[family], depth, lam)
+        else plain(FAMILIES[family], depth, lam)
     )
 
 
-def _plain(family: type[Layer], depth: int, lam: float) -> Layer:
+def plain(family: type[Layer], depth: int, lam: float) -> Layer:
     """The layer of a family without options other than lam, and without lam if it has none."""
     options: Any = {"lam": lam} if "lam" in family.__signature__.parameters else {}
     return family(depth, **options)
@@ -207,7 +212,7 @@ def has_recipe(layer: Any) -> bool:
     able = isinstance(layer, Layer) and layer.recipe.without_codes and hasattr(layer, "lam")
     if not able or layer.starts_from_theory:
         return False
-    return layer == _plain(type(layer), layer.depth, layer.lam)
+    return layer == plain(type(layer), layer.depth, layer.lam)
 
 
 class _Units(NamedTuple):

@@ -23,6 +23,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--lam": dict(type=float),
     "--signals": dict(type=int, metavar="N"),
     "--gap": dict(type=float, default=1e-3),
+    "--family": dict(),
     "--figure": dict(type=Path, metavar="PNG"),
     "--output": dict(type=Path, metavar="DIR"),
 }
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
         --lam: weight of the LASSO (default: chosen on the signals)
         --signals: number of signals to code (default: the signals of the file)
         --gap: the largest mean gap (F - F*) / F* of codes (default 0.001)
+        --family: another family to measure, and to train, such as lfista_cp
         --figure: save a picture of the gaps and costs
         --output: folder for report.html (default: no report)
 
@@ -61,9 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_folder(arguments.output)
     note_output("measuring exact codes and untrained layers")
-    advice = training.recommend(
-        D, Y, lam=arguments.lam, signals=arguments.signals, gap=arguments.gap
-    )
+    options = {name: getattr(arguments, name) for name in ("lam", "signals", "gap", "family")}
+    advice = training.recommend(D, Y, **options)
     fields = ("case", "method", "why", "lam", "gap", "rows")
     data = {name: getattr(advice, name) for name in fields} | {"code": repr(advice)}
     show(arguments.json, data, f"{advice.case}\n\n{advice.table()}\n\n{advice!r}")
