@@ -191,6 +191,10 @@ def test_folders_and_files_are_refused_in_words(weights, tmp_path):
         sae.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="gone.npz"):
         sae.load(tmp_path / "gone.npz")
+    np.savez(tmp_path / "pickle.npz", W_dec=np.array([{}]))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        sae.load(tmp_path / "pickle.npz")
+    (tmp_path / "pickle.npz").unlink()
     (tmp_path / "a.txt").touch()
     (tmp_path / "ae.pt").touch()
     with pytest.raises(ValueError, match="with torch, try safetensors.torch.save_file"):
