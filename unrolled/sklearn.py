@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled import dictionary_learning, problems, pursuit
 from unrolled._base import checks
-from unrolled._base.numbers import mean_norm
+from unrolled._base.numbers import held_back, mean_norm
 from unrolled._base.packages import absent
 from unrolled.dictionaries import (
     Dictionary,
@@ -387,8 +387,15 @@ def _seed(random_state: Any) -> Any:
     return random_state
 
 
-_PENALISED = ("online", "recover")  # with lam; the others have a sparsity
-_METHODS = (*_PENALISED, "ksvd", "mod")
+# The options of each method that are None if not given, and that not all methods have.
+_STOP = {"patience", "evaluate_every"}
+_METHODS = {
+    "online": {"lam", "sparsity", *_STOP},
+    "recover": {"lam", *_STOP},
+    "ksvd": {"sparsity"},
+    "mod": {"sparsity"},
+}
+_BATCH, _PERIOD = 256, 50  # samples in a batch of "online", most batches between two evaluations
 
 
 def _is_online(learner: "DictionaryLearner") -> bool:
@@ -418,14 +425,20 @@ class DictionaryLearner(_Coder):
         lam: for "online" and "recover", the penalty weight, also in `transform`, which uses
             `lasso_batch`. If None, lam is a tenth of the mean norm of the samples, with 0 for
             missing entries.
-        sparsity: for "ksvd" and "mod", the most nonzeros of a code, also in `transform`, which uses
-            `omp`. If None, the sparsity is a tenth of the number of features, at least 1.
+        sparsity: for "ksvd", "mod", and "online" in place of lam: the most nonzeros of a code, also
+            in `transform`, which uses `omp`. If None, the sparsity of "ksvd" and "mod" is a tenth
+            of the number of features, at least 1.
         nonnegative: whether codes are non-negative, also in `transform`. The entries of atoms may
             have either sign.
         sweeps: number of sweeps of "ksvd" and "mod", or of passes of "online" over the samples.
         steps: number of batches of "recover".
         batch_size: number of samples in a batch; None for 256 with "online" and for as many as
             atoms with "recover".
+        patience: for "online" and "recover": `fit` holds back a random tenth of the samples, at
+            most 1,000, keeps the atoms that represent these samples best, and stops when these
+            atoms are `patience` batches old, as the function does. None learns from all samples.
+        evaluate_every: with `patience`, the number of batches between two evaluations. If None, 50,
+            or the batches of a pass of "online" if these are fewer.
         start: "data", "dct", or a dictionary of shape (n_features, n_components).
         random_state: the seed: an int, a RandomState that draws the seed, or None for a new seed at
             each `fit`.
@@ -443,7 +456,7 @@ class DictionaryLearner(_Coder):
     Raises:
         ValueError: X is complex. `fit` raises if the method is unknown, an option belongs to
             another method, or the method refuses an argument, such as more atoms than samples.
-            `partial_fit` raises if another method has learned the dictionary.
+            `partial_fit` raises if another method has learned the dictionary, or with `patience`.
 
     Example:
         >>> from unrolled.sklearn import DictionaryLearner
@@ -464,6 +477,8 @@ class DictionaryLearner(_Coder):
     sweeps: int = 10
     steps: int = 750
     batch_size: int | None = None
+    patience: int | None = None
+    evaluate_every: int | None = None
     start: Any = "data"
     random_state: Any = 0
     split_sign: bool = False
@@ -471,16 +486,18 @@ class DictionaryLearner(_Coder):
     def fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Learn the dictionary."""
         X = _samples(self, X, reset=True)
+        seed = self._integer_seed()
+        X, stop = self._held_back(X, seed)
         self._choose(X)
         if (d := self.n_components_) > len(X):  # `online` itself would accept several passes
             raise ValueError(
                 f"DictionaryLearner: {d} atoms for {len(X)} samples; expected at most as many"
             )
-        seed = self._integer_seed()
-        options: dict[str, Any] = dict(key=seed, start=self.start, nonnegative=self.nonnegative_)
+        options = stop | dict(key=seed, start=self.start, nonnegative=self.nonnegative_)
         signals: Any = X
         if self.method == "online":
-            signals, options = self._batches(X, seed), options | dict(lam=self.lam_)
+            signals = self._batches(X, seed)
+            options |= dict(lam=self.lam_, sparsity=self.sparsity_)
         elif self.method == "recover":
             options |= dict(lam=self.lam_, steps=self.steps, batch=self.batch_size, mask=_known(X))
         else:
@@ -494,16 +511,21 @@ class DictionaryLearner(_Coder):
     def partial_fit(self, X: Any, y: Any = None) -> "DictionaryLearner":
         """Continue with one batch of samples; the first needs at least `n_components` samples."""
         first = not hasattr(self, "learned_")
-        if not first and self.lam_ is None:
+        if not first and self.learned_.state is None:
             raise ValueError("DictionaryLearner: learned by another method; expected fit first")
+        if self.patience is not None:
+            raise ValueError("DictionaryLearner: partial_fit holds back no samples; try fit")
         X = _samples(self, X, reset=first)
         if first:
             self._choose(X)
         before = None if first else self.learned_
         options: dict[str, Any] = dict(key=self._integer_seed(), start=self.start)
-        options |= dict(lam=self.lam_, nonnegative=self.nonnegative_, resume=before)
+        options |= dict(lam=self.lam_, sparsity=self.sparsity_, nonnegative=self.nonnegative_)
         with jax.enable_x64(True):
-            self._keep(dictionary_learning.online([_batch(X)], self.n_components_, **options))
+            learned = dictionary_learning.online(
+                [_batch(X)], self.n_components_, resume=before, **options
+            )
+            self._keep(learned)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -527,24 +549,40 @@ class DictionaryLearner(_Coder):
         checks.one_of(self.method, _METHODS, "method", where)
         self.split_sign_ = checks.as_bool(self.split_sign, "split_sign", where)
         self.nonnegative_ = checks.as_bool(self.nonnegative, "nonnegative", where)
-        wrong = "sparsity" if self.method in _PENALISED else "lam"
-        if getattr(self, wrong) is not None:
-            raise ValueError(f"{where}: {self.method} has no {wrong}")
+        own = _METHODS[self.method]
+        for other in sorted(set.union(*_METHODS.values()) - own):
+            if getattr(self, other) is not None:
+                raise ValueError(f"{where}: {self.method} has no {other}")
+        if self.evaluate_every is not None and self.patience is None:
+            raise ValueError(f"{where}: evaluate_every needs patience")
         n, m = X.shape
         d = min(n, m) if self.n_components is None else self.n_components
         self.n_components_ = checks.as_index(d, "n_components", where, least=1)
-        self.lam_, self.sparsity_ = None, None
-        if self.method in _PENALISED:
-            size = mean_norm(np.nan_to_num(X)) / 10
-            self.lam_ = (size or 1.0) if self.lam is None else self.lam
-        else:
+        self.lam_, self.sparsity_ = self.lam, self.sparsity
+        if "lam" not in own:
             self.sparsity_ = max(1, m // 10) if self.sparsity is None else self.sparsity
+        elif self.lam is None and self.sparsity is None:
+            self.lam_ = mean_norm(np.nan_to_num(X)) / 10 or 1.0
+
+    def _held_back(self, X: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+        """The samples to learn from, and the options of a stop by the other samples."""
+        if self.patience is None:
+            return X, {}
+        order = np.random.default_rng(seed).permutation(len(X))
+        held, rest = np.split(order, [held_back(len(X))])
+        every = _PERIOD if self.method != "online" else min(_PERIOD, -(-len(rest) // self._size()))
+        every = every if self.evaluate_every is None else self.evaluate_every
+        stop = dict(validation=_batch(X[held]), evaluate_every=every, patience=self.patience)
+        return X[np.sort(rest)], stop
+
+    def _size(self) -> int:
+        """The number of samples in a batch of "online"."""
+        given = _BATCH if self.batch_size is None else self.batch_size
+        return checks.as_index(given, "batch_size", "DictionaryLearner", least=1)
 
     def _batches(self, X: np.ndarray, seed: int) -> Iterator[Any]:
         """The samples in random order, once for every sweep."""
-        given = 256 if self.batch_size is None else self.batch_size
-        size = checks.as_index(given, "batch_size", "DictionaryLearner", least=1)
-        rng = np.random.default_rng(seed)
+        size, rng = self._size(), np.random.default_rng(seed)
         for _ in range(checks.as_index(self.sweeps, "sweeps", "DictionaryLearner", least=1)):
             order = rng.permutation(len(X))
             for first in range(0, len(X), size):

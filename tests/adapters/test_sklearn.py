@@ -685,6 +685,45 @@ def test_recover_of_a_learner_is_the_function():
     assert not hasattr(learner, "partial_fit")
 
 
+def test_online_of_a_learner_codes_by_omp():
+    learner = DictionaryLearner(10, sparsity=2, sweeps=1, batch_size=60).fit(SIGNALS)
+    again = DictionaryLearner(10, sparsity=2).partial_fit(SIGNALS)
+    batch = SIGNALS[np.random.default_rng(0).permutation(60)]
+    with jax.enable_x64(True):
+        for estimator, signals in ((learner, batch), (again, SIGNALS)):
+            found = ur.dictionary_learning.online([signals], 10, sparsity=2, key=0)
+            assert np.array_equal(estimator.dictionary_, found.D)
+    assert (learner.transform(SIGNALS) != 0).sum(1).max() == 2 and learner.lam_ is None
+    assert len(learner.partial_fit(SIGNALS).learned_.history) == 2
+
+
+@pytest.mark.parametrize("method", ["online", "recover"])
+def test_samples_that_are_held_back_end_the_learning(method):
+    samples = np.where(np.random.default_rng(5).random((60, 8)) < 0.9, SIGNALS, np.nan)
+    options = {"sparsity": 2} if method == "online" else {"lam": 0.5}
+    options |= dict(patience=2, evaluate_every=1)
+    learner = DictionaryLearner(10, method, batch_size=18, sweeps=20, steps=40, **options)
+    learner.fit(samples)
+    held, rest = np.split(np.random.default_rng(0).permutation(60), [6])
+    torn, known = samples[np.sort(rest)], ~np.isnan(samples[np.sort(rest)])
+    options["validation"] = samples[held], ~np.isnan(samples[held])
+    with jax.enable_x64(True):
+        if method == "online":
+            order = np.random.default_rng(0)
+            rows = np.concatenate([order.permutation(54) for _ in range(20)]).reshape(60, 18)
+            batches = [(torn[part], known[part]) for part in rows]
+            found = ur.dictionary_learning.online(batches, 10, **options)
+            assert len(found.history) < 60
+        else:
+            options |= dict(batch=18, steps=40)
+            found = ur.dictionary_learning.recover(torn, 10, mask=known, **options)
+    assert np.array_equal(learner.dictionary_, found.D)
+    judged = [step.validation for step in learner.learned_.history]
+    assert learner.learned_.objective == min(judged) and len(judged) == len(found.history)
+    with pytest.raises(ValueError, match="partial_fit holds back no samples"):
+        DictionaryLearner(patience=3).partial_fit(SIGNALS)
+
+
 def test_the_default_lam_follows_the_scale_of_the_samples():
     one, tiny = (DictionaryLearner(10, sweeps=1).fit(c * SIGNALS) for c in (1.0, 2.0**-700))
     assert one.lam_ == pytest.approx(np.linalg.norm(SIGNALS, axis=1).mean() / 10)
@@ -711,7 +750,10 @@ def test_partial_fit_goes_on_with_a_stream():
             "unknown method 'svd'; expected one of online, recover, ksvd, mod",
         ),
         (DictionaryLearner(method="ksvd", lam=1.0), "ksvd has no lam"),
-        (DictionaryLearner(sparsity=2), "online has no sparsity"),
+        (DictionaryLearner(lam=1.0, sparsity=2), "online: expected one of lam and sparsity"),
+        (DictionaryLearner(method="mod", patience=2), "mod has no patience"),
+        (DictionaryLearner(evaluate_every=2), "evaluate_every needs patience"),
+        (DictionaryLearner(patience=0), "patience must be at least 1"),
         (DictionaryLearner(method="recover", sparsity=2), "recover has no sparsity"),
         (DictionaryLearner(method="recover", steps=0), "steps must be at least 1"),
         (DictionaryLearner(61), "61 atoms for 60 samples; expected at most as many"),

@@ -148,13 +148,37 @@ def test_the_method_that_finds_atoms_again(path, capsys):
     assert np.array_equal(np.load(folder / "D.npy"), found.D)
 
 
+@pytest.mark.parametrize("method", ["online", "recover"])
+def test_the_last_tenth_chooses_the_atoms(path, method, monkeypatch):
+    """Without a figure, which costs most of the time; `online` codes by OMP."""
+    monkeypatch.setattr(_learn, "_sections", lambda *args: [])
+    flags = ["--atoms", "12", "--method", method, "--patience", "2", "--batch", "27"]
+    flags += ["--sparsity", "2", "--sweeps", "3"] if method == "online" else ["--lam", "0.5"]
+    flags += ["--evaluate-every", "2", "--steps", "6"] if method == "recover" else []
+    command = ["learn", str(path), *flags, "--output", str(path.parent / "learned")]
+    assert main([*command, "--no-certificate"]) == 0
+    train, options = SIGNALS[:81], {"validation": SIGNALS[81:], "patience": 2}
+    if method == "online":
+        stream = np.split(train, 3) * 3
+        found = dictionary_learning.online(stream, 12, sparsity=2, evaluate_every=3, **options)
+    else:
+        options |= dict(lam=0.5, batch=27, steps=6, evaluate_every=2)
+        found = dictionary_learning.recover(train, 12, **options)
+    assert np.array_equal(np.load(path.parent / "learned" / "D.npy"), found.D)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
         (["--atoms", "0"], "--atoms must be at least 1, got 0"),
         (["--atoms", "91"], "91 atoms for 90 signals; expected at most as many"),
         (["--atoms", "9", "--method", "ksvd"], "--method ksvd needs --sparsity"),
-        (["--atoms", "9", "--sparsity", "2"], "--sparsity does not go with --method online"),
+        (["--atoms", "9", "--sparsity", "2", "--lam", "1"], "one of lam and sparsity, got lam=1.0"),
+        (["--atoms", "9", "--method", "recover", "--sparsity", "2"], "--sparsity does not go with"),
+        (["--atoms", "9", "--method", "mod", "--patience", "2"], "--patience does not go with"),
+        (["--atoms", "9", "--evaluate-every", "2"], "--evaluate-every needs --patience"),
+        (["--atoms", "9", "--patience", "0"], "--patience must be at least 1, got 0"),
+        (["--atoms", "82", "--patience", "1"], "82 atoms for 81 signals; expected at most as many"),
         (["--atoms", "9", "--method", "mod", "--lam", "1"], "--lam does not go with --method mod"),
         (["--atoms", "9", "--method", "mod", "--batch", "9"], "--batch does not go with --method"),
         (["--atoms", "9", "--steps", "9"], "--steps does not go with --method online"),

@@ -116,6 +116,11 @@ def mean_norm(X: np.ndarray) -> float:
     return float(np.ldexp(np.mean(np.linalg.norm(scaled, axis=1)), k))
 
 
+def held_back(n: int) -> int:
+    """How many of n signals are held back for validation: a tenth, from 1 to 1,000."""
+    return min(max(1, n // 10), 1000)
+
+
 @partial(jax.jit, static_argnames="axis")
 def energy(x: Array, axis: Axes = None) -> tuple[Array, Array]:
     """(e, k) with sum(x^2) = e 2^(2 k); e neither overflows nor underflows."""

@@ -167,7 +167,7 @@ def lasso_batch(
         MemoryError: the array of codes needs more than the memory of this machine.
 
     Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs; Massias,
-    Gramfort, Salmon (2018) for working sets.
+    Gramfort, Salmon (2018) for working sets; Hintermueller, Ito, Kunisch (2002) for the starts.
 
     Example:
         >>> D = ur.dictionaries.identity_hadamard(16)

@@ -10,6 +10,7 @@ from unrolled import dictionaries
 from unrolled._base import checks, programs
 from unrolled._base.checks import Array, Key
 from unrolled._base.files import MappedRows, as_data, check_draws, drawing
+from unrolled._base.numbers import held_back
 from unrolled.dictionaries import Masked, Operator
 from unrolled.problems import resampler
 from unrolled.training._types import Dictionaries, Sample, Withheld, as_dictionaries
@@ -17,8 +18,6 @@ from unrolled.training._types import Dictionaries, Sample, Withheld, as_dictiona
 __all__ = ["Signals"]
 
 
-# The last tenth of the signals is held back, at most 1,000 signals.
-_HELD_BACK, _MOST = 10, 1000
 BATCH = 64  # masked signals in a step, as many as `resampler` draws
 _VALIDATION_BATCHES = 8  # number of batches to draw if no validation batch is given
 _NO_STEP = np.uint32(2**32 - 1)  # gives the key of validation batches; no run reaches this step
@@ -121,7 +120,7 @@ def from_arrays(
                 f"{where}: Y has one signal; expected at least 2, to train and to validate on, or "
                 "validation=(Y, X)"
             )
-        cut = n - min(max(1, n // _HELD_BACK), _MOST)
+        cut = n - held_back(n)
         validation = jax.tree.map(lambda array: jnp.asarray(array[cut:]), (Y, X))
     trained = jax.tree.map(lambda array: array[:cut], (Y, X)) if cut < n else (Y, X)
     parts = (("signals", trained[0]), ("signals held back to validate on", Y[cut:]))

@@ -341,6 +341,33 @@ def test_the_surrogate_estimates_the_derivative_of_a_mean():
         ur.activations.jump_relu(v, theta, 0.0)
 
 
+@pytest.mark.parametrize("of", ["entries", "biases"])
+def test_the_gradient_of_top_k_is_a_finite_difference(of):
+    """While the support stays; entries outside the support have the derivative zero."""
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        D, y, u = jnp.asarray(ur.gaussian(0, M, N), float), rng.normal(size=M), rng.normal(size=N)
+        layer = ur.layers.sae(2, sparsity=K)
+        start, v = layer.init(None, D), jnp.asarray(rng.normal(size=N))
+
+        @jax.jit
+        def codes(v):
+            if of == "entries":
+                return ur.layers.keep_largest(v, K)
+            bias = start.steps.bias + 0.1 * v[None]
+            return layer.iterates(start._replace(steps=start.steps._replace(bias=bias)), D, y)
+
+        h, kept = 1e-5, codes(v) != 0
+        ends = codes(v + h * u), codes(v - h * u)
+        assert all(np.array_equal(end != 0, kept) for end in ends) and 0 < kept.sum() < kept.size
+        # The error of the difference is of the order h^2, and its rounding of the order 1e-16 / h.
+        difference = float((jnp.sin(ends[0]) - jnp.sin(ends[1])).sum()) / (2 * h)
+        slope = jax.grad(lambda v: jnp.sin(codes(v)).sum())(v)
+        assert slope @ u == pytest.approx(difference, abs=1e-8) and abs(difference) > 1e-2
+        if of == "entries":
+            np.testing.assert_allclose(slope, np.where(kept, np.cos(v), 0), rtol=1e-14)
+
+
 def test_fit_trains_an_autoencoder_with_its_decoder(planted):
     import optax
 

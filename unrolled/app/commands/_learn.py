@@ -13,7 +13,7 @@ import numpy as np
 
 from unrolled import dictionary_learning, plots, pursuit
 from unrolled._base.files import whole_file
-from unrolled._base.numbers import mean_norm
+from unrolled._base.numbers import held_back, mean_norm
 from unrolled._base.packages import require
 from unrolled.app import studies
 from unrolled.app.commands import _report
@@ -24,14 +24,15 @@ from unrolled.dictionary_learning import Learned, Step
 from unrolled.vision import datasets
 
 # The flags of each method that not all methods have.
+_STOP = {"patience", "evaluate_every"}
 _METHODS = {
-    "online": {"lam", "batch", "sweeps"},
-    "recover": {"lam", "batch", "steps"},
+    "online": {"lam", "sparsity", "batch", "sweeps", *_STOP},
+    "recover": {"lam", "batch", "steps", *_STOP},
     "ksvd": {"sparsity", "sweeps"},
     "mod": {"sparsity", "sweeps"},
 }
 _PERIOD = 5.0  # seconds between two lines of progress
-_BATCH = 512
+_BATCH, _EVALUATE = 512, 50  # signals in a batch, most batches between two evaluations
 # Signals at the start of a stream: lam comes from their mean norm, and figures show their codes.
 _FIRST = 2000
 # Files in the folder: the result, and the checkpoint from which an interrupted call continues.
@@ -47,6 +48,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--sweeps": dict(type=int, default=None),
     "--steps": dict(type=int),
     "--batch": dict(type=int),
+    "--patience": dict(type=int),
+    "--evaluate-every": dict(type=int),
     "--nonnegative": dict(action="store_true"),
     "--start": dict(choices=("data", "dct"), default="data"),
     "--shape": dict(metavar="HxW"),
@@ -91,11 +94,16 @@ def run(arguments: argparse.Namespace) -> None:
         --output: folder of D.npy and the report (default learned)
         --lam: weight of the penalty, for online and recover (default: a tenth of the mean norm of
             the first 2000 signals)
-        --sparsity: number of nonzeros in a code, for ksvd and mod
+        --sparsity: number of nonzeros in a code, for ksvd and mod, and for online in place of lam
         --sweeps: number of sweeps of ksvd and mod (default 20), or of passes of online (default 1)
         --steps: number of batches of recover (default 750)
         --batch: signals in a batch, for online (default 512) and recover (default: as many as
             atoms)
+        --patience: for online and recover: hold back the last tenth of the signals, at most 1000,
+            keep the atoms that are best for these signals, and stop when these atoms are this many
+            batches old
+        --evaluate-every: number of batches between two evaluations with --patience (default 50, or
+            the batches of a pass of online if these are fewer)
         --nonnegative: codes x >= 0
         --start: source of the first atoms (default data)
         --shape: height and width of an atom in pictures (default: a square if possible, else a row)
@@ -116,9 +124,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if not any(np.any(Y[i : i + _FIRST]) for i in range(0, len(Y), _FIRST)):
         raise ValueError(f"{arguments.signals}: the signals are all zero")
-    if arguments.atoms > len(Y):
+    if arguments.atoms > (n := _cut(arguments, Y)):
         raise ValueError(
-            f"learn: {arguments.atoms} atoms for {len(Y)} signals; expected at most as many"
+            f"learn: {arguments.atoms} atoms for {n} signals; expected at most as many"
         )
     shape = _shape(arguments.shape, Y.shape[1])
     _report.check_not_read((folder / _DICTIONARY, folder / _CHECKPOINT), [arguments.signals])
@@ -161,7 +169,7 @@ def _written(
     return summary, data if certified is None else data | {"certificate": certified.to_dict()}
 
 
-_SHOWN = ("lam", "sparsity", "sweeps", "steps", "batch", "start", "nonnegative")
+_SHOWN = {"start", "nonnegative"}.union(*_METHODS.values())
 
 
 def _learning_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -169,25 +177,41 @@ def _learning_options(arguments: argparse.Namespace) -> dict[str, Any]:
     method, where = arguments.method, "learn"
     for other in sorted(set.union(*_METHODS.values()) - _METHODS[method]):
         if getattr(arguments, other) is not None:
-            raise ValueError(f"{where}: --{other} does not go with --method {method}")
-    if "sparsity" in _METHODS[method] and arguments.sparsity is None:
+            raise ValueError(f"{where}: {_flag(other)} does not go with --method {method}")
+    if "lam" not in _METHODS[method] and arguments.sparsity is None:
         raise ValueError(f"{where}: --method {method} needs --sparsity")
-    for name in ("atoms", "batch", "sweeps", "steps"):
+    if arguments.evaluate_every is not None and arguments.patience is None:
+        raise ValueError(f"{where}: --evaluate-every needs --patience")
+    for name in ("atoms", "batch", "sweeps", "steps", "patience", "evaluate_every"):
         if (value := getattr(arguments, name)) is not None and value < 1:
-            raise ValueError(f"{where}: --{name} must be at least 1, got {value}")
+            raise ValueError(f"{where}: {_flag(name)} must be at least 1, got {value}")
     given = {name: getattr(arguments, name) for name in _METHODS[method]}
-    given |= {"sweeps": arguments.sweeps or 20} if "sparsity" in given else {}
+    given |= {"sweeps": arguments.sweeps or 20} if "lam" not in given else {}
     common = dict(key=arguments.seed or 0, start=arguments.start, nonnegative=arguments.nonnegative)
     return common | {name: value for name, value in given.items() if value is not None}
 
 
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _cut(arguments: argparse.Namespace, Y: np.ndarray) -> int:
+    """The number of signals to learn from; the others are held back."""
+    return len(Y) if arguments.patience is None else len(Y) - held_back(len(Y))
+
+
 def _learned(arguments: argparse.Namespace, Y: np.ndarray, options: dict[str, Any]) -> Learned:
     path, d, method = arguments.signals, arguments.atoms, arguments.method
-    if "lam" in _METHODS[method] and arguments.lam is None:
+    if "lam" in _METHODS[method] and arguments.lam is arguments.sparsity is None:
         first = datasets.read_rows(Y, path, 0, _FIRST).astype(float)
         options["lam"] = mean_norm(first) / 10 or 1.0
+    n, size = _cut(arguments, Y), arguments.batch or _BATCH
+    if n < len(Y):
+        held = in_float32(datasets.read_rows(Y, path, n, len(Y)), path, n)
+        most = _EVALUATE if method == "recover" else min(_EVALUATE, math.ceil(n / size))
+        Y, options = Y[:n], {"evaluate_every": most} | options | {"validation": held}
     if method == "online":
-        batches = _batches(Y, path, arguments.batch or _BATCH, arguments.sweeps or 1)
+        batches = _batches(Y, path, size, arguments.sweeps or 1)
         of_online = {name: v for name, v in options.items() if name not in ("batch", "sweeps")}
         return dictionary_learning.online(batches, d, **of_online)
     if not (method == "recover" and isinstance(Y, np.memmap)):
@@ -233,9 +257,9 @@ def _codes(
     if learned.X is not None:
         return np.asarray(learned.X)
     first = in_float32(datasets.read_rows(Y, arguments.signals, 0, _FIRST), arguments.signals)
-    lam, nonnegative = options["lam"], options["nonnegative"]
-    optimum = pursuit.lasso_batch(jnp.asarray(learned.D), first, lam, nonnegative=nonnegative)
-    return np.asarray(optimum.x)
+    name = "lasso_batch" if "lam" in options else "omp_batch"
+    own = {key: options[key] for key in ("lam", "sparsity", "nonnegative") if key in options}
+    return np.asarray(getattr(pursuit, name)(jnp.asarray(learned.D), first, **own).x)
 
 
 def _sections(
