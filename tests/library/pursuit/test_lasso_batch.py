@@ -367,6 +367,28 @@ def test_every_start_leads_to_the_minimiser(case):
         np.testing.assert_allclose(*fitted, atol=1e-5)
 
 
+@pytest.mark.parametrize("start", ["zero", "near", "dense", "dense in part"])
+def test_the_sets_of_any_start_stay_small(monkeypatch, start):
+    """A start with more nonzeros than a signal has entries would need a set of all atoms."""
+    from unrolled.pursuit import _active_set
+
+    monkeypatch.setattr(_lasso_batch, "FEW", 0)
+    monkeypatch.setattr(_lasso_batch, "GRAMS", 0)
+    widths, workspace = [0], _active_set.workspace
+    monkeypatch.setattr(
+        _active_set, "workspace", lambda n, m, d: widths.append(d) or workspace(n, m, d)
+    )
+    A = unit(normal(8, M, 400))
+    plain = pursuit.lasso_batch(A, Y, ratio=0.3, tol=1e-12)
+    widest, x = max(widths), np.array(plain.x)
+    x = {"zero": 0 * x, "near": x + 1e-3 * (np.arange(400) == 7)}.get(start, x + 1)
+    x[: BATCH // 2] *= start != "dense in part"
+    found = pursuit.lasso_batch(A, Y, ratio=0.3, tol=1e-12, start=x)
+    assert found.how == plain.how == "working sets" and found.converged.all()
+    np.testing.assert_allclose(found.x, plain.x, atol=1e-5)
+    assert max(widths) <= widest + M
+
+
 def test_an_unreachable_tolerance_is_reported():
     found = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-12, max_steps=3)
     assert (found.converged == (found.gap <= 1e-12)).all() and not found.converged.all()
