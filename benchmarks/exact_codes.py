@@ -357,19 +357,18 @@ def started(n=2000, trained_on=20_000):
         alone = {}
         for name in ("chosen", "SPAMS LARS"):
             solve = solvers(1024)[name][0]
-            least, most, codes = seconds(lambda solve=solve: solve(D, Y, lam), 4)  # noqa: B023
+            least, _, codes = seconds(partial(solve, D, Y, lam), 4)
             alone[name] = least / n * 1e6
             nonzeros = round(float(np.count_nonzero(codes) / n), 1)
         for depth, trains in ((4, True), (8, True), (8, False), (16, False)):
-            layer, params, spent = ur.layers.bcd(depth, lam=lam), None, 0.0
+            layer, begun = ur.layers.bcd(depth, lam=lam), time.process_time()
             if trains:
-                begun = time.process_time()
-                fit = ur.training.unsupervised(
+                params = ur.training.unsupervised(
                     D, train, lam, depth, key=0, family="bcd", steps=300, progress=False
-                )
-                params, spent = fit.params, time.process_time() - begun
+                ).params
             else:
                 params = layer.init(None, D)
+            spent = time.process_time() - begun if trains else 0.0
             network = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
             first = partial(network, jax.tree.map(jnp.asarray, params), jnp.asarray(D), Y)
             coded, _, start = seconds(first, 4)

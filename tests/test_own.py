@@ -205,6 +205,9 @@ def test_a_family_is_recommended_like_the_own_ones():
     assert advice.training is None or advice.training.method == LAYER.family
     with pytest.raises(ValueError, match="recommend: unknown family 'ista'; expected one of"):
         ur.recommend(D, signals, lam=0.1, family="ista")
+    pairs = ur.dictionaries.Complex.of(np.asarray(D) * (1 + 1j))
+    with pytest.raises(ValueError, match="recommend: codes of Complex come in parts of 2 entries"):
+        ur.recommend(pairs, signals + 0j, lam=0.1, family="bcd")
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 
 import ctypes
 import functools
+import hashlib
 import math
+import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -188,10 +190,20 @@ def entry(function: Callable, signature: Any) -> Callable:
     The compiled function takes pointers and converts them to arrays without reference counts,
     because counting would take as long as the arithmetic of a code with few nonzeros.
     """
+    # numba finds the machine code by the name and the file of this function alone, also after a
+    # change of the functions that it calls.
+    function.__qualname__ = f"{function.__name__}_{_called()}"
     try:
         return cfunc(signature, cache=True)(function).ctypes
     except (RuntimeError, OSError):
         return cfunc(signature)(function).ctypes
+
+
+@functools.cache
+def _called() -> str:
+    """A digest of the source of the shared compiled functions."""
+    source = pkgutil.get_data(__name__.rpartition(".")[0], "_compiled.py")
+    return hashlib.sha256(source or b"").hexdigest()[:12]
 
 
 MANY = types.void(

@@ -337,16 +337,19 @@ def _method(D: Operator, lam: Any, n: int, where: str, nonzeros: Callable[[], fl
 
 
 def _nonzeros(*operands: Any, tol: float, **options: Any) -> float | None:
-    """The mean number of nonzeros of the start, or of the codes of some signals without a start.
+    """The mean number of nonzeros of the codes of some signals, or of a start.
 
-    For traced operands it is None.
+    Starts that are 0, or that have more nonzeros than a signal has entries, do not count. For
+    traced operands the number is None.
     """
     if not checks.is_concrete(operands):
         return None
     D, Y, lam, l2, start, known = operands
     n = len(Y)
-    if start is not None and (count := np.count_nonzero(in_numpy(start))) > 0:
-        return count / n
+    if start is not None:
+        counts = np.count_nonzero(in_numpy(start), axis=1)
+        if len(counts := counts[(counts > 0) & (counts <= D.shape[0])]):
+            return float(counts.mean())
     rows = np.unique(np.linspace(0, n - 1, _SAMPLE).astype(int))
 
     def some(v: Any) -> Any:

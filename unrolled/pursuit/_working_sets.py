@@ -294,11 +294,11 @@ def code(task: Task, block: Block, products: np.ndarray, start: Any, store: Stor
         start: (n, d), codes to start from, or None.
         store: receives the codes.
     """
-    live = np.arange(len(block.rows))
-    if start is None:
-        live, fresh = _judged(task, block, live, products, store)
-    else:
-        fresh = _supports(start)
+    live, fresh = np.arange(len(block.rows)), np.zeros((0, 0), int)
+    if start is not None:
+        fresh = _supports(start, block.y.shape[1])
+    if not fresh.size:
+        start, (live, fresh) = None, _judged(task, block, live, products, store)
     _rounds(task, block, live, fresh, start, store)
 
 
@@ -352,10 +352,14 @@ def _judged(
     return live[going], fresh[going]
 
 
-def _supports(start: np.ndarray) -> np.ndarray:
-    """The indices of the nonzeros of each row, (n, w), filled with -1."""
+def _supports(start: np.ndarray, most: int) -> np.ndarray:
+    """The indices of the nonzeros of each row, (n, w), filled with -1.
+
+    A row with more than `most` nonzeros has none: its set would be large, and its atoms dependent.
+    """
     order = np.argsort(start == 0, axis=1, kind="stable")
     count = np.count_nonzero(start, axis=1)
+    count[count > most] = 0
     order = order[:, : count.max(initial=0)]
     return np.where(np.arange(order.shape[1]) < count[:, None], order, -1)
 

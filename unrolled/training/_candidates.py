@@ -252,7 +252,8 @@ def training_of(sample: Sample, rows: Sequence[Candidate], gap: float, n: int) -
     return training.replace(training=seconds_of_training(layer, signals, sample.lam, _STEPS))
 
 
-def options_of(training: Candidate) -> dict[str, Any]:
+def options_of(training: Candidate, sample: Sample) -> dict[str, Any]:
     """The options of `unsupervised` for this training."""
-    family = {} if training.method == "bcd" else {"family": training.method}
+    usual = training.method == family_without_codes(sample.D, sample.known)
+    family = {} if usual else {"family": training.method}
     return family | {"depth": training.K, "steps": _STEPS}

@@ -25,6 +25,7 @@ from unrolled.dictionaries import (
     column_norms,
     dense,
     flat_batch,
+    refuse_parts,
 )
 from unrolled.layers import Law, Layer
 from unrolled.pursuit import default_lam, lasso_batch
@@ -211,7 +212,7 @@ def recommend(
             codes are known, `recommend` ignores them, because `by_recipe` does not take a mask.
         family: another family that `unsupervised` trains, such as one of your own. If codes are
             not known, its untrained layers are measured, too, and the predicted training is that of
-            this family.
+            this family; otherwise `recommend` ignores it.
 
     Returns:
         Recommendation, with `case`, `method`, `why`, `fit(key=0)`, and the measurements as `rows`,
@@ -222,7 +223,7 @@ def recommend(
         TypeError: signals are integers, the mask is not bool, or an argument has a wrong type.
         ValueError: shapes do not fit, known entries are not finite, lam, noise or the number of
             signals is negative, gap is not positive, all signals are zero, or `unsupervised` does
-            not train the family.
+            not train the family, or not with codes in parts.
 
     Not claimed: that a trained network reaches the gap that `recommend` expects. The times contain
     neither compilation nor the initial params of a layer, which `bcd` computes once for each D.
@@ -261,6 +262,8 @@ def recommend(
     checks.finite(sample, "Y", where)
     if lam is None:
         lam = float(f"{_lam(D, Y, noise, marks):.3g}")
+    if family is not None and not layer_of(family, 1, lam).takes_parts:
+        refuse_parts(D, where, "try family='lfista_cp'")
     return _of_unknown(Sample.of(D, sample, lam, marks, family), known, noise, n, gap, data)
 
 
@@ -414,7 +417,7 @@ def _of_unknown(
     if best.method == LASSO_BATCH:
         why += _unprovable(checks.common_dtype(D, data[1]), options)
     if training is not None and n > training.repaid(best):
-        method, options = training.method, options_of(training)
+        method, options = training.method, options_of(training, sample)
     elif best.K is not None:
         layer, options = layer_of(best.method, best.K, lam), {}
     if method == LASSO_BATCH:

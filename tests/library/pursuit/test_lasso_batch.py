@@ -286,6 +286,43 @@ def test_machine_code_is_made_where_no_folder_keeps_it(monkeypatch):
     assert _active_set.entry.__wrapped__(_active_set.many, _active_set.MANY) is _active_set.many
 
 
+def test_machine_code_is_made_anew_if_a_function_that_it_calls_has_changed(monkeypatch):
+    """numba compares the name and the file of the function that it is asked for, and no other."""
+    from unrolled.pursuit import _active_set
+
+    def name_of(source):
+        monkeypatch.setattr(_active_set.pkgutil, "get_data", lambda *of: source)
+        _active_set._called.cache_clear()
+        return _active_set.entry.__wrapped__(_active_set.many, _active_set.MANY)
+
+    monkeypatch.setattr(_active_set.many, "__qualname__", "many")
+    seen = dict(ctypes=property(lambda made: made.function.__qualname__))
+    made = type("Made", (SimpleNamespace,), seen)
+    monkeypatch.setattr(
+        _active_set, "cfunc", lambda *of, **options: lambda function: made(function=function)
+    )
+    names = [name_of(source) for source in (b"a", b"b", b"a")]
+    monkeypatch.undo()
+    _active_set._called.cache_clear()
+    assert names[0] == names[2] != names[1] and all(n.startswith("many_") for n in names)
+
+
+def test_the_cholesky_factor_of_few_atoms(monkeypatch):
+    """That of numpy, for sizes with and without blocks of four; none for dependent atoms."""
+    from unrolled.pursuit import _compiled
+
+    monkeypatch.setattr(_compiled, "_block", _compiled._block.py_func)
+    for k in range(14):
+        A, b = D[:, :k].T @ D[:, :k] + np.eye(k), normal(5, k)
+        L, x = np.full((k, k), np.nan), b.copy()
+        assert _compiled.factor.py_func(A, L, k, 1e-10)
+        np.testing.assert_allclose(np.tril(L), np.linalg.cholesky(A), rtol=0, atol=1e-14)
+        _compiled.solve.py_func(L, x, k)
+        np.testing.assert_allclose(A @ x, b, rtol=0, atol=1e-13)
+    twins = np.c_[D[:, :6], D[:, 2]]
+    assert not _compiled.factor.py_func(twins.T @ twins, np.zeros((7, 7)), 7, 1e-10)
+
+
 def test_working_sets_are_compiled_where_no_folder_keeps_machine_code(monkeypatch):
     from unrolled.pursuit import _working_sets
 
@@ -365,6 +402,28 @@ def test_every_start_leads_to_the_minimiser(case):
         assert other.converged.all()
         fitted = (np.asarray(code.x) @ atoms.T for code in (other, plain))
         np.testing.assert_allclose(*fitted, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["zero", "near", "dense", "dense in part"])
+def test_the_sets_of_any_start_stay_small(monkeypatch, start):
+    """A start with more nonzeros than a signal has entries would need a set of all atoms."""
+    from unrolled.pursuit import _active_set
+
+    monkeypatch.setattr(_lasso_batch, "FEW", 0)
+    monkeypatch.setattr(_lasso_batch, "GRAMS", 0)
+    widths, workspace = [0], _active_set.workspace
+    monkeypatch.setattr(
+        _active_set, "workspace", lambda n, m, d: widths.append(d) or workspace(n, m, d)
+    )
+    A = unit(normal(8, M, 400))
+    plain = pursuit.lasso_batch(A, Y, ratio=0.3, tol=1e-12)
+    widest, x = max(widths), np.array(plain.x)
+    x = {"zero": 0 * x, "near": x + 1e-3 * (np.arange(400) == 7)}.get(start, x + 1)
+    x[: BATCH // 2] *= start != "dense in part"
+    found = pursuit.lasso_batch(A, Y, ratio=0.3, tol=1e-12, start=x)
+    assert found.how == plain.how == "working sets" and found.converged.all()
+    np.testing.assert_allclose(found.x, plain.x, atol=1e-5)
+    assert max(widths) <= widest + M
 
 
 def test_an_unreachable_tolerance_is_reported():

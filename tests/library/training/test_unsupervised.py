@@ -375,6 +375,16 @@ def test_the_guard_of_a_trained_fista_is_part_of_its_time(priced, monkeypatch):
     assert advice.method == "fista" and "take 30 microseconds instead of 80" in advice.why
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["bcd", "lfista_cp"])
+def test_a_predicted_training_names_its_family_unless_it_is_the_usual_one(name, masked):
+    known = np.ones((2, M), bool) if masked else None
+    sample = _candidates.Sample.of(jnp.asarray(D), Y[:2], 0.1, known, name)
+    options = _candidates.options_of(candidate(name, 4, 1.0, 0.1), sample)
+    usual = "lfista_cp" if masked else "bcd"
+    assert options.pop("family", usual) == name and options == {"depth": 4, "steps": 300}
+
+
 def test_the_gaps_of_signals_without_a_certificate_do_not_count():
     sample = _candidates.Sample.of(jnp.asarray(D), Y[:3], 0.1, None)
     np.testing.assert_allclose(sample.gaps(sample.codes), 0, atol=1e-6)
