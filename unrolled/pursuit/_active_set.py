@@ -19,9 +19,7 @@ Reference: Lawson, Hanson (1974), chapter 23; Lee et al. (2007) for the signs.
 
 import ctypes
 import functools
-import hashlib
 import math
-import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,8 +30,10 @@ from unrolled.pursuit._compiled import (
     border,
     clear,
     compiled,
+    digest,
     extend,
     factor,
+    round_to,
     solve,
     subtract,
     swap_in,
@@ -192,18 +192,11 @@ def entry(function: Callable, signature: Any) -> Callable:
     """
     # numba finds the machine code by the name and the file of this function alone, also after a
     # change of the functions that it calls.
-    function.__qualname__ = f"{function.__name__}_{_called()}"
+    function.__qualname__ = f"{function.__name__}_{digest()}"
     try:
         return cfunc(signature, cache=True)(function).ctypes
     except (RuntimeError, OSError):
         return cfunc(signature)(function).ctypes
-
-
-@functools.cache
-def _called() -> str:
-    """A digest of the source of the shared compiled functions."""
-    source = pkgutil.get_data(__name__.rpartition(".")[0], "_compiled.py")
-    return hashlib.sha256(source or b"").hexdigest()[:12]
 
 
 MANY = types.void(
@@ -288,7 +281,7 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
             continue
         reached, spent = gap <= goal, joined and rounds >= most and level < np.inf
         if reached or moves >= budget or idle > 1 or spent:
-            if _round(rounded, x, k, digits, finest):
+            if round_to(rounded, x, k, digits, finest):
                 gap, squares, top = _judged(shared, rounded, k, y, products, slack, work, own)
             if reached and gap > tol and goal == tol:
                 goal, idle = _SHARE * tol, 0
@@ -352,17 +345,6 @@ def _margin(x, own, atoms, k, nonnegative):
             margin = min(margin, 1 - size / weight[i])
         inside[i] = min(inside[i], 1)
     return max(margin, 0.0)
-
-
-@compiled
-def _round(out, x, k, digits, finest):
-    """Round to so many binary digits and to multiples of 2^finest; return whether x changed."""
-    changed = False
-    for i in range(k):
-        unit = max(math.frexp(x[i])[1] - digits, int(finest))
-        out[i] = math.ldexp(np.rint(math.ldexp(x[i], -unit)), unit)
-        changed |= out[i] != x[i]
-    return changed
 
 
 @compiled

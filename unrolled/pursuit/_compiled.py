@@ -3,6 +3,13 @@
 This file imports numba, so other files import this file only inside functions.
 """
 
+import functools
+import hashlib
+import math
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -16,6 +23,28 @@ compiled = njit(  # type: ignore[call-overload]  # its stubs lack the last two o
     no_cpython_wrapper=True,
     no_cfunc_wrapper=True,
 )
+
+
+@functools.cache
+def digest() -> str:
+    """A digest of the source of this file."""
+    source = pkgutil.get_data(__name__.rpartition(".")[0], "_compiled.py")
+    return hashlib.sha256(source or b"").hexdigest()[:12]
+
+
+def cached(signatures: Any = None, **options: Any) -> Callable:
+    """`njit` without the GIL; the machine code is cached on disk if a folder is writable."""
+
+    def decorated(function: Callable) -> Callable:
+        # numba finds the machine code by the name and the file of this function alone, also after
+        # a change of the functions of this file.
+        function.__qualname__ = f"{function.__name__}_{digest()}"
+        try:
+            return njit(signatures, nogil=True, cache=True, **options)(function)
+        except (RuntimeError, OSError):
+            return njit(signatures, nogil=True, **options)(function)
+
+    return decorated
 
 
 @compiled
@@ -149,3 +178,14 @@ def solve(L, x, k):
         x[i] /= L[i, i]
         for j in range(i):
             x[j] -= L[i, j] * x[i]
+
+
+@compiled
+def round_to(out, x, k, digits, finest):
+    """Round to so many binary digits and to multiples of 2^finest; return whether x changed."""
+    changed = False
+    for i in range(k):
+        unit = max(math.frexp(x[i])[1] - digits, int(finest))
+        out[i] = math.ldexp(np.rint(math.ldexp(x[i], -unit)), unit)
+        changed |= out[i] != x[i]
+    return changed

@@ -18,12 +18,14 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
+    Joint,
     Masked,
     Operator,
     Structured,
     as_flat,
     block_of,
     dense,
+    entries,
     known_entries,
     known_part,
     shared_part,
@@ -117,9 +119,12 @@ def lasso_batch(
     solves one k x k system for a code with k nonzeros. If `margin` is below the root of tol, the
     minimiser may have another support.
 
-    If the codes of D come in parts, or if D is a `Conv` of stride 1 with more than 512 atoms,
-    `lasso_batch` runs `lasso` for each signal. Then the gap has the precision of the dtype, `steps`
-    counts steps, there is no margin, and |x_i| is the norm of a part.
+    If the codes of D come in parts, |x_i| is the norm of a part. A `Complex`, `Joint` or `Grouped`
+    matrix has working sets of parts, each of which is minimised part after part; `steps` counts the
+    sweeps over a set. In all other cases with parts (a structured dictionary, `nonnegative`, a
+    mask, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
+    atoms, `lasso_batch` runs `lasso` for each signal. Then `how` of the result is "fista" or
+    "admm", the gap has the precision of the dtype, `steps` counts steps, and there is no margin.
 
     Args:
         D: (m, d). A structured dictionary without parts becomes a matrix if it has few atoms for
@@ -152,10 +157,10 @@ def lasso_batch(
     Returns:
         Pursuit with a leading axis of signals in every field; `steps` counts moves. `margin` is the
         least of |x_i| / max |x| on the support and of 1 - |d_i . r| / lam_i off the support (free
-        atoms do not count); codes in parts have no margin. The code has
-        the dtype of D and Y, and `gap`, `residual` and `converged` belong to the code in this
-        dtype: if the dtype cannot reach tol, `converged` is False (float32 reaches about 1e-7; cast
-        half precision to float32 first). A signal that is not finite has the code 0 and the gap
+        atoms do not count). The code has the dtype of D and Y, and `gap`, `residual` and
+        `converged` belong to the code in this dtype: if the dtype cannot reach tol, `converged` is
+        False (float32 reaches about 1e-7; cast half precision to float32 first). A signal that is
+        not finite has the code 0 and the gap
         inf. A signal also has this result if two ratios of some atom are both below 1e-31 in
         float32 or 1e-146 in float64. The first ratio is the largest entry of the atom over the
         largest entry of D. The second ratio is the penalty of the atom over the product of the
@@ -198,10 +203,9 @@ def lasso_batch(
     if block_of(D) > 1 or convolved:
         result = _one_by_one(D, signals, weight, l2, X, known, dtype=dtype, grid=grid, **options)
         if into is None:
-            return told(result, ADMM if convolved else FISTA)
+            return result
         into[np.arange(n)] = np.asarray(result.x)
-        result = result.replace(x=into.codes() if sparse else into)
-        return told(result, ADMM if convolved else FISTA)
+        return told(result.replace(x=into.codes() if sparse else into), result.how)
     weight = as_rows(spread(D, flat_code(D, weight)))
     operands = signals, weight, _problem.as_operand(l2, np.dtype(float)), X, known
     options["dtype"] = np.dtype(dtype)
@@ -242,16 +246,23 @@ def _one_by_one(
     nonnegative: bool,
     max_steps: int,
 ) -> Pursuit:
-    """The codes by `lasso` for each signal; the signals of a file chunk by chunk."""
+    """The codes by working sets of parts, or by `lasso`; the signals of a file chunk by chunk."""
     penalty = Penalty(block_of(D), nonnegative)
     method = Lasso(tol, max_steps, penalty)
     form = StaticPart(np.dtype(dtype), grid, fixed_norm, relative=relative, kind=penalty)
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
     weight = weight if several else one_by_one(D, weight)
     ridge = _problem.as_operand(l2, wide_dtype(dtype))
+    known_numbers = checks.is_concrete((D, Y, weight, l2, start))
+    plain = known_numbers and known is None and not nonnegative and np.all(weight)
+    matrix, *parts = _matrix_of(D) if plain else (None,)
+    options = dict(parts=parts, relative=relative, tol=tol, max_steps=max_steps, dtype=dtype)
 
     def solved(rows: slice, signals: Any) -> Pursuit:
         lam = weight[rows] if several else weight
+        if matrix is not None:
+            operands = matrix, signals, as_rows(lam), ridge, None if start is None else start[rows]
+            return on_the_host(partial(_by_parts, **options), operands, D.shape[1], dtype, grid)
         mask = known[rows] if np.ndim(known) > 1 else known
         own, signals = known_part(D, jnp.asarray(signals), mask)
         own, signals = checks.cast((own, signals), dtype)
@@ -259,15 +270,24 @@ def _one_by_one(
         result = _together(method, form, several, own, signals, lam, ridge, first)
         return result.replace(gap=jnp.where(jnp.isfinite(signals).all(1), result.gap, jnp.inf))
 
+    how = SETS if matrix is not None else ADMM if block_of(D) == 1 else FISTA
     if not isinstance(Y, np.memmap):
-        return solved(slice(None), Y)
+        return told(solved(slice(None), Y), how)
     size = _PARTS if checks.is_concrete((D, weight, l2, start, known)) else len(Y)
-    parts = []
+    chunks = []
     for rows in (slice(first, first + size) for first in range(0, len(Y), size)):
         flat, _ = as_flat(D, np.array(Y[rows]), 1)
         name = f"Y[{rows.start}:{rows.stop}]"
-        parts.append(solved(rows, checks.on_host_or_device(flat, name, "lasso_batch")))
-    return jax.tree.map(lambda *fields: jnp.concatenate(fields), *parts)
+        chunks.append(solved(rows, checks.on_host_or_device(flat, name, "lasso_batch")))
+    return told(jax.tree.map(lambda *fields: jnp.concatenate(fields), *chunks), how)
+
+
+def _matrix_of(D: Operator) -> tuple[Any, ...]:
+    """The matrix A, and p and T as in `_part_sets`, if D stores its entries; otherwise (None,)."""
+    base, T = (D.base, D.measurements) if isinstance(D, Joint) else (D, 1)
+    if block_of(D) == 1 or 4 * entries(base).size < math.prod(base.shape):
+        return (None,)
+    return dense(base), block_of(base), T
 
 
 @programs.on_auto_axes
@@ -365,6 +385,13 @@ def _by_sets(*operands: Any, **options: Any) -> Answers:
     from unrolled.pursuit import _working_sets
 
     return _working_sets.lasso_by_sets(*operands, **options)
+
+
+def _by_parts(*operands: Any, **options: Any) -> Answers:
+    """`lasso_by_parts`, whose file imports numba."""
+    from unrolled.pursuit import _part_sets
+
+    return _part_sets.lasso_by_parts(*operands, **options)
 
 
 def lasso_of_rows(

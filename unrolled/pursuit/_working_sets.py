@@ -23,12 +23,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from numba import njit, types
+from numba import types
 
 from unrolled._base import checks
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import column_norms, inner_terms
 from unrolled.pursuit import _active_set, _products
+from unrolled.pursuit._compiled import cached
 from unrolled.pursuit._many import Answers, Units, share
 
 _MORE = 32  # the number of atoms that may join in a round; half of the nonzeros if larger
@@ -36,18 +37,6 @@ _ROUNDS = 100
 _BYTES, _ATOMS = 2**25, 2**24  # of the products of a block, and numbers in the state of its sets
 _ROWS, _SMALLEST = 512, 1e-30  # of D in a sum of squares, whose rounding error is below 1e-4
 _SLACK = 1e-11  # as in `lasso_batch`
-
-
-def _compiled(signatures: Any = None, **options: Any) -> Callable:
-    """`njit` without the GIL; the machine code is cached on disk if a folder is writable."""
-
-    def decorated(function: Callable) -> Callable:
-        try:
-            return njit(signatures, nogil=True, cache=True, **options)(function)
-        except (RuntimeError, OSError):
-            return njit(signatures, nogil=True, **options)(function)
-
-    return decorated
 
 
 class Matrix(NamedTuple):
@@ -399,7 +388,7 @@ def _violated(
     return fresh[:, : (fresh >= 0).sum(1).max(initial=0)], tops
 
 
-@_compiled(error_model="numpy", fastmath={"nnan", "nsz"})
+@cached(error_model="numpy", fastmath={"nnan", "nsz"})
 def _scan(products, lam, norms, ends, error, most, nonnegative, fresh, tops):
     """The compiled part of `_violated`: the largest excesses, by insertion."""
     several, excess = lam.shape[1] > 1, np.zeros(fresh.shape[1])
@@ -427,7 +416,7 @@ def _scan(products, lam, norms, ends, error, most, nonnegative, fresh, tops):
             first = end + 1
 
 
-@_compiled(error_model="numpy", fastmath={"nnan", "nsz"})
+@cached(error_model="numpy", fastmath={"nnan", "nsz"})
 def _top(products, lam, norms, error, nonnegative, first, end):
     """The largest bound on |g_i| / lam_i of a range of atoms."""
     top, several = 0.0, len(lam) > 1
@@ -444,7 +433,7 @@ def _top(products, lam, norms, error, nonnegative, first, end):
 _MATRICES = [types.Array(number, 2, "A", readonly=True) for number in (types.f4, types.f8)]
 
 
-@_compiled(
+@cached(
     [types.void(D, types.i8[::1], types.i8[::1], types.f8, types.f8[:, ::1]) for D in _MATRICES]
 )
 def _gather(D, indices, order, scale, atoms):
@@ -537,7 +526,7 @@ def _resume(
     return counts[0]
 
 
-@_compiled(error_model="numpy")
+@cached(error_model="numpy")
 def _join(used, D, gram, inverse, products, lam, indices, y, live, fresh, atoms, weights, ridge):
     """Write the fresh atoms, (len(live), k, m), and their products into the next slots."""
     for t in range(len(live)):

@@ -288,11 +288,11 @@ def test_machine_code_is_made_where_no_folder_keeps_it(monkeypatch):
 
 def test_machine_code_is_made_anew_if_a_function_that_it_calls_has_changed(monkeypatch):
     """numba compares the name and the file of the function that it is asked for, and no other."""
-    from unrolled.pursuit import _active_set
+    from unrolled.pursuit import _active_set, _compiled
 
     def name_of(source):
-        monkeypatch.setattr(_active_set.pkgutil, "get_data", lambda *of: source)
-        _active_set._called.cache_clear()
+        monkeypatch.setattr(_compiled.pkgutil, "get_data", lambda *of: source)
+        _compiled.digest.cache_clear()
         return _active_set.entry.__wrapped__(_active_set.many, _active_set.MANY)
 
     monkeypatch.setattr(_active_set.many, "__qualname__", "many")
@@ -303,7 +303,7 @@ def test_machine_code_is_made_anew_if_a_function_that_it_calls_has_changed(monke
     )
     names = [name_of(source) for source in (b"a", b"b", b"a")]
     monkeypatch.undo()
-    _active_set._called.cache_clear()
+    _compiled.digest.cache_clear()
     assert names[0] == names[2] != names[1] and all(n.startswith("many_") for n in names)
 
 
@@ -332,7 +332,7 @@ def test_working_sets_are_compiled_where_no_folder_keeps_machine_code(monkeypatc
         return lambda function: function
 
     monkeypatch.setattr(_working_sets, "njit", refusing)
-    assert _working_sets._compiled(fastmath=True)(gaps) is gaps
+    assert _compiled.cached(fastmath=True)(gaps) is gaps
 
 
 @pytest.mark.parametrize("nonnegative", [False, True])
