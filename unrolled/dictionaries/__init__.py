@@ -15,6 +15,7 @@ from unrolled.dictionaries._conv import *
 from unrolled.dictionaries._families import *
 from unrolled.dictionaries._functions import *
 from unrolled.dictionaries._grouped import *
+from unrolled.dictionaries._grouped import matrix_of_parts
 from unrolled.dictionaries._imaging import *
 from unrolled.dictionaries._masked import *
 from unrolled.dictionaries._masked import known_entries, known_part, shared_part, signal_axes

@@ -11,9 +11,10 @@ import numpy as np
 from unrolled._base import checks
 from unrolled._base.checks import Array, ArrayLike
 from unrolled.dictionaries import _base
-from unrolled.dictionaries._base import Dictionary, Operator, Structured, column_norms
+from unrolled.dictionaries._base import Dictionary, Operator, Structured, column_norms, dense
 from unrolled.dictionaries._operands import (
     as_dictionary,
+    block_of,
     cuts_atoms,
     entries,
     inner_terms,
@@ -21,6 +22,7 @@ from unrolled.dictionaries._operands import (
     refuse_parts,
     spectral_norm,
 )
+from unrolled.dictionaries._parts import Joint
 
 __all__ = ["Grouped"]
 
@@ -220,6 +222,29 @@ class Grouped(Structured):
             return numbers.concatenate([y, rest], -1), own
         y = y * own.divisor(y.dtype, y.ndim)
         return numbers.concatenate([y, rest], -1)[..., np.argsort(self._order)], own
+
+
+def matrix_of_parts(D: Operator) -> tuple[Any, ...]:
+    """A, (m, d), p and T, with D = A x for codes of parts (p, T); (None,) if D does not store A.
+
+    A missing atom of a `Grouped` is a column of zeros, and A lacks the additional rows.
+
+    Example:
+        >>> from unrolled.dictionaries import matrix_of_parts
+        >>> A, p, T = matrix_of_parts(ur.dictionaries.Joint(jnp.eye(2), 3))
+        >>> A.shape, p, T
+        ((2, 2), 1, 3)
+    """
+    base, T = (D.base, D.measurements) if isinstance(D, Joint) else (D, 1)
+    p, (m, d) = block_of(base), base.shape
+    base = D.base if isinstance(D, Grouped) else base
+    m = base.shape[0]
+    if block_of(D) == 1 or 4 * entries(base).size < m * d:
+        return (None,)
+    A = dense(base)
+    if isinstance(D, Grouped):
+        A = jnp.zeros((m, d), A.dtype).at[:, np.array(D.places)].set(A)
+    return A, p, T
 
 
 def _labels(groups: Any, d: int) -> tuple[np.ndarray, int]:

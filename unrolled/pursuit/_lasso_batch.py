@@ -18,16 +18,15 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.numbers import host_exponent, wide_dtype
 from unrolled.dictionaries import (
     Dictionary,
-    Joint,
     Masked,
     Operator,
     Structured,
     as_flat,
     block_of,
     dense,
-    entries,
     known_entries,
     known_part,
+    matrix_of_parts,
     shared_part,
     spread,
     threshold_shapes,
@@ -121,8 +120,8 @@ def lasso_batch(
 
     If the codes of D come in parts, |x_i| is the norm of a part. A `Complex`, `Joint` or `Grouped`
     matrix has working sets of parts, each of which is minimised part after part; `steps` counts the
-    sweeps over a set. In all other cases with parts (a structured dictionary, `nonnegative`, a
-    mask, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
+    sweeps over a set. In all other cases with parts (a structured dictionary, a mask
+    for each signal, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
     atoms, `lasso_batch` runs `lasso` for each signal. Then `how` of the result is "fista" or
     "admm", the gap has the precision of the dtype, `steps` counts steps, and there is no margin.
 
@@ -253,14 +252,18 @@ def _one_by_one(
     several = np.shape(weight) not in (*threshold_shapes(D), getattr(D, "code_grid", ()))
     weight = weight if several else one_by_one(D, weight)
     ridge = _problem.as_operand(l2, wide_dtype(dtype))
-    known_numbers = checks.is_concrete((D, Y, weight, l2, start))
-    plain = known_numbers and known is None and not nonnegative and np.all(weight)
-    matrix, *parts = _matrix_of(D) if plain else (None,)
+    plain = checks.is_concrete((D, Y, weight, l2, start, known)) and np.ndim(known) < 2
+    own = known_part(D, 0.0, known)[0] if plain else D
+    matrix, *parts = (
+        matrix_of_parts(own) if plain and not nonnegative and np.all(weight) else (None,)
+    )
     options = dict(parts=parts, relative=relative, tol=tol, max_steps=max_steps, dtype=dtype)
 
     def solved(rows: slice, signals: Any) -> Pursuit:
         lam = weight[rows] if several else weight
         if matrix is not None:
+            signals = signals if known is None else np.where(known, signals, 0)
+            signals = signals[:, : len(matrix) * parts[1]]  # without the padding of `Grouped`
             operands = matrix, signals, as_rows(lam), ridge, None if start is None else start[rows]
             return on_the_host(partial(_by_parts, **options), operands, D.shape[1], dtype, grid)
         mask = known[rows] if np.ndim(known) > 1 else known
@@ -280,14 +283,6 @@ def _one_by_one(
         name = f"Y[{rows.start}:{rows.stop}]"
         chunks.append(solved(rows, checks.on_host_or_device(flat, name, "lasso_batch")))
     return told(jax.tree.map(lambda *fields: jnp.concatenate(fields), *chunks), how)
-
-
-def _matrix_of(D: Operator) -> tuple[Any, ...]:
-    """The matrix A, and p and T as in `_part_sets`, if D stores its entries; otherwise (None,)."""
-    base, T = (D.base, D.measurements) if isinstance(D, Joint) else (D, 1)
-    if block_of(D) == 1 or 4 * entries(base).size < math.prod(base.shape):
-        return (None,)
-    return dense(base), block_of(base), T
 
 
 @programs.on_auto_axes

@@ -126,7 +126,7 @@ def lasso_by_parts(
         if len(some):
             b, which = b[some, 0], rows.start + some
             first = units.starts(which, b)
-            x = np.zeros((len(some), d * T)) if first is None else first
+            x = np.zeros((len(some), d * T)) if first is None else np.ascontiguousarray(first)
             codes = x.reshape(len(some), -1, p, T)
             block = Block.of(y[some], weights[some], codes, units.finest + a - b)
             code(of, units, block)
@@ -157,7 +157,7 @@ class Block:
         k, sums = len(y), np.zeros((len(y), 5))
         sums[:, 2] = np.sum(y**2, (1, 2))
         numbers = np.zeros(k, np.int64), sums, np.zeros(k), np.ones(k)
-        return cls(y, lam, codes, finest, y.copy(), codes.any((2, 3)), *numbers)
+        return cls(y, lam, codes, finest, y.copy(), _nonzero(codes), *numbers)
 
     def margins(self) -> np.ndarray:
         """The least of |x_i| / max |x| on the support, and of 1 - |g_i| / lam_i off the support."""
@@ -192,10 +192,15 @@ def code(of: Parts, units: Units, block: Block) -> None:
         live, joins, excess = live[going], joins[going], excess[going]
         if not len(live):
             return
-        support = int(block.codes[live].any((2, 3)).sum(1).max())
+        support = int(_nonzero(block.codes[live]).sum(1).max())
         some = min(max(_FIRST, support // 2), n)
         first = np.argpartition(np.where(joins, -excess, 0), some - 1, axis=1)[:, :some]
         block.inside[live[:, None], first] |= np.take_along_axis(joins, first, 1)
+
+
+def _nonzero(codes: np.ndarray) -> np.ndarray:
+    """Whether a part of a code is nonzero, (k, n)."""
+    return np.asarray(codes.any((2, 3)))
 
 
 def _gaps(sums: np.ndarray, tops: np.ndarray) -> np.ndarray:
@@ -268,7 +273,11 @@ def _descend(gram, c, lam, l2, z, goal, half, most):
     p, T = z.shape[1:]
     g = c - np.dot(gram, z.reshape(len(gram), -1)).reshape(z.shape)
     past, sums, count, spent = np.empty((_OFTEN + 1, z.size)), np.empty(5), 0, 0
-    while count < most:
+    while True:
+        _sums(z, g, lam, l2, sums)
+        s = 1 / max(sums[3], 1.0)
+        if sums[0] - s * sums[1] + (1 - s) ** 2 * half <= goal * half or count >= most:
+            return count
         for turn in range(_OFTEN):
             past[turn] = z.ravel()
             _sweep(gram, lam, l2, z, g)
@@ -277,17 +286,11 @@ def _descend(gram, c, lam, l2, z, goal, half, most):
         _try(gram, c, lam, l2, _combined(past).reshape(z.shape), z, g)
         on = np.flatnonzero(_norms(z))
         if spent >= len(on) * p * T**2 / _PRICE:  # a step of Newton's method takes as long
-            spent = 0
-            step = _newton(gram, lam, l2, z, g, on)
+            step, spent = _newton(gram, lam, l2, z, g, on), 0
             for _ in range(_HALVES):
                 if _try(gram, c, lam, l2, z + step, z, g):
                     break
                 step /= 2
-        _sums(z, g, lam, l2, sums)
-        s = 1 / max(sums[3], 1.0)
-        if sums[0] - s * sums[1] + (1 - s) ** 2 * half <= goal * half:
-            break
-    return count
 
 
 @cached(error_model="numpy")

@@ -324,14 +324,14 @@ def test_the_cholesky_factor_of_few_atoms(monkeypatch):
 
 
 def test_working_sets_are_compiled_where_no_folder_keeps_machine_code(monkeypatch):
-    from unrolled.pursuit import _working_sets
+    from unrolled.pursuit import _compiled
 
     def refusing(signatures, cache=False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
         return lambda function: function
 
-    monkeypatch.setattr(_working_sets, "njit", refusing)
+    monkeypatch.setattr(_compiled, "njit", refusing)
     assert _compiled.cached(fastmath=True)(gaps) is gaps
 
 
