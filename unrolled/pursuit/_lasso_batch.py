@@ -120,8 +120,8 @@ def lasso_batch(
 
     If the codes of D come in parts, |x_i| is the norm of a part. A `Complex`, `Joint` or `Grouped`
     matrix has working sets of parts, each of which is minimised part after part; `steps` counts the
-    sweeps over a set. In all other cases with parts (a structured dictionary, a mask
-    for each signal, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
+    sweeps over a set. In all other cases with parts (a structured dictionary, a mask for each
+    signal, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
     atoms, `lasso_batch` runs `lasso` for each signal. Then `how` of the result is "fista" or
     "admm", the gap has the precision of the dtype, `steps` counts steps, and there is no margin.
 

@@ -268,10 +268,12 @@ def _turn(V, x, out):
 def _descend(gram, c, lam, l2, z, goal, half, most):
     """Change z until its gap on the set is at most goal * half; return the number of sweeps.
 
-    The energy in the gap is at most `half`, the objective of the code 0, since z is no worse.
+    The energy in the gap is at most `half`, the objective of the code 0; a worse z becomes 0.
     """
     p, T = z.shape[1:]
     g = c - np.dot(gram, z.reshape(len(gram), -1)).reshape(z.shape)
+    if not _objective(z, c, g, lam, l2, half) <= 0:
+        z[:], g[:] = 0, c
     past, sums, count, spent = np.empty((_OFTEN + 1, z.size)), np.empty(5), 0, 0
     while True:
         _sums(z, g, lam, l2, sums)
@@ -283,12 +285,12 @@ def _descend(gram, c, lam, l2, z, goal, half, most):
             _sweep(gram, lam, l2, z, g)
         past[_OFTEN] = z.ravel()
         count, spent = count + _OFTEN, spent + _OFTEN
-        _try(gram, c, lam, l2, _combined(past).reshape(z.shape), z, g)
+        _try(gram, c, lam, l2, half, _combined(past).reshape(z.shape), z, g)
         on = np.flatnonzero(_norms(z))
         if spent >= len(on) * p * T**2 / _PRICE:  # a step of Newton's method takes as long
             step, spent = _newton(gram, lam, l2, z, g, on), 0
             for _ in range(_HALVES):
-                if _try(gram, c, lam, l2, z + step, z, g):
+                if _try(gram, c, lam, l2, half, z + step, z, g):
                     break
                 step /= 2
 
@@ -363,10 +365,10 @@ def _combined(past):
 
 
 @cached(error_model="numpy")
-def _try(gram, c, lam, l2, other, z, g):
+def _try(gram, c, lam, l2, half, other, z, g):
     """Replace z by another code, and g, if the objective falls; return whether it did."""
     slope = c - np.dot(gram, other.reshape(len(gram), -1)).reshape(z.shape)
-    if not _objective(other, c, slope, lam, l2) < _objective(z, c, g, lam, l2):
+    if not _objective(other, c, slope, lam, l2, half) < _objective(z, c, g, lam, l2, half):
         return False
     z[:], g[:] = other, slope
     return True
@@ -409,12 +411,12 @@ def _norms(z):
 
 
 @cached(error_model="numpy")
-def _objective(z, c, g, lam, l2):
-    """The objective of z without norm(y)^2 / 2; g = c - gram z."""
-    value = l2 / 2 * np.sum(z**2) - np.sum(z * (c + g)) / 2
-    for k in range(len(z)):
-        value += lam[k] * np.sqrt(np.sum(z[k] ** 2))
-    return value
+def _objective(z, c, g, lam, l2, half):
+    """The objective of z less that of 0, for g = c - gram z; inf where rounding would decide."""
+    penalty = np.sum(lam * _norms(z))
+    if penalty > half:
+        return np.inf  # the objective of 0 is half
+    return penalty + l2 / 2 * np.sum(z**2) - np.sum(z * (c + g)) / 2
 
 
 @cached(error_model="numpy")
