@@ -42,7 +42,7 @@ _BYTES = 2**24  # of the products of a block
 _SHARE, _AGAIN, _COARSE = 0.3, 3, 0.1
 _OFTEN = 5  # sweeps between two accelerations, which combine as many iterates
 _STEPS, _TINY = 30, 1e-16  # of Newton's method, and the least step, relative to the root
-_PRICE, _HALVES, _SINGULAR = 24, 4, 1e-13  # of steps for all nonzero parts
+_PRICE, _SHORTER, _RIDGE = 24, 12, 1e-12  # of steps for all nonzero parts
 _LEAST = np.finfo(float).tiny
 _ALIKE = 1e-10  # the ridge of an acceleration, relative to its system
 
@@ -289,10 +289,10 @@ def _descend(gram, c, lam, l2, z, goal, half, most):
         on = np.flatnonzero(_norms(z))
         if spent >= len(on) * p * T**2 / _PRICE:  # a step of Newton's method takes as long
             step, spent = _newton(gram, lam, l2, z, g, on), 0
-            for _ in range(_HALVES):
+            for _ in range(_SHORTER):
                 if _try(gram, c, lam, l2, half, z + step, z, g):
                     break
-                step /= 2
+                step /= 4
 
 
 @cached(error_model="numpy")
@@ -394,7 +394,9 @@ def _newton(gram, lam, l2, z, g, on):
             for b in range(q):
                 H[i * q + a, i * q + b] -= bend * part[a] * part[b]
         right[i * q : i * q + q] = (g[on[i]] - (bend + l2) * z[on[i]]).ravel()
-    if factor(H, L, len(H), _SINGULAR):
+    for a in range(len(H)):
+        H[a, a] *= 1 + _RIDGE
+    if factor(H, L, len(H), 0.0):
         solve(L, right, len(H))
         for i in range(len(on)):
             step[on[i]] = right[i * q : i * q + q].reshape(p, T)
