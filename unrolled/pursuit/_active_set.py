@@ -33,7 +33,6 @@ from unrolled.pursuit._compiled import (
     digest,
     extend,
     factor,
-    round_to,
     solve,
     subtract,
     swap_in,
@@ -281,7 +280,7 @@ def _one(shared, y, products, start, slack, limits, work, own, sizes, out):
             continue
         reached, spent = gap <= goal, joined and rounds >= most and level < np.inf
         if reached or moves >= budget or idle > 1 or spent:
-            if round_to(rounded, x, k, digits, finest):
+            if _round(rounded, x, k, digits, finest):
                 gap, squares, top = _judged(shared, rounded, k, y, products, slack, work, own)
             if reached and gap > tol and goal == tol:
                 goal, idle = _SHARE * tol, 0
@@ -345,6 +344,17 @@ def _margin(x, own, atoms, k, nonnegative):
             margin = min(margin, 1 - size / weight[i])
         inside[i] = min(inside[i], 1)
     return max(margin, 0.0)
+
+
+@compiled
+def _round(out, x, k, digits, finest):
+    """Round to so many binary digits and to multiples of 2^finest; return whether x changed."""
+    changed = False
+    for i in range(k):
+        unit = max(math.frexp(x[i])[1] - digits, int(finest))
+        out[i] = math.ldexp(np.rint(math.ldexp(x[i], -unit)), unit)
+        changed |= out[i] != x[i]
+    return changed
 
 
 @compiled

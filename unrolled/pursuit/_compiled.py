@@ -5,7 +5,6 @@ This file imports numba, so other files import this file only inside functions.
 
 import functools
 import hashlib
-import math
 import pkgutil
 from collections.abc import Callable
 from typing import Any
@@ -178,14 +177,3 @@ def solve(L, x, k):
         x[i] /= L[i, i]
         for j in range(i):
             x[j] -= L[i, j] * x[i]
-
-
-@compiled
-def round_to(out, x, k, digits, finest):
-    """Round to so many binary digits and to multiples of 2^finest; return whether x changed."""
-    changed = False
-    for i in range(k):
-        unit = max(math.frexp(x[i])[1] - digits, int(finest))
-        out[i] = math.ldexp(np.rint(math.ldexp(x[i], -unit)), unit)
-        changed |= out[i] != x[i]
-    return changed

@@ -24,13 +24,11 @@ Bertrand, Massias (2021) for the acceleration.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
-from unrolled._base.numbers import host_exponent, wide_dtype
-from unrolled.pursuit._compiled import cached, factor, round_to, solve
+from unrolled._base.numbers import host_exponent
+from unrolled.pursuit._compiled import cached, compiled, factor, solve
 from unrolled.pursuit._many import Answers, Units, share
-from unrolled.pursuit._working_sets import Matrix
 
 _FIRST = 16  # parts that join in a round; half as many as there are nonzero parts, if larger
 _ROUNDS = 100
@@ -41,47 +39,64 @@ _BYTES = 2**24  # of the products of a block
 # share is taken again, so often at most, if the code is the best on its set and the gap above tol.
 _SHARE, _AGAIN, _COARSE = 0.3, 3, 0.1
 _OFTEN = 5  # sweeps between two accelerations, which combine as many iterates
-_STEPS, _TINY = 30, 1e-16  # of Newton's method, and the least step, relative to the root
-_PRICE, _SHORTER, _RIDGE = 24, 12, 1e-12  # of steps for all nonzero parts
+_STEPS, _TINY = 30, 1e-16  # of Newton's method for a part, and the least step, relative to the root
+# Newton's method for all nonzero parts: the atoms of which it may take a step for each sweep, and
+# how often a step is made shorter.
+_PRICE, _SHORTER, _RIDGE = 24, 12, 1e-12
+_ALIKE = 1e-10  # the ridge of an acceleration, relative to its system, as _RIDGE
+_DENSE = 4  # the most atoms in a start, relative to m
 _LEAST = np.finfo(float).tiny
-_ALIKE = 1e-10  # the ridge of an acceleration, relative to its system
 
 
 class Parts(NamedTuple):
     """A matrix near 1, whose columns come in parts."""
 
-    matrix: Matrix  # A in its dtype, for products
-    gamma: float  # bound on the rounding of a product, relative to the norms
     p: int  # the columns of a part
-    atoms: np.ndarray  # (d, m), the columns turned to be orthogonal in each part, in float64
-    turns: np.ndarray  # (n, p, p): the columns of part i of A are turns[i] times its `atoms`
+    atoms: np.ndarray  # (d, m), the columns turned to be orthogonal in each part
+    turns: np.ndarray | None  # (n, p, p): the columns of part i of A are turns[i] times its atoms
     norms: np.ndarray  # (n,), of the parts as vectors
-    gram: np.ndarray  # (d, d), the products of `atoms`; (0, 0) if the sets have their own
+    gram: np.ndarray | None  # (d, d), the products of `atoms`; None if each set has its own
 
     @classmethod
     def of(cls, A: np.ndarray, p: int, a: int, k: int) -> "Parts":
         """The parts of p columns of A, divided by 2^a, for k signals."""
-        wide, m = A.astype(wide_dtype(A.dtype), copy=False), len(A)
+        m = len(A)
         atoms = np.ldexp(A.T.astype(float), -a).reshape(-1, p, m)
-        gram = atoms @ atoms.transpose(0, 2, 1)
+        gram, turns = atoms @ atoms.transpose(0, 2, 1), None
         squares = np.trace(gram, axis1=1, axis2=2)
-        turns = np.broadcast_to(np.eye(p), gram.shape)
         apart = np.abs(gram * (1 - np.eye(p))).max((1, 2))
         if (apart > 4 * m * np.finfo(float).eps * squares).any():
             turns = np.linalg.eigh(gram)[1]
             atoms = turns.transpose(0, 2, 1) @ atoms
-        gamma = (m + 2) * float(jnp.finfo(wide.dtype).eps) / 2
-        atoms, norms = np.ascontiguousarray(atoms.reshape(-1, m)), np.sqrt(squares)
+        atoms = atoms.reshape(-1, m)
         shared = len(atoms) <= _LARGEST and len(atoms) ** 2 <= k * max(_USUAL * p, m) ** 2
-        gram = atoms @ atoms.T if shared else np.empty((0, 0))
-        numbers = Matrix(wide, a), gamma / (1 - gamma), p
-        return cls(*numbers, atoms, np.ascontiguousarray(turns), norms, gram)
+        return cls(p, atoms, turns, np.sqrt(squares), atoms @ atoms.T if shared else None)
 
-    def sizes(self, R: np.ndarray) -> np.ndarray:
-        """The norms of the parts of A'R for every signal, (signals, n), for R (signals, T, m)."""
-        products = self.matrix.products(R.reshape(-1, R.shape[2]))
-        products = products.reshape(*R.shape[:2], -1, self.p)
-        return np.sqrt(np.einsum("stip,stip->si", products, products, dtype=float))
+    def products(self, R: np.ndarray) -> np.ndarray:
+        """A'R of the turned A for every signal, (k, d, T), for R (k, T, m)."""
+        return np.ascontiguousarray((R @ self.atoms.T).transpose(0, 2, 1))
+
+    def residuals(self, y: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """y - A x, (k, T, m), for turned codes (k, d, T)."""
+        return y - z.transpose(0, 2, 1) @ self.atoms
+
+    def sizes(self, z: np.ndarray) -> np.ndarray:
+        """The norms of parts, (k, n), of codes or products, (k, d, T)."""
+        parts = z.reshape(len(z), len(self.norms), -1)
+        return np.sqrt(np.einsum("kni,kni->kn", parts, parts))
+
+    def turned(self, x: np.ndarray, back: bool = False) -> np.ndarray:
+        """Codes in the turned columns, (k, d, T), or codes of A from these."""
+        if self.turns is None:
+            return x
+        turns = self.turns if back else self.turns.transpose(0, 2, 1)
+        return (turns @ x.reshape(len(x), -1, self.p, x.shape[2])).reshape(x.shape)
+
+    def square(self, rows: np.ndarray) -> np.ndarray:
+        """The products of some atoms."""
+        if self.gram is not None:
+            return self.gram[rows[:, None], rows]
+        return self.atoms[rows] @ self.atoms[rows].T
 
 
 def lasso_by_parts(
@@ -118,20 +133,20 @@ def lasso_by_parts(
     def work(rows: slice) -> None:
         y, b, _ = units.signals(rows)
         finite = np.isfinite(y).all(1)
-        y = np.ascontiguousarray(y.reshape(-1, m, T).transpose(0, 2, 1))
-        sizes = of.sizes(np.where(finite[:, None, None], y, 0))
-        weights = np.maximum(units.penalties(rows, b, sizes), _LEAST)  # 0 is lam_max of y = 0
-        weights = np.broadcast_to(weights, sizes.shape)
-        some = units.codable(y.reshape(len(y), -1), weights)
+        y = np.where(finite[:, None], y, 0).reshape(-1, m, T).transpose(0, 2, 1)
+        products = of.products(y)
+        weights = np.maximum(units.penalties(rows, b, of.sizes(products)), _LEAST)
+        weights = np.broadcast_to(weights, (len(y), d // p))
+        some = np.intersect1d(units.codable(y.reshape(len(y), -1), weights), np.flatnonzero(finite))
         if len(some):
             b, which = b[some, 0], rows.start + some
             first = units.starts(which, b)
-            x = np.zeros((len(some), d * T)) if first is None else np.ascontiguousarray(first)
-            codes = x.reshape(len(some), -1, p, T)
-            block = Block.of(y[some], weights[some], codes, units.finest + a - b)
+            x = np.zeros((len(some), d, T)) if first is None else first.reshape(-1, d, T)
+            x[(of.sizes(x) > 0).sum(1) * p > _DENSE * m] = 0  # its set would be large
+            block = Block.of(of, y[some], products[some], weights[some], x, units.finest + a - b)
             code(of, units, block)
-            size = np.linalg.norm(block.r, axis=(1, 2))
-            units.store(answers, which, b, x, block.gap, size, block.sweeps, block.margins())
+            codes, size = block.x.reshape(len(some), -1), np.linalg.norm(block.r, axis=(1, 2))
+            units.store(answers, which, b, codes, block.gap, size, block.sweeps, block.margin)
 
     share(work, len(Y), int(np.clip(_BYTES // (8 * d * T), 1, 256)))
     return answers
@@ -142,185 +157,148 @@ class Block:
     """Signals that go through the rounds together, near 1, and what is known of their codes."""
 
     y: np.ndarray  # (k, T, m)
+    products: np.ndarray  # (k, d, T), of y
     lam: np.ndarray  # (k, n)
-    codes: np.ndarray  # (k, n, p, T), rounded
+    x: np.ndarray  # (k, d, T), the codes, rounded
+    z: np.ndarray  # (k, d, T), the codes in the turned columns
     finest: np.ndarray  # (k,), as in `_active_set.minimise`
     r: np.ndarray  # (k, T, m), y - A x
     inside: np.ndarray  # (k, n), whether a part is in the set
     sweeps: np.ndarray  # (k,)
-    sums: np.ndarray  # (k, 5), of the sets, as `_sums` writes them
-    tops: np.ndarray  # (k,), bounds on the ratios |g_i| / lam_i outside of the sets
-    gap: np.ndarray  # (k,), relative to half
+    gap: np.ndarray  # (k,), relative to half of norm(y)^2
+    margin: np.ndarray  # (k,)
 
     @classmethod
-    def of(cls, y: np.ndarray, lam: np.ndarray, codes: np.ndarray, finest: np.ndarray) -> "Block":
-        k, sums = len(y), np.zeros((len(y), 5))
-        sums[:, 2] = np.sum(y**2, (1, 2))
-        numbers = np.zeros(k, np.int64), sums, np.zeros(k), np.ones(k)
-        return cls(y, lam, codes, finest, y.copy(), _nonzero(codes), *numbers)
-
-    def margins(self) -> np.ndarray:
-        """The least of |x_i| / max |x| on the support, and of 1 - |g_i| / lam_i off the support."""
-        size = np.linalg.norm(self.codes, axis=(2, 3))
-        most = size.max(1, keepdims=True)
-        shares = np.where(size > 0, size / np.where(most > 0, most, 1), 1).min(1)
-        return np.maximum(np.minimum(shares, 1 - np.maximum(self.sums[:, 4], self.tops)), 0)
+    def of(cls, of: Parts, y, products, lam, x, finest) -> "Block":
+        """Signals whose sets are the nonzero parts of x."""
+        z, k = of.turned(x), len(y)
+        numbers = np.zeros(k, np.int64), np.ones(k), np.zeros(k)
+        return cls(y, products, lam, x, z, finest, of.residuals(y, z), of.sizes(x) > 0, *numbers)
 
 
 def code(of: Parts, units: Units, block: Block) -> None:
     """The codes of finite signals, by rounds that each take one product with A."""
     k, n = block.lam.shape
     live, stuck = np.arange(k), np.zeros(k, int)
-    half = np.maximum(block.sums[:, 2] / 2, _LEAST)
+    half = np.maximum(np.sum(block.y**2, (1, 2)) / 2, _LEAST)
     for turn in range(_ROUNDS):
         if turn or block.inside.any():
             goal = np.maximum(_SHARE ** (1 + stuck) * units.tol, _COARSE * block.gap)
-            _minimise(
-                *(of.atoms, of.gram, of.turns, block.y, block.lam, units.ridge, live, block.inside),
-                *(goal, half, units.max_steps, units.digits, block.finest),
-                *(block.codes, block.r, block.sweeps, block.sums),
-            )
-        lam, r, before = block.lam[live], block.r[live], block.gap[live]
-        error = of.gamma * np.linalg.norm(r, axis=(1, 2))[:, None] * of.norms
-        ratios = np.where(block.inside[live], 0, (of.sizes(r) + error) / lam)
-        block.tops[live] = ratios.max(1)
-        block.gap[live] = gap = _gaps(block.sums[live], block.tops[live]) / half[live]
-        joins = ratios > 1
+            _refine(of, units, block, live, goal, half)
+        before = block.gap[live]
+        ratios = _judge(of, units, block, live, half)
+        joins = (ratios > 1) & ~block.inside[live]
+        gap = block.gap[live]
         stuck[live] += ~joins.any(1) & (gap > before / 2)  # rounding keeps the gap above tol
         going = (gap > units.tol) & (block.sweeps[live] < units.max_steps) & (stuck[live] <= _AGAIN)
-        excess = (ratios - 1) * lam / np.maximum(of.norms, _LEAST)
+        excess = (ratios - 1) * block.lam[live] / np.maximum(of.norms, _LEAST)
         live, joins, excess = live[going], joins[going], excess[going]
         if not len(live):
             return
-        support = int(_nonzero(block.codes[live]).sum(1).max())
+        support = int((of.sizes(block.z[live]) > 0).sum(1).max())
         some = min(max(_FIRST, support // 2), n)
         first = np.argpartition(np.where(joins, -excess, 0), some - 1, axis=1)[:, :some]
         block.inside[live[:, None], first] |= np.take_along_axis(joins, first, 1)
 
 
-def _nonzero(codes: np.ndarray) -> np.ndarray:
-    """Whether a part of a code is nonzero, (k, n)."""
-    return np.asarray(codes.any((2, 3)))
-
-
-def _gaps(sums: np.ndarray, tops: np.ndarray) -> np.ndarray:
-    """The duality gaps at s r, with the sums of a set and bounds on the ratios outside of it."""
-    penalty, products, energy, inside = sums.T[:4]
-    s = 1 / np.maximum(np.maximum(inside, tops), 1)
-    return np.maximum(penalty - s * products, 0) + (1 - s) ** 2 * energy / 2
-
-
-@cached(error_model="numpy")
-def _minimise(
-    atoms, shared, turns, y, lam, l2, live, inside, goal, half, most, digits, finest,
-    codes, r, sweeps, sums,
-):  # fmt: skip
-    """Minimise some signals over their sets; write codes, residuals, sweeps and sums."""
-    (T, m), p = y.shape[1:], turns.shape[1]
+def _refine(
+    of: Parts, units: Units, block: Block, live: np.ndarray, goal: np.ndarray, half: np.ndarray
+) -> None:
+    """Minimise some signals over their sets."""
+    columns = np.arange(of.p)
     for i in live:
-        own = np.flatnonzero(inside[i])
-        w = len(own)
-        B, z, weights = np.empty((w * p, m)), np.empty((w, p, T)), lam[i][own]
-        for k in range(w):
-            part = own[k]
-            B[k * p : k * p + p] = atoms[part * p : part * p + p]
-            _turn(turns[part], codes[i, part], z[k])
-        gram = _within(shared, own, p) if len(shared) else np.dot(B, B.T)
-        c = np.dot(B, y[i].T).reshape(w, p, T)
-        sweeps[i] += _descend(gram, c, weights, l2, z, goal[i], half[i], most - sweeps[i])
-        for k in range(w):
-            x = codes[i, own[k]]
-            _turn(turns[own[k]].T, z[k], x)
-            for a in range(p):
-                round_to(x[a], x[a], T, digits, finest[i])
-            _turn(turns[own[k]], x, z[k])
-        r[i] = y[i] - np.dot(z.reshape(w * p, T).T, B)
-        _sums(z, c - np.dot(gram, z.reshape(w * p, T)).reshape(w, p, T), weights, l2, sums[i])
-        sums[i, 2] = np.sum(r[i] ** 2) + l2 * np.sum(z**2)
+        own = np.flatnonzero(block.inside[i])
+        rows = (own[:, None] * of.p + columns).ravel()
+        z, gram, weights = block.z[i][rows], of.square(rows), block.lam[i][own]
+        left = units.max_steps - block.sweeps[i]
+        numbers = units.ridge, of.p, z, goal[i], half[i], left
+        block.sweeps[i] += descend(gram, block.products[i][rows], weights, *numbers)
+        block.z[i][rows] = z
+    x = of.turned(block.z[live], back=True)
+    unit = np.maximum(np.frexp(x)[1] - units.digits, block.finest[live, None, None]).astype(int)
+    block.x[live] = np.ldexp(np.rint(np.ldexp(x, -unit)), unit)
+    block.z[live] = of.turned(block.x[live])
+    block.r[live] = of.residuals(block.y[live], block.z[live])
+
+
+def _judge(of: Parts, units: Units, block: Block, live: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Write gaps and margins of some signals; return the ratios |g_i| / lam_i, (live, n)."""
+    z, r, lam = block.z[live], block.r[live], block.lam[live]
+    g = of.products(r) - units.ridge * z
+    size, ratios = of.sizes(z), of.sizes(g) / lam
+    s = 1 / np.maximum(ratios.max(1), 1)
+    products = np.einsum("kdt,kdt->k", z, g)
+    energy = np.sum(r**2, (1, 2)) + units.ridge * np.sum(z**2, (1, 2))
+    penalty = np.maximum(np.sum(lam * size, 1) - s * products, 0)
+    block.gap[live] = (penalty + (1 - s) ** 2 * energy / 2) / half[live]
+    on, most = size > 0, size.max(1, keepdims=True)
+    shares = np.where(on, size / np.where(most > 0, most, 1), 1).min(1)
+    block.margin[live] = np.maximum(np.minimum(shares, 1 - np.where(on, 0, ratios).max(1)), 0)
+    return ratios
 
 
 @cached(error_model="numpy")
-def _within(shared, own, p):
-    """The products of the columns of some parts with each other."""
-    gram = np.empty((len(own) * p, len(own) * p))
-    for i in range(len(own)):
-        for a in range(p):
-            row = shared[own[i] * p + a]
-            for j in range(len(own)):
-                for b in range(p):
-                    gram[i * p + a, j * p + b] = row[own[j] * p + b]
-    return gram
+def descend(gram, c, lam, l2, p, z, goal, half, most):
+    """Change z, (d, T), until its gap is at most goal * half; return the number of sweeps.
 
-
-@cached(error_model="numpy")
-def _turn(V, x, out):
-    """out = V'x."""
-    p, T = x.shape
-    for a in range(p):
-        for t in range(T):
-            out[a, t] = 0.0
-        for b in range(p):
-            for t in range(T):
-                out[a, t] += V[b, a] * x[b, t]
-
-
-@cached(error_model="numpy")
-def _descend(gram, c, lam, l2, z, goal, half, most):
-    """Change z until its gap on the set is at most goal * half; return the number of sweeps.
-
-    The energy in the gap is at most `half`, the objective of the code 0; a worse z becomes 0.
+    Here c = B'y and gram = B'B for the atoms B of a set. The energy in the gap is at most `half`,
+    the objective of the code 0; a worse z becomes 0.
     """
-    p, T = z.shape[1:]
-    g = c - np.dot(gram, z.reshape(len(gram), -1)).reshape(z.shape)
-    if not _objective(z, c, g, lam, l2, half) <= 0:
-        z[:], g[:] = 0, c
-    past, sums, count, spent = np.empty((_OFTEN + 1, z.size)), np.empty(5), 0, 0
+    d, T = z.shape
+    g, other, slope, past = (
+        np.empty((d, T)),
+        np.empty((d, T)),
+        np.empty((d, T)),
+        np.empty((_OFTEN + 1, d, T)),
+    )
+    sizes, count, spent = np.empty(len(lam)), 0, 0
+    _gradient(gram, c, z, g)
+    if not _objective(z, c, g, lam, l2, p, half) <= 0:
+        _set(z, z, z, -1.0)
+        _set(g, c, c, 0.0)
     while True:
-        _sums(z, g, lam, l2, sums)
-        s = 1 / max(sums[3], 1.0)
-        if sums[0] - s * sums[1] + (1 - s) ** 2 * half <= goal * half or count >= most:
+        if _gap(z, g, lam, l2, p, half) <= goal * half or count >= most:
             return count
         for turn in range(_OFTEN):
-            past[turn] = z.ravel()
-            _sweep(gram, lam, l2, z, g)
-        past[_OFTEN] = z.ravel()
+            _set(past[turn], z, z, 0.0)
+            _sweep(gram, lam, l2, p, z, g)
+        _set(past[_OFTEN], z, z, 0.0)
         count, spent = count + _OFTEN, spent + _OFTEN
-        _try(gram, c, lam, l2, half, _combined(past).reshape(z.shape), z, g)
-        on = np.flatnonzero(_norms(z))
-        if spent >= len(on) * p * T**2 / _PRICE:  # a step of Newton's method takes as long
-            step, spent = _newton(gram, lam, l2, z, g, on), 0
-            for _ in range(_SHORTER):
-                if _try(gram, c, lam, l2, half, z + step, z, g):
+        _combine(past, other)
+        _try(gram, c, lam, l2, p, half, other, slope, z, g)
+        on = 0
+        for k in range(len(lam)):
+            sizes[k] = _norm(z, k, p)
+            on += sizes[k] > 0
+        if spent >= on * p * T**2 / _PRICE:  # a step of Newton's method takes as long
+            spent, step = 0, _newton(gram, lam, l2, p, z, g, sizes, on)
+            for i in range(_SHORTER):
+                _set(other, z, step, 0.25**i)
+                if _try(gram, c, lam, l2, p, half, other, slope, z, g):
                     break
-                step /= 4
 
 
-@cached(error_model="numpy")
-def _sweep(gram, lam, l2, z, g):
-    """Minimise over one part after the other; g = c - gram z."""
-    w, p, T = z.shape
-    squares, energy, change, flat = np.empty(p), np.empty(p), np.empty(T), g.reshape(w * p, T)
-    for k in range(w):
-        total = 0.0
-        for a in range(p):
-            mu = gram[k * p + a, k * p + a]
-            squares[a], energy[a] = mu + l2, 0.0
-            for t in range(T):
-                energy[a] += (g[k, a, t] + mu * z[k, a, t]) ** 2
-            total += energy[a]
-        s = _size(energy, squares, lam[k]) if total > lam[k] ** 2 else 0.0
-        for a in range(p):
-            row, moved = k * p + a, False
-            scale = s / (squares[a] * s + lam[k])
-            for t in range(T):
-                new = scale * (g[k, a, t] + gram[row, row] * z[k, a, t])
-                change[t], z[k, a, t] = new - z[k, a, t], new
-                moved |= change[t] != 0
-            if moved:
-                _subtract(flat, gram[row], change)
+@compiled
+def _set(out, x, y, f):
+    """out = x + f y."""
+    for j in range(len(x)):
+        for t in range(x.shape[1]):
+            out[j, t] = x[j, t] + f * y[j, t]
 
 
-@cached(error_model="numpy")
+@compiled
+def _gradient(gram, c, z, g):
+    """g = c - gram z."""
+    _set(g, c, c, 0.0)
+    for j in range(len(z)):
+        some = False
+        for t in range(z.shape[1]):
+            some |= z[j, t] != 0
+        if some:
+            _subtract(g, gram[j], z[j])
+
+
+@compiled
 def _subtract(g, a, x):
     """g -= a x'."""
     if len(x) == 1:
@@ -332,107 +310,166 @@ def _subtract(g, a, x):
                 g[j, t] -= a[j] * x[t]
 
 
-@cached(error_model="numpy")
-def _size(energy, squares, lam):
+@compiled
+def _norm(z, k, p):
+    """The norm of part k."""
+    total = 0.0
+    for j in range(k * p, k * p + p):
+        for t in range(z.shape[1]):
+            total += z[j, t] ** 2
+    return np.sqrt(total)
+
+
+@compiled
+def _sweep(gram, lam, l2, p, z, g):
+    """Minimise over one part after the other; g = c - gram z."""
+    T = z.shape[1]
+    squares, energy, change = np.empty(p), np.empty(p), np.empty(T)
+    for k in range(len(lam)):
+        total = 0.0
+        for a in range(p):
+            j = k * p + a
+            squares[a], energy[a] = gram[j, j] + l2, 0.0
+            for t in range(T):
+                energy[a] += (g[j, t] + gram[j, j] * z[j, t]) ** 2
+            total += energy[a]
+        s = _size(energy, squares, total, lam[k]) if total > lam[k] ** 2 else 0.0
+        for a in range(p):
+            j, moved = k * p + a, False
+            scale = s / (squares[a] * s + lam[k])
+            for t in range(T):
+                new = scale * (g[j, t] + gram[j, j] * z[j, t])
+                change[t], z[j, t] = new - z[j, t], new
+                moved |= change[t] != 0
+            if moved:
+                _subtract(g, gram[j], change)
+
+
+@compiled
+def _size(energy, squares, total, lam):
     """s with sum_a energy_a / (squares_a s + lam)^2 = 1, by Newton's method from the left.
 
     The root of the inverse of the sum is a concave function of s, so no step passes the root.
     """
-    s = (np.sqrt(np.sum(energy)) - lam) / np.max(squares)
+    most = 0.0
+    for a in range(len(squares)):
+        most = max(most, squares[a])
+    s = (np.sqrt(total) - lam) / most
     for _ in range(_STEPS):
         sum2 = sum3 = 0.0
         for a in range(len(energy)):
             size = squares[a] * s + lam
             sum2 += energy[a] / size**2
             sum3 += energy[a] * squares[a] / size**3
-        step = (sum2**1.5 - sum2) / sum3
+        step = sum2 * (np.sqrt(sum2) - 1) / sum3
         if not step > _TINY * s:
             break
         s += step
     return s
 
 
-@cached(error_model="numpy")
-def _combined(past):
+@compiled
+def _combine(past, out):
     """The combination of the last iterates, with sum 1, whose steps have the least norm."""
-    steps = past[1:] - past[:-1]
-    K = np.dot(steps, steps.T)
-    ridge = _ALIKE * np.trace(K)
-    if not ridge > 0:
-        return past[-1]
-    weights = np.linalg.solve(K + ridge * np.eye(len(K)), np.ones(len(K)))
-    return np.dot(weights / np.sum(weights), past[1:])
+    n, d, T = len(past) - 1, past.shape[1], past.shape[2]
+    K, L, weights = np.empty((n, n)), np.empty((n, n)), np.empty(n)
+    trace = total = 0.0
+    for i in range(n):
+        weights[i] = 1.0
+        for k in range(i + 1):
+            product = 0.0
+            for j in range(d):
+                for t in range(T):
+                    step = past[i + 1, j, t] - past[i, j, t]
+                    product += step * (past[k + 1, j, t] - past[k, j, t])
+            K[i, k] = K[k, i] = product
+        trace += K[i, i]
+    for i in range(n):
+        K[i, i] += _ALIKE * trace
+    if not factor(K, L, n, 0.0):
+        _set(out, past[n], past[n], 0.0)
+        return
+    solve(L, weights, n)
+    for i in range(n):
+        total += weights[i]
+    _set(out, past[n], past[n], -1.0)
+    for i in range(n):
+        _set(out, out, past[i + 1], weights[i] / total)
 
 
-@cached(error_model="numpy")
-def _try(gram, c, lam, l2, half, other, z, g):
+@compiled
+def _try(gram, c, lam, l2, p, half, other, slope, z, g):
     """Replace z by another code, and g, if the objective falls; return whether it did."""
-    slope = c - np.dot(gram, other.reshape(len(gram), -1)).reshape(z.shape)
-    if not _objective(other, c, slope, lam, l2, half) < _objective(z, c, g, lam, l2, half):
+    _gradient(gram, c, other, slope)
+    value = _objective(other, c, slope, lam, l2, p, half)
+    if not value < _objective(z, c, g, lam, l2, p, half):
         return False
-    z[:], g[:] = other, slope
+    _set(z, other, other, 0.0)
+    _set(g, slope, slope, 0.0)
     return True
 
 
-@cached(error_model="numpy")
-def _newton(gram, lam, l2, z, g, on):
-    """The step of Newton's method for the nonzero parts; 0 if its matrix is singular."""
-    (p, T), size = z.shape[1:], _norms(z)
-    q, step = p * T, np.zeros(z.shape)
-    H, L = np.zeros((len(on) * q, len(on) * q)), np.empty((len(on) * q, len(on) * q))
-    right = np.empty(len(H))
-    for i in range(len(on)):
+@compiled
+def _newton(gram, lam, l2, p, z, g, sizes, on):
+    """The step of Newton's method for the nonzero parts."""
+    d, T = z.shape
+    q, rows = p * T, np.empty(on * p, np.int64)
+    H, L = np.zeros((on * q, on * q)), np.empty((on * q, on * q))
+    b, step, i = np.empty(on * q), np.zeros((d, T)), 0
+    for k in range(len(lam)):
+        if sizes[k] > 0:
+            bend, first = lam[k] / sizes[k], i * p
+            for j in range(k * p, k * p + p):
+                rows[i * p + j - k * p] = j
+            for e in range(q):
+                j, t = rows[first + e // T], e % T
+                H[i * q + e, i * q + e] += bend + l2
+                b[i * q + e] = g[j, t] - (bend + l2) * z[j, t]
+                for f in range(q):
+                    along = z[j, t] * z[rows[first + f // T], f % T] / sizes[k] ** 2
+                    H[i * q + e, i * q + f] -= bend * along
+            i += 1
+    for i in range(len(rows)):
         for j in range(i + 1):
-            for a in range(p):
-                for b in range(p):
-                    value = gram[on[i] * p + a, on[j] * p + b]
-                    for t in range(T):
-                        H[i * q + a * T + t, j * q + b * T + t] = value
-        part, bend = z[on[i]].ravel() / size[on[i]], lam[on[i]] / size[on[i]]
-        for a in range(q):
-            H[i * q + a, i * q + a] += bend + l2
-            for b in range(q):
-                H[i * q + a, i * q + b] -= bend * part[a] * part[b]
-        right[i * q : i * q + q] = (g[on[i]] - (bend + l2) * z[on[i]]).ravel()
-    for a in range(len(H)):
-        H[a, a] *= 1 + _RIDGE
-    if factor(H, L, len(H), 0.0):
-        solve(L, right, len(H))
-        for i in range(len(on)):
-            step[on[i]] = right[i * q : i * q + q].reshape(p, T)
+            for t in range(T):
+                H[i * T + t, j * T + t] += gram[rows[i], rows[j]]
+    for e in range(len(b)):
+        H[e, e] *= 1 + _RIDGE
+    if factor(H, L, len(b), 0.0):
+        solve(L, b, len(b))
+        for i in range(len(rows)):
+            for t in range(T):
+                step[rows[i], t] = b[i * T + t]
     return step
 
 
-@cached(error_model="numpy")
-def _norms(z):
-    """The norms of parts."""
-    sizes = np.empty(len(z))
-    for k in range(len(z)):
-        sizes[k] = np.sqrt(np.sum(z[k] ** 2))
-    return sizes
-
-
-@cached(error_model="numpy")
-def _objective(z, c, g, lam, l2, half):
+@compiled
+def _objective(z, c, g, lam, l2, p, half):
     """The objective of z less that of 0, for g = c - gram z; inf where rounding would decide."""
-    penalty = np.sum(lam * _norms(z))
+    penalty = value = 0.0
+    for k in range(len(lam)):
+        penalty += lam[k] * _norm(z, k, p)
     if penalty > half:
         return np.inf  # the objective of 0 is half
-    return penalty + l2 / 2 * np.sum(z**2) - np.sum(z * (c + g)) / 2
+    for j in range(len(z)):
+        for t in range(z.shape[1]):
+            value += z[j, t] * (l2 * z[j, t] - c[j, t] - g[j, t]) / 2
+    return penalty + value
 
 
-@cached(error_model="numpy")
-def _sums(z, g, lam, l2, sums):
-    """The sums of lam_i |x_i| and of x h, the largest |h_i| / lam_i, and that off the support.
-
-    Here h = g - l2 x, and the third sum is left to the caller.
-    """
-    sums[0] = sums[1] = sums[3] = sums[4] = 0.0
-    for k in range(len(z)):
-        h = g[k] - l2 * z[k]
-        size, slope = np.sqrt(np.sum(z[k] ** 2)), np.sqrt(np.sum(h**2)) / lam[k]
-        sums[0] += lam[k] * size
-        sums[1] += np.sum(z[k] * h)
-        sums[3] = max(sums[3], slope)
-        if size == 0:
-            sums[4] = max(sums[4], slope)
+@compiled
+def _gap(z, g, lam, l2, p, half):
+    """The duality gap on a set, with `half` for the energy of the residual."""
+    penalty = products = 0.0
+    top = 1.0
+    for k in range(len(lam)):
+        size = 0.0
+        for j in range(k * p, k * p + p):
+            for t in range(z.shape[1]):
+                h = g[j, t] - l2 * z[j, t]
+                products += z[j, t] * h
+                size += h**2
+        penalty += lam[k] * _norm(z, k, p)
+        top = max(top, np.sqrt(size) / lam[k])
+    s = 1 / top
+    return penalty - s * products + (1 - s) ** 2 * half
