@@ -241,9 +241,11 @@ def matrix_of_parts(D: Operator) -> tuple[Any, ...]:
     m = base.shape[0]
     if block_of(D) == 1 or 4 * entries(base).size < m * d:
         return (None,)
-    A = dense(base)
+    A = np.asarray(dense(base))
     if isinstance(D, Grouped):
-        A = jnp.zeros((m, d), A.dtype).at[:, np.array(D.places)].set(A)
+        whole = np.zeros((m, d), A.dtype)
+        whole[:, np.array(D.places)] = A
+        A = whole
     return A, p, T
 
 
