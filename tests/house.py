@@ -27,11 +27,6 @@ COLOURS = {
 }
 
 
-def room_of(module):
-    """`theory` of "unrolled.theory._codes"."""
-    return module.split(".")[1]
-
-
 def rooms():
     """The names of all rooms, without the front door `unrolled/__init__.py`."""
     names = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}

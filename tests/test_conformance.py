@@ -207,6 +207,10 @@ def name(request):
     return request.param
 
 
+# One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
+LOOPS = ["hyperlista", "lista", "lista_cp, untied", "alista", "lamp", "na_alista"]
+
+
 @pytest.mark.few(1)
 def test_every_way_to_run_a_layer_gives_the_same_code(name):
     layer, params, D, Y = case(name)
@@ -232,6 +236,7 @@ def test_a_layer_runs_inside_shard_map_with_its_checks(name):
 
 
 @pytest.mark.few(3)
+@pytest.mark.parametrize("name", LOOPS)
 def test_the_programs_of_users_give_the_same_code(name):
     """XLA makes the same of them; LLVM contracts and reorders sums in lanes, which is rounding."""
     layer, params, D, Y = case(name)
@@ -308,13 +313,10 @@ def test_gradients_are_central_differences_in_every_leaf(name):
     chex.assert_tree_all_finite(at_origin)
 
 
-# One of each way to loop: shared params alone, tied, untied, a schedule, a state with memory.
 # Without support selection: where a step is computed anew, its k-th largest entry may be rounded
 # otherwise, and fall out of the selection.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["hyperlista", "lista", "lista_cp, untied", "alista", "lamp", "na_alista"]
-)
+@pytest.mark.parametrize("name", LOOPS)
 def test_codes_and_gradients_are_the_same_however_the_loop_runs(name):
     layer, params, D, Y = case(name)
     again = registry.LAYERS[name](K, unroll=3, remat=True)
@@ -563,7 +565,8 @@ def test_without_a_threshold_ista_is_a_gradient_step(plain):
     assert_close(ur.layers.ista(1).apply(ur.analytic.ista(D, 0.0, 1), D, y), y @ np.asarray(D) / L)
 
 
-@pytest.mark.few(6)
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_network_of_one_layer_is_the_layer(name):
     layer, params, D, Y = case(name)
     (code,) = jax.jit(ur.networks.dsc([layer]).apply)((params,), (D,), Y[0])

@@ -616,7 +616,7 @@ def test_missing_entries_that_a_method_cannot_leave_out_are_refused():
         SparseCoder(CONV, "local_error", radius=0.5).fit_transform(TORN)
 
     def halves(D, Y, scale=0.5):
-        return ur.pursuit.lasso_batch(D, scale * Y, 0.1)
+        return ur.pursuit.omp_batch(D, scale * Y, 2)
 
     ur.pursuit.register(halves)
     try:

@@ -34,9 +34,8 @@ def test_planted_atoms_are_found_with_their_signs(planted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_it_finds_more_than_online_learning(seed):
-    rng, D = np.random.default_rng(seed), np.array(ur.gaussian(seed, 40, 100))
+def test_it_finds_more_than_online_learning():
+    rng, D = np.random.default_rng(0), np.array(ur.gaussian(0, 40, 100))
     X = rng.random((300, 100)) * (rng.random((300, 100)).argsort(1) < 5)
     Y = X @ D.T
     batches = (Y[rng.permutation(300)[:100]] for _ in range(400))
