@@ -347,7 +347,7 @@ def test_nothing_is_guessed_from_names_or_signatures_of_functions():
     """
     names = "pursuit._by_name", "_base.programs", "_base.arguments"
     said = {f"unrolled.{name}: inspect.signature" for name in names}
-    said.add("unrolled.pursuit._active_set: __qualname__")
+    said.add("unrolled.pursuit._compiled: __qualname__")
     guesses = [
         f"{module}: {guess}"
         for module, path in MODULES.items()

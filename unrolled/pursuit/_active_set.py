@@ -30,9 +30,9 @@ from unrolled.pursuit._compiled import (
     border,
     clear,
     compiled,
-    digest,
     extend,
     factor,
+    name,
     solve,
     subtract,
     swap_in,
@@ -189,9 +189,7 @@ def entry(function: Callable, signature: Any) -> Callable:
     The compiled function takes pointers and converts them to arrays without reference counts,
     because counting would take as long as the arithmetic of a code with few nonzeros.
     """
-    # numba finds the machine code by the name and the file of this function alone, also after a
-    # change of the functions that it calls.
-    function.__qualname__ = f"{function.__name__}_{digest()}"
+    name(function)
     try:
         return cfunc(signature, cache=True)(function).ctypes
     except (RuntimeError, OSError):

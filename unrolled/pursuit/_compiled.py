@@ -31,13 +31,20 @@ def digest() -> str:
     return hashlib.sha256(source or b"").hexdigest()[:12]
 
 
+def name(function: Callable) -> None:
+    """Name a function by the source of this file, whose functions it calls.
+
+    numba finds the machine code by the name and the file of a function alone, also after a change
+    of the functions that it calls.
+    """
+    function.__qualname__ = f"{function.__name__}_{digest()}"
+
+
 def cached(signatures: Any = None, **options: Any) -> Callable:
     """`njit` without the GIL; the machine code is cached on disk if a folder is writable."""
 
     def decorated(function: Callable) -> Callable:
-        # numba finds the machine code by the name and the file of this function alone, also after
-        # a change of the functions of this file.
-        function.__qualname__ = f"{function.__name__}_{digest()}"
+        name(function)
         try:
             return njit(signatures, nogil=True, cache=True, **options)(function)
         except (RuntimeError, OSError):
