@@ -34,7 +34,7 @@ _FIRST = 16  # parts that join in a round; half as many as there are nonzero par
 _ROUNDS = 100
 # The matrix A'A is shared if it takes no longer than those of sets of so many parts, or of m atoms.
 _USUAL, _LARGEST = 100, 8192  # the largest number of atoms for it
-_BYTES = 2**24  # of the products of a block
+_TOGETHER = 8  # signals that go through the rounds in one thread
 # The gap on a set falls to this share of tol, or to _COARSE of the last gap if that is larger; the
 # share is taken again, so often at most, if the code is the best on its set and the gap above tol.
 _SHARE, _AGAIN, _COARSE = 0.3, 3, 0.1
@@ -148,7 +148,7 @@ def lasso_by_parts(
             codes, size = block.x.reshape(len(some), -1), np.linalg.norm(block.r, axis=(1, 2))
             units.store(answers, which, b, codes, block.gap, size, block.sweeps, block.margin)
 
-    share(work, len(Y), int(np.clip(_BYTES // (8 * d * T), 1, 256)))
+    share(work, len(Y), _TOGETHER)
     return answers
 
 
