@@ -1,5 +1,6 @@
 """`Grouped`: a dictionary whose codes come in groups of atoms, of equal or unequal sizes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -225,25 +226,29 @@ class Grouped(Structured):
 
 
 def matrix_of_parts(D: Operator) -> tuple[Any, ...]:
-    """A, (m, d), p and T, with D = A x for codes of parts (p, T); (None,) if D does not store A.
+    """A, (m, d), p and T, with D = A x for codes of parts (p, T); (None,) if A is not stored.
 
-    A missing atom of a `Grouped` is a column of zeros, and A lacks the additional rows.
+    D stores A if its arrays have at least a quarter as many numbers: a complex matrix has half as
+    many as the matrix of its pairs. A missing atom of a `Grouped` is a column of zeros, and A lacks
+    the additional rows.
 
     Example:
         >>> from unrolled.dictionaries import matrix_of_parts
         >>> A, p, T = matrix_of_parts(ur.dictionaries.Joint(jnp.eye(2), 3))
         >>> A.shape, p, T
         ((2, 2), 1, 3)
+        >>> matrix_of_parts(ur.dictionaries.fourier((8, 8)))
+        (None,)
     """
     base, T = (D.base, D.measurements) if isinstance(D, Joint) else (D, 1)
-    p, (m, d) = block_of(base), base.shape
+    p, d = block_of(base), base.shape[1]
     base = D.base if isinstance(D, Grouped) else base
-    m = base.shape[0]
-    if block_of(D) == 1 or 4 * entries(base).size < m * d:
+    shape = base.shape[0], d
+    if block_of(D) == 1 or 4 * sum(map(np.size, jax.tree.leaves(base))) < math.prod(shape):
         return (None,)
     A = np.asarray(dense(base))
     if isinstance(D, Grouped):
-        whole = np.zeros((m, d), A.dtype)
+        whole = np.zeros(shape, A.dtype)
         whole[:, np.array(D.places)] = A
         A = whole
     return A, p, T

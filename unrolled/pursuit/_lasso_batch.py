@@ -119,9 +119,9 @@ def lasso_batch(
     minimiser may have another support.
 
     If the codes of D come in parts, |x_i| is the norm of a part. A `Complex`, `Joint` or `Grouped`
-    matrix has working sets of parts, each of which is minimised part after part; `steps` counts the
-    sweeps over a set. In all other cases with parts (a structured dictionary, a mask for each
-    signal, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
+    matrix has working sets of parts, each of them minimised part after part; `steps` counts the
+    sweeps over a set. In all other cases with parts (an operator, a mask for each signal or of a
+    `Joint`, a penalty of 0, traced arguments), and if D is a `Conv` of stride 1 with more than 512
     atoms, `lasso_batch` runs `lasso` for each signal. Then `how` of the result is "fista" or
     "admm", the gap has the precision of the dtype, `steps` counts steps, and there is no margin.
 
@@ -159,11 +159,10 @@ def lasso_batch(
         atoms do not count). The code has the dtype of D and Y, and `gap`, `residual` and
         `converged` belong to the code in this dtype: if the dtype cannot reach tol, `converged` is
         False (float32 reaches about 1e-7; cast half precision to float32 first). A signal that is
-        not finite has the code 0 and the gap
-        inf. A signal also has this result if two ratios of some atom are both below 1e-31 in
-        float32 or 1e-146 in float64. The first ratio is the largest entry of the atom over the
-        largest entry of D. The second ratio is the penalty of the atom over the product of the
-        largest entries of D and of the signal.
+        not finite has the code 0 and the gap inf. A signal also has this result if two ratios of
+        some atom are both below 1e-31 in float32 or 1e-146 in float64. The first ratio is the
+        largest entry of the atom over the largest entry of D. The second ratio is the penalty of
+        the atom over the product of the largest entries of D and of the signal.
 
     Raises:
         TypeError, ValueError: as in `lasso`, and if mask is not bool or has another shape, or if
@@ -254,9 +253,7 @@ def _one_by_one(
     ridge = _problem.as_operand(l2, wide_dtype(dtype))
     plain = checks.is_concrete((D, Y, weight, l2, start, known)) and np.ndim(known) < 2
     own = known_part(D, 0.0, known)[0] if plain else D
-    matrix, *parts = (
-        matrix_of_parts(own) if plain and not nonnegative and np.all(weight) else (None,)
-    )
+    matrix, *parts = matrix_of_parts(own) if plain and np.all(weight) else (None,)
     options = dict(parts=parts, relative=relative, tol=tol, max_steps=max_steps, dtype=dtype)
 
     def solved(rows: slice, signals: Any) -> Pursuit:

@@ -239,10 +239,13 @@ class Units(NamedTuple):
         return np.flatnonzero(finite & ~(lost & (lam < least)).any(1) if lost.any() else finite)
 
     def starts(self, rows: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-        """The codes to start from, scaled."""
+        """The codes to start from, scaled; a code that leaves the range becomes 0."""
         if self.start is None:
             return None
-        return np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
+        with np.errstate(over="ignore"):
+            codes = np.ldexp(self.start[rows].astype(float), self.a - b[:, None])
+        codes[~np.isfinite(codes).all(1)] = 0
+        return codes
 
     def store(self, answers, rows, b, x, gap, residual, steps, margin, atoms=None) -> None:
         """Write scaled codes and numbers into the rows of the answers, in the caller's units.

@@ -40,9 +40,9 @@ _TOGETHER = 8  # signals that go through the rounds in one thread
 _SHARE, _AGAIN, _COARSE = 0.3, 3, 0.1
 _OFTEN = 5  # sweeps between two accelerations, which combine as many iterates
 _STEPS, _TINY = 30, 1e-16  # of Newton's method for a part, and the least step, relative to the root
-# Newton's method for all nonzero parts: the atoms of which it may take a step for each sweep, and
-# how often a step is made shorter.
-_PRICE, _SHORTER, _RIDGE = 24, 12, 1e-12
+# A step of Newton's method for all nonzero parts takes the time of (their atoms) T^2 / _PRICE
+# sweeps. It is made shorter at most so often, and its system has at most so many rows.
+_PRICE, _SHORTER, _ROWS, _RIDGE = 24, 12, 4096, 1e-12
 _ALIKE = 1e-10  # the ridge of an acceleration, relative to its system, as _RIDGE
 _DENSE = 4  # the most atoms in a start, relative to m
 _LEAST = np.finfo(float).tiny
@@ -169,7 +169,15 @@ class Block:
     margin: np.ndarray  # (k,)
 
     @classmethod
-    def of(cls, of: Parts, y, products, lam, x, finest) -> "Block":
+    def of(
+        cls,
+        of: Parts,
+        y: np.ndarray,
+        products: np.ndarray,
+        lam: np.ndarray,
+        x: np.ndarray,
+        finest: np.ndarray,
+    ) -> "Block":
         """Signals whose sets are the nonzero parts of x."""
         z, k = of.turned(x), len(y)
         numbers = np.zeros(k, np.int64), np.ones(k), np.zeros(k)
@@ -191,7 +199,8 @@ def code(of: Parts, units: Units, block: Block) -> None:
         gap = block.gap[live]
         stuck[live] += ~joins.any(1) & (gap > before / 2)  # rounding keeps the gap above tol
         going = (gap > units.tol) & (block.sweeps[live] < units.max_steps) & (stuck[live] <= _AGAIN)
-        excess = (ratios - 1) * block.lam[live] / np.maximum(of.norms, _LEAST)
+        with np.errstate(over="ignore"):
+            excess = (ratios - 1) * block.lam[live] / np.where(of.norms > 0, of.norms, 1)
         live, joins, excess = live[going], joins[going], excess[going]
         if not len(live):
             return
@@ -225,7 +234,8 @@ def _judge(of: Parts, units: Units, block: Block, live: np.ndarray, half: np.nda
     """Write gaps and margins of some signals; return the ratios |g_i| / lam_i, (live, n)."""
     z, r, lam = block.z[live], block.r[live], block.lam[live]
     g = of.products(r) - units.ridge * z
-    size, ratios = of.sizes(z), of.sizes(g) / lam
+    with np.errstate(over="ignore"):  # lam may be tiny
+        size, ratios = of.sizes(z), of.sizes(g) / lam
     s = 1 / np.maximum(ratios.max(1), 1)
     products = np.einsum("kdt,kdt->k", z, g)
     energy = np.sum(r**2, (1, 2)) + units.ridge * np.sum(z**2, (1, 2))
@@ -245,24 +255,19 @@ def descend(gram, c, lam, l2, p, z, goal, half, most):
     the objective of the code 0; a worse z becomes 0.
     """
     d, T = z.shape
-    g, other, slope, past = (
-        np.empty((d, T)),
-        np.empty((d, T)),
-        np.empty((d, T)),
-        np.empty((_OFTEN + 1, d, T)),
-    )
-    sizes, count, spent = np.empty(len(lam)), 0, 0
+    g, other, slope = np.empty((d, T)), np.empty((d, T)), np.empty((d, T))
+    past, sizes, count, spent = np.empty((_OFTEN + 1, d, T)), np.empty(len(lam)), 0, 0
     _gradient(gram, c, z, g)
     if not _objective(z, c, g, lam, l2, p, half) <= 0:
-        _set(z, z, z, -1.0)
-        _set(g, c, c, 0.0)
+        _clear(z)
+        _copy(g, c)
     while True:
         if _gap(z, g, lam, l2, p, half) <= goal * half or count >= most:
             return count
         for turn in range(_OFTEN):
-            _set(past[turn], z, z, 0.0)
+            _copy(past[turn], z)
             _sweep(gram, lam, l2, p, z, g)
-        _set(past[_OFTEN], z, z, 0.0)
+        _copy(past[_OFTEN], z)
         count, spent = count + _OFTEN, spent + _OFTEN
         _combine(past, other)
         _try(gram, c, lam, l2, p, half, other, slope, z, g)
@@ -270,26 +275,43 @@ def descend(gram, c, lam, l2, p, z, goal, half, most):
         for k in range(len(lam)):
             sizes[k] = _norm(z, k, p)
             on += sizes[k] > 0
-        if spent >= on * p * T**2 / _PRICE:  # a step of Newton's method takes as long
+        if spent >= on * p * T**2 / _PRICE and on * p * T <= _ROWS:
             spent, step = 0, _newton(gram, lam, l2, p, z, g, sizes, on)
             for i in range(_SHORTER):
-                _set(other, z, step, 0.25**i)
+                _copy(other, z)
+                _add(other, 0.25**i, step)
                 if _try(gram, c, lam, l2, p, half, other, slope, z, g):
                     break
 
 
 @compiled
-def _set(out, x, y, f):
-    """out = x + f y."""
+def _clear(z):
+    """z = 0."""
+    for j in range(len(z)):
+        for t in range(z.shape[1]):
+            z[j, t] = 0.0
+
+
+@compiled
+def _copy(out, x):
+    """out = x."""
     for j in range(len(x)):
         for t in range(x.shape[1]):
-            out[j, t] = x[j, t] + f * y[j, t]
+            out[j, t] = x[j, t]
+
+
+@compiled
+def _add(out, f, x):
+    """out += f x."""
+    for j in range(len(x)):
+        for t in range(x.shape[1]):
+            out[j, t] += f * x[j, t]
 
 
 @compiled
 def _gradient(gram, c, z, g):
     """g = c - gram z."""
-    _set(g, c, c, 0.0)
+    _copy(g, c)
     for j in range(len(z)):
         some = False
         for t in range(z.shape[1]):
@@ -387,14 +409,14 @@ def _combine(past, out):
     for i in range(n):
         K[i, i] += _ALIKE * trace
     if not factor(K, L, n, 0.0):
-        _set(out, past[n], past[n], 0.0)
+        _copy(out, past[n])
         return
     solve(L, weights, n)
     for i in range(n):
         total += weights[i]
-    _set(out, past[n], past[n], -1.0)
+    _clear(out)
     for i in range(n):
-        _set(out, out, past[i + 1], weights[i] / total)
+        _add(out, weights[i] / total, past[i + 1])
 
 
 @compiled
@@ -404,8 +426,8 @@ def _try(gram, c, lam, l2, p, half, other, slope, z, g):
     value = _objective(other, c, slope, lam, l2, p, half)
     if not value < _objective(z, c, g, lam, l2, p, half):
         return False
-    _set(z, other, other, 0.0)
-    _set(g, slope, slope, 0.0)
+    _copy(z, other)
+    _copy(g, slope)
     return True
 
 
