@@ -277,11 +277,16 @@ def descend(gram, c, lam, l2, p, z, goal, half, most):
             on += sizes[k] > 0
         if spent >= on * p * T**2 / _PRICE and on * p * T <= _ROWS:
             spent, step = 0, _newton(gram, lam, l2, p, z, g, sizes, on)
-            for i in range(_SHORTER):
+            f, reach = 1.0, 0.25
+            for k in range(len(lam)):  # the first part to be 0 along the step
+                if sizes[k] > 0:
+                    reach = min(reach, sizes[k] / max(_norm(step, k, p), sizes[k]))
+            for _ in range(_SHORTER):
                 _copy(other, z)
-                _add(other, 0.25**i, step)
+                _add(other, f, step)
                 if _try(gram, c, lam, l2, p, half, other, slope, z, g):
                     break
+                f = min(f / 4, reach)
 
 
 @compiled

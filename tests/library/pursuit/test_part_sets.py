@@ -86,6 +86,8 @@ def test_codes_of_parts_in_float32_have_the_gap_that_they_claim(name):
     never = pursuit.lasso_batch(D, Y, ratio=0.1, tol=1e-13)
     assert not never.converged.all() and (never.gap < 1e-6).all()
     assert (never.converged == (never.gap <= 1e-13)).all()
+    bits = np.asarray(never.x).view(np.int32)
+    assert (bits & 3).any()  # all 24 binary digits are in use
 
 
 def test_the_code_of_orthonormal_groups_is_shrunk_by_its_norms():
@@ -130,6 +132,8 @@ def test_signals_without_a_code_and_signals_without_an_end():
         assert (found.x[5:] == 0).all() and found.gap[5] == 0 and found.gap[6] == jnp.inf
     early = pursuit.lasso_batch(D, Y, 0.01, max_steps=5)
     assert (early.steps[:5] == 5).all() and not early.converged[:5].any()
+    claimed = gaps(D, Y[:5], early.x[:5], 0.01)
+    np.testing.assert_allclose(claimed, early.gap[:5], rtol=1e-9)
     lam = np.array([float(pursuit.lam_max(D, y)) for y in Y[:5]])[:, None]
     none = pursuit.lasso_batch(D, Y[:5], lam * (1 + 4 * EPS))
     assert (none.x == 0).all() and none.converged.all() and (none.steps == 0).all()
@@ -198,3 +202,16 @@ def test_atoms_of_zeros_and_infinite_starts_have_finite_codes():
     for d, y, x in ((D, Y, start), (zero, Y[..., 0], start[..., 0])):
         found = pursuit.lasso_batch(d, 1e-200 * y, ratio=0.1, start=x)
         assert found.converged.all() and np.isfinite(np.asarray(found.x)).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_proportional_atoms_compete_until_one_is_left(seed):
+    """All atoms are multiples of one, so the longest codes alone."""
+    u, scales = complex_normal(20 + seed, 6), 1 + 0.01 * np.random.default_rng(seed).random(9)
+    scales[4] = 1.011
+    D, y = Complex.of(u[:, None] * scales), complex_normal(30 + seed, 6)
+    found = pursuit.lasso_batch(D, y[None], ratio=0.2, tol=1e-12)
+    expected = np.zeros(9, complex)
+    expected[4] = 0.8 * scales[4] * u.conj() @ y / np.sum(np.abs(scales[4] * u) ** 2)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.x[0], expected, rtol=0, atol=1e-6 * abs(expected[4]))
