@@ -57,6 +57,10 @@ def machine():
     return f"jax-{jax.__version__}-jaxlib-{jax.lib.__version__}-{digest}"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--share", help="K/N: each Nth test, from K on, with all its cases")
+
+
 def pytest_configure(config):
     """Save compiling, which is two thirds of the time of a test.
 
@@ -80,9 +84,9 @@ def pytest_configure(config):
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Mark the cases of a test beyond the first n of its `few(n)`, and beyond the number that
-    `choose.py` chose, as slow, unless they are of a new family.
+    `choose.py` chose, as slow, unless they are of a new family. Keep the tests of `--share`.
     """
     from registry import NEW_FAMILIES  # after what is set in this file
 
@@ -93,6 +97,12 @@ def pytest_collection_modifyitems(items):
         number = min(few.args[0] if few else len(items), most.get(test, len(items)))
         if seen[test] > number and not NEW_FAMILIES & of_lines(item):
             item.add_marker(pytest.mark.slow)
+    if share := config.getoption("--share"):
+        first, step = map(int, share.split("/"))
+        kept = set(list(seen)[first % step :: step])
+        rest = [item for item in items if item.nodeid.partition("[")[0] not in kept]
+        config.hook.pytest_deselected(items=rest)
+        items[:] = [item for item in items if item.nodeid.partition("[")[0] in kept]
 
 
 def chosen():

@@ -130,7 +130,7 @@ class Alternation(Method):
         fitted = self.coded(state)
         D, X, R, _ = fitted
         use = np.count_nonzero(X, 1)
-        again = duplicates(D, use)
+        again = duplicates(D, use, nonnegative=self.nonnegative)
         R += X[again].T @ D[:, again].T
         X[again] = 0
         use[again] = 0

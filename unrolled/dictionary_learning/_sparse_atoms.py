@@ -48,6 +48,7 @@ def double_sparse(
     sweeps: int = 50,
     rate: float = 0.5,
     key: Key = 0,
+    nonnegative: bool = False,
     progress: Progress | None = None,
     resume: Learned | None = None,
     checkpoint: str | Path | None = None,
@@ -76,6 +77,8 @@ def double_sparse(
         sweeps: number of steps of the descent, including the steps of `resume`.
         rate: eta, in (0, 1].
         key: a typed key, or a seed, for the pairs and for replacements.
+        nonnegative: whether codes are non-negative; then x_k holds the s largest entries of A'z_k
+            that are positive, and the signs of the start are those that explain more.
         progress, resume, checkpoint: as in `ksvd`.
 
     Returns:
@@ -93,7 +96,8 @@ def double_sparse(
     least nonzero, and fixes the rows of an atom at the start.
 
     Not claimed: the guarantee of the paper outside these hypotheses, which the function does not
-    check. Correlated codes violate the hypotheses.
+    check. Correlated codes violate the hypotheses, and so do non-negative codes, whose mean is not
+    0.
 
     Example:
         >>> blocks = jnp.kron(jnp.eye(8), jnp.array([[1.0, 1.0], [1.0, -1.0]])) / jnp.sqrt(2.0)
@@ -104,7 +108,8 @@ def double_sparse(
         True
     """
     options = Options(sweeps, key, progress, resume, checkpoint)
-    return _learning.learn(_Descent(Y, d, (sparsity, atom_sparsity), base, pairs, rate), options)
+    sparsities = sparsity, atom_sparsity
+    return _learning.learn(_Descent(Y, d, sparsities, base, pairs, rate, nonnegative), options)
 
 
 class _Descent(Method):
@@ -120,6 +125,7 @@ class _Descent(Method):
         base: Dictionary | None,
         pairs: int | None,
         rate: float,
+        nonnegative: bool,
     ):
         where, self.signals = self.where, _learning.weighted_signals(Y, self.where)
         n, m = self.signals.Y.shape
@@ -130,16 +136,18 @@ class _Descent(Method):
         if not 0 < rate <= 1:
             raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
         self.rate, self.base = rate, _orthonormal(base, self.signals.Y, where)
+        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
         self.Z = self.signals.Y @ np.asarray(dense(self.base), self.signals.Y.dtype)
 
     def config(self) -> dict[str, Any]:
         own = dict(d=self.d, sparsity=self.sparsity, atom_sparsity=self.p, pairs=self.pairs)
         signals = {"signals": _learning.fingerprint(self.Z), "exponent": self.signals.exponent}
-        return own | {"rate": self.rate} | signals
+        return own | {"rate": self.rate} | signals | _learning.signs(self.nonnegative)
 
     @threads.one_thread()
     def start(self, rng: np.random.Generator) -> np.ndarray:
         A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
+        A = _turned(self.Z, A) if self.nonnegative else A
         return np.ascontiguousarray(A)  # the order in memory changes the rounding of products
 
     def resumed(self, resume: Learned) -> np.ndarray:
@@ -162,11 +170,28 @@ class _Descent(Method):
     def sweep(
         self, state: np.ndarray, step: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, float, int]:
-        A, squares, replaced = _gradient_step(self.Z, state, self.sparsity, self.p, self.rate, rng)
-        return A, self.signals.in_units(squares / (2 * len(self.Z))), replaced
+        A, Z, X = state, self.Z, self.largest(self.Z @ state)
+        E, sizes = X @ A.T - Z, np.abs(X).sum(0)
+        moved = A - self.rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
+        A, errors = _cut_columns(moved, self.p), np.sum(E * E, 1)
+        twins = _learning.duplicates(A, sizes, nonnegative=self.nonnegative)
+        dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), twins)
+        if len(dead):  # the residual of the worst signals is most often a missing atom
+            rows = _learning.fresh_atoms(A, dead, -E if self.nonnegative else E, errors, rng)
+            A[:, dead] = _cut_columns(rows.T, self.p)
+        squares = float(errors.sum(dtype=float))
+        return A, self.signals.in_units(squares / (2 * len(Z))), len(dead)
+
+    def largest(self, C: np.ndarray) -> np.ndarray:
+        """The largest entries of every row: by magnitude, or of those above 0."""
+        C, X = np.maximum(C, 0) if self.nonnegative else C, np.zeros_like(C)
+        columns = np.argpartition(-np.abs(C), self.sparsity - 1, axis=1)[:, : self.sparsity]
+        np.put_along_axis(X, columns, np.take_along_axis(C, columns, 1), 1)
+        return X
 
     def result(self, state: np.ndarray) -> Learned:
-        signals, X = self.signals, match(state, self.Z, self.sparsity)
+        signals = self.signals
+        X = match(state, self.Z, self.sparsity, nonnegative=self.nonnegative)
         codes = jax.device_put(np.ldexp(X, signals.exponent).astype(signals.dtype))
         base, A = checks.cast(self.base, signals.dtype), state.astype(signals.dtype)
         return Learned(Sparse(base, A), codes, signals.objective(self.Z - X @ state.T), ())
@@ -214,6 +239,12 @@ def _spectral(Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generato
     return _agreed(rows.astype(Z.dtype), Z, d, p, rng)
 
 
+def _turned(Z: np.ndarray, A: np.ndarray) -> np.ndarray:
+    """A with the signs of columns with which the signals have the larger positive products."""
+    C = Z @ A
+    return np.where((C**3).sum(0) < 0, -A, A)
+
+
 def _leading(Z: np.ndarray, w: np.ndarray, R: np.ndarray) -> np.ndarray:
     """The leading eigenvector of sum_k w_k z_k z_k' on the rows R; zero elsewhere."""
     part = Z[:, R]
@@ -249,31 +280,6 @@ def _cut_columns(A: np.ndarray, p: int) -> np.ndarray:
     return _learning.unit_rows(largest.T).T
 
 
-def _gradient_step(
-    Z: np.ndarray, A: np.ndarray, sparsity: int, p: int, rate: float, rng: np.random.Generator
-) -> tuple[np.ndarray, float, int]:
-    """One step: A, the sum of squared errors before the step, and the number of replaced atoms."""
-    X = _largest(Z @ A, sparsity)
-    E = X @ A.T - Z
-    sizes = np.abs(X).sum(0)
-    moved = A - rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
-    A = _cut_columns(moved, p)
-    errors = np.sum(E * E, 1)
-    dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), _learning.duplicates(A, sizes))
-    if len(dead):  # the residual of the worst signals is most often a missing atom
-        rows = _learning.fresh_atoms(A, dead, E, errors, rng)
-        A[:, dead] = _cut_columns(rows.T, p)
-    return A, float(errors.sum(dtype=float)), len(dead)
-
-
-def _largest(C: np.ndarray, sparsity: int) -> np.ndarray:
-    """The largest entries of every row, by magnitude."""
-    X = np.zeros_like(C)
-    columns = np.argpartition(-np.abs(C), sparsity - 1, axis=1)[:, :sparsity]
-    np.put_along_axis(X, columns, np.take_along_axis(C, columns, 1), 1)
-    return X
-
-
 # Number of passes of thresholded gradient steps over the columns of a layer, in one sweep.
 _PASSES = 3
 Matrices = tuple[np.ndarray, ...]
@@ -289,6 +295,7 @@ def multilayer(
     sweeps: int = 20,
     key: Key = 0,
     start: str | Dictionary = "data",
+    nonnegative: bool = False,
     weights: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     progress: Progress | None = None,
@@ -315,6 +322,8 @@ def multilayer(
         shapes: ((m, d_1), (d_1, d_2), ..., (d_{J-1}, d_J)).
         sparsities: s_1, ..., s_J.
         sweeps, key, weights, mask, progress, resume, checkpoint: as in `ksvd`.
+        nonnegative: whether the codes x_J are non-negative; the entries of all D_j and of the other
+            codes may have either sign.
         start: initial D_1, as in `ksvd`. A column of D_j, j > 1, starts as the code of a random
             signal in D_1 ... D_{j-1}.
 
@@ -341,7 +350,7 @@ def multilayer(
         ([(300, 8), (300, 12)], 2)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return _learning.learn(_Layers(Y, shapes, sparsities, options), options)
+    return _learning.learn(_Layers(Y, shapes, sparsities, nonnegative, options), options)
 
 
 class _Layers(Method):
@@ -354,12 +363,14 @@ class _Layers(Method):
         Y: ArrayLike,
         shapes: Sequence[tuple[int, int]],
         sparsities: Sequence[int],
+        nonnegative: bool,
         options: Options,
     ):
         self.signals = _learning.weighted_signals(Y, self.where, options.weights, options.mask)
         self.shapes = _shapes(shapes, self.signals.Y.shape, self.where)
         self.counts = _counts(sparsities, self.shapes, self.where)
         self.sparsities, self.first = [*map(int, sparsities)], options.start
+        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", self.where)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -368,7 +379,7 @@ class _Layers(Method):
             "start": _learning.text_of(self.first),
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
-        }
+        } | _learning.signs(self.nonnegative)
 
     def start(self, rng: np.random.Generator) -> _State:
         signals, (shape, *others) = self.signals, self.shapes
@@ -392,6 +403,7 @@ class _Layers(Method):
                 f"{self.where}: resume is not of dictionaries {self.shapes} and these {n} signals"
             )
         X = np.ldexp(np.asarray(codes[-1], signals.Y.dtype), -signals.exponent)
+        X = np.maximum(X, 0) if self.nonnegative else X
         return tuple(np.array(D, signals.Y.dtype) for D in Ds), X
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> _State:
@@ -402,7 +414,7 @@ class _Layers(Method):
 
     @threads.one_thread()
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
-        Ds, X, replaced = _sweep(self.signals, *state, self.counts, rng)
+        Ds, X, replaced = _sweep(self.signals, *state, self.counts, self.nonnegative, rng)
         return (Ds, X), self.signals.objective(_residual(self.signals, Ds, X)), replaced
 
     def result(self, state: _State) -> Learned:
@@ -487,16 +499,21 @@ def _residual(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
 
 
 def _sweep(
-    signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
+    signals: Signals,
+    Ds: Matrices,
+    X: np.ndarray,
+    counts: tuple[int, ...],
+    nonnegative: bool,
+    rng: np.random.Generator,
 ) -> tuple[Matrices, np.ndarray, int]:
     """One sweep: codes, replacements, updates of D_J to D_1, and unit atoms."""
     old = X
-    X = match(_product(Ds), signals.Y, counts[-1], signals.V)
+    X = match(_product(Ds), signals.Y, counts[-1], signals.V, nonnegative)
     errors = [signals.errors(_residual(signals, Ds, codes)) for codes in (X, old)]
     X = np.where((errors[0] > errors[1])[:, None], old, X)
-    Ds, X, replaced = _replaced(signals, Ds, X, counts, rng)
+    Ds, X, replaced = _replaced(signals, Ds, X, counts, nonnegative, rng)
     if len(Ds) > 1:
-        Ds, X = _last_layer(signals, Ds, X, counts[-2])
+        Ds, X = _last_layer(signals, Ds, X, counts[-2], nonnegative)
     for j in range(len(Ds) - 2, 0, -1):
         D = _descend_factor(signals, Ds, X, j, counts[j - 1])
         Ds = _better(signals, Ds, (*Ds[:j], D, *Ds[j + 1 :]), X)
@@ -511,12 +528,12 @@ def _better(signals: Signals, old: Matrices, new: Matrices, X: np.ndarray) -> Ma
 
 
 def _last_layer(
-    signals: Signals, Ds: Matrices, X: np.ndarray, count: int
+    signals: Signals, Ds: Matrices, X: np.ndarray, count: int, nonnegative: bool
 ) -> tuple[Matrices, np.ndarray]:
     """D_J and x_J after the update of sparse K-SVD over the base D_1 ... D_{J-1}."""
     columns = SparseColumns(np.ascontiguousarray(_product(Ds[:-1])), Ds[-1], count)
     D = _product(Ds)
-    fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T)
+    fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T, nonnegative)
     columns.update(signals, fitted)
     return (*Ds[:-1], columns.A), np.ascontiguousarray(fitted.X.T)
 
@@ -563,7 +580,12 @@ def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
 
 
 def _replaced(
-    signals: Signals, Ds: Matrices, X: np.ndarray, counts: tuple[int, ...], rng: np.random.Generator
+    signals: Signals,
+    Ds: Matrices,
+    X: np.ndarray,
+    counts: tuple[int, ...],
+    nonnegative: bool,
+    rng: np.random.Generator,
 ) -> tuple[Matrices, np.ndarray, int]:
     """Replace unused and duplicate atoms of D_J by new atoms for the worst represented signals.
 
@@ -577,7 +599,8 @@ def _replaced(
         dead = np.flatnonzero(use == 0)
         if last:
             norms = np.linalg.norm(D, axis=0)
-            dead = np.union1d(dead, _learning.duplicates(D / np.where(norms > 0, norms, 1), use))
+            units = D / np.where(norms > 0, norms, 1)
+            dead = np.union1d(dead, _learning.duplicates(units, use, nonnegative=nonnegative))
             X = X.copy()
             X[:, dead] = 0
         if not len(dead):

@@ -831,15 +831,36 @@ def test_a_rate_of_float32_is_kept_in_a_checkpoint(tmp_path):
     assert dl.double_sparse(Y, 8, checkpoint=tmp_path / "a.npz", **options).D.shape == (6, 8)
 
 
-@pytest.mark.parametrize("name", ["ksvd", "mod", "online", "sparse_ksvd"])
+@pytest.mark.parametrize("name", NAMES)
 def test_codes_can_be_nonnegative(name):
     """The objective falls from sweep to sweep, and no code is negative."""
-    found = learn(name, nonnegative=True)
+    learned = learn(name, nonnegative=True)
     if name != "online":  # each of its objectives is of another batch
-        assert found.history[-1].objective < found.history[0].objective
-        assert (np.asarray(found.X) >= 0).all()
+        assert learned.history[-1].objective < learned.history[0].objective
+        codes = learned.X[-1] if name == "multilayer" else learned.X
+        assert (np.asarray(codes) >= 0).all()
     signed = learn(name)
-    assert not np.array_equal(*(ur.dictionaries.dense(of.D) for of in (found, signed)))
+    atoms = [of.D[-1] if name == "multilayer" else of.D for of in (learned, signed)]
+    assert not np.array_equal(*map(ur.dictionaries.dense, atoms))
+
+
+@pytest.mark.parametrize("name", ["ksvd", "mod"])
+def test_an_atom_and_its_negative_both_stay_if_codes_are_nonnegative(name):
+    D = np.concatenate([PLANTED, -PLANTED[:, :2]], 1)
+    X = np.abs(ur.problems.bounded(KEY, (200, D.shape[1]), 1, least=0.5))
+    options = dict(sparsity=1, sweeps=2, start=D, nonnegative=True)
+    learned = getattr(dl, name)(X @ D.T, D.shape[1], **options)
+    np.testing.assert_allclose(learned.D, D, atol=1e-6)
+    assert not any(sweep.replaced for sweep in learned.history)
+
+
+def test_double_sparsity_finds_planted_blocks_of_nonnegative_codes():
+    """With their signs, which signed codes leave open."""
+    blocks = np.kron(np.eye(4), [[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+    X = np.abs(ur.problems.bounded(KEY, (400, 8), 2, least=1.0))
+    options = dict(sparsity=2, atom_sparsity=2, sweeps=15, nonnegative=True)
+    learned = dl.double_sparse(X @ blocks.T, 8, **options)
+    assert ((np.asarray(ur.dictionaries.dense(learned.D)).T @ blocks).max(0) > 0.99).all()
 
 
 def test_a_stream_reports_every_batch_to_callbacks_and_log(tmp_path):
