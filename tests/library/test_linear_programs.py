@@ -187,6 +187,8 @@ def test_the_simplex_gives_up_on_a_singular_basis_and_on_unbounded_stalling():
     assert lp._simplex(atoms, c, S, None, 1e-9) == (None, 0)
     # A vertex of one nonzero has many degenerate bases: pivots are few or useless.
     assert lp._simplex(start(6, 20)[1], Q[:, 0], S.copy(), None, 1e-9)[1] <= 20 + 3 * 6
+    # No entry falls as v - t g moves: there is nothing to exchange.
+    assert lp._leaving(np.ones(3), np.ones(3), -np.ones(3), 2.0) is None
 
 
 @pytest.mark.parametrize("name", ["bumps", "vandermonde", "near duplicate", "gaussian 20x60"])

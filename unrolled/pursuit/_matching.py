@@ -614,8 +614,6 @@ def _descend(code, atoms, columns, k):
     The code x is the least squares code with a new last atom. Return the number of atoms.
     """
     x, u, start = code[3], code[4], code[5]
-    if k == 1:
-        return k
     for i in range(k - 1):
         start[i] = x[i] + x[k - 1] * u[i]
     start[k - 1] = 0.0

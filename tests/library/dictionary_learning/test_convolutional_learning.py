@@ -23,6 +23,7 @@ from unrolled.dictionary_learning._conv_sweep import (
     products,
     shifted_copies,
     steps_to_centre,
+    sweep,
 )
 
 Conv, learn = ur.dictionaries.Conv, ur.dictionary_learning.convolutional
@@ -101,6 +102,11 @@ def test_the_objective_never_rises_and_is_that_of_the_result(small):
     np.testing.assert_allclose([found.objective, objectives(found)[-1]], mean, rtol=1e-12)
     norms = np.linalg.norm(np.asarray(D.filters).reshape(3, -1), axis=1)
     np.testing.assert_allclose(norms, 1, rtol=1e-14)
+    # Under a large lam, codes of either sign vanish.
+    problem = Problem(Y, None, np.array(50.0))
+    for codes in (np.abs(X), -np.abs(X)):
+        end = sweep(problem, D, codes, found.state.curvature, False)
+        assert not end.X.any()
 
 
 @pytest.mark.slow
@@ -327,6 +333,13 @@ def test_moves_to_the_centre_bring_back_what_a_kernel_cuts_off(monkeypatch):
     assert recovered(filters, centred.D.filters).min() > 0.97
     assert centred.objective < 0.9 * cut.objective
     assert (np.diff(objectives(centred)) <= 0).all()
+
+
+def test_entries_move_forth_and_back():
+    A = np.arange(1, 6)
+    for s, cut in ((2, [0, 0, 1, 2, 3]), (0, A), (-1, [2, 3, 4, 5, 0])):
+        np.testing.assert_array_equal(moved(A, np.array([s]), False), cut)
+        np.testing.assert_array_equal(moved(A, np.array([s]), True), np.roll(A, s))
 
 
 @pytest.mark.few(1)

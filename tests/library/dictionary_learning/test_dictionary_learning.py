@@ -17,6 +17,7 @@ import trees
 import unrolled as ur
 from unrolled import dictionary_learning as dl
 from unrolled._base.files import claimed
+from unrolled.dictionary_learning import _learning
 from unrolled.dictionary_learning._learning import fresh_atoms
 from unrolled.training import CheckpointError
 
@@ -343,6 +344,12 @@ def test_weights_may_have_any_scale(name, dtype, exponents):
         assert all(map(np.array_equal, *map(jax.tree.leaves, [(f.D, f.X) for f in (plain, found)])))
         values = [[f.objective, *(step.objective for step in f.history)] for f in (plain, found)]
         assert values[1] == [factor * value for value in values[0]]
+
+
+def test_weights_are_stored_with_their_largest_near_1_and_lose_nothing():
+    for weights in (np.array([[3e200, 0], [1, 1e150]]), np.array([[0.5], [1e-300]])):
+        V, k = _learning._weights((2, 2), np.dtype(float), weights, None, "caller")
+        assert 0.5 < V.max() <= 1 and np.array_equal(np.ldexp(V, k), weights + np.zeros((2, 2)))
 
 
 def test_a_batch_with_nothing_known_is_passed_over(tmp_path):

@@ -11,6 +11,7 @@ from numpy.linalg import eigvals, norm
 
 import unrolled as ur
 from unrolled import layers
+from unrolled.layers._alista import _scaled
 from unrolled.layers._lista import _counts
 
 M, N, K, SIGNALS = 24, 48, 16, 64
@@ -168,6 +169,12 @@ def test_without_a_ridge_the_weights_are_those_of_the_paper():
     # The norm is rounded up, and the powers approach it from below.
     np.testing.assert_allclose(far.steps.gamma, step.gamma, rtol=0.05)
     np.testing.assert_allclose(far.steps.theta, 0.1 * far.steps.gamma, rtol=1e-12)
+
+
+@pytest.mark.parametrize("k", [-60, 60])
+def test_weights_are_computed_of_a_dictionary_of_norm_near_1(k):
+    scaled, factor = _scaled(np.ldexp(np.eye(2, dtype=np.float32), k))
+    assert 0.5 <= np.linalg.norm(scaled, 2) <= 2 and factor == 2.0**-k
 
 
 def test_the_weights_of_a_scaled_dictionary_are_scaled():

@@ -8,6 +8,7 @@ import pytest
 from unrolled import dictionaries, pursuit
 from unrolled.dictionaries import Conv, Masked, dense
 from unrolled.pursuit import _lasso, _lasso_batch
+from unrolled.pursuit._problem import flat_code
 from unrolled.pursuit._torus import Torus, inverse
 
 
@@ -70,6 +71,12 @@ def test_products_on_the_torus_are_those_of_the_dictionary(name):
     torus, x, r = Torus.of(D), normal(3, D.shape[1]), normal(4, D.shape[0])
     np.testing.assert_allclose(torus @ x, D @ x, atol=1e-12)
     np.testing.assert_allclose(torus.__rmatmul__(r), r @ D, atol=1e-12)
+
+
+def test_codes_in_the_grid_of_a_convolution_are_flattened_and_flat_ones_unchanged():
+    D, flat = CASES["valid"][0], normal(12, 4, CASES["valid"][0].shape[1])
+    np.testing.assert_array_equal(flat_code(D, flat.reshape(4, *D.code_grid)), flat)
+    assert flat_code(D, flat) is flat
 
 
 def test_inverses_of_gauss_and_jordan_are_inverses():

@@ -12,6 +12,7 @@ from sklearn.linear_model import ElasticNet, Lasso, lars_path
 
 from unrolled import dictionaries, metrics, pursuit
 from unrolled.pursuit._gap import relative_gap
+from unrolled.pursuit._lasso import refuse_lost
 
 M, N = 20, 40
 D = unit(normal(0, M, N))
@@ -337,6 +338,10 @@ def test_the_step_is_of_the_squared_norm_where_this_is_in_range():
     for c, words in ((0, "D is zero"), (1e30, "norm.D. is .* leaves the range of float32")):
         with pytest.raises(ValueError, match=f"^caller: {words}"):
             pursuit.lipschitz(np.float32(c) * D.astype(np.float32), "caller")
+    least = np.finfo(np.float32).tiny  # the least normal number is in range
+    refuse_lost(least, np.float32(1), -126, "caller")
+    with pytest.raises(ValueError, match="caller: lam, about 1e-38, leaves the range of float32"):
+        refuse_lost(least / 2, np.float32(0.5), -126, "caller")
 
 
 def test_a_ratio_whose_penalty_leaves_the_range_is_refused():

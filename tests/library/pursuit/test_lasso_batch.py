@@ -371,6 +371,15 @@ def test_small_penalties_are_finished_by_the_active_set():
     assert (gaps(D, Y, np.asarray(found.x), lam) <= 1e-9).all()
 
 
+@pytest.mark.parametrize("dtype, size", [("f4", 1e-36), ("f8", 1e-200)])
+def test_an_atom_below_the_range_whose_penalty_is_too_leaves_no_certificate(dtype, size):
+    A = np.where(np.arange(N) == 3, D * size, D).astype(dtype)
+    faint = np.where(np.arange(N) == 3, size / 10, 0.2)
+    for lam, proved in ((0.2, True), (faint, False)):
+        found = pursuit.lasso_batch(A, Y.astype(dtype), lam)
+        assert (np.asarray(found.converged) == proved).all()
+
+
 def test_a_warm_start_saves_steps():
     loud = 2.0**40 * Y  # a signal and its start have one unit
     first = pursuit.lasso_batch(D, loud, ratio=0.1, tol=1e-10)

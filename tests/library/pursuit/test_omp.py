@@ -368,6 +368,9 @@ def test_a_batch_of_another_size_compiles_no_program(compiled):
 def test_codes_in_parts_have_no_signs():
     with pytest.raises(ValueError, match="codes of Joint come in parts of 2"):
         pursuit.omp(dictionaries.Joint(np.eye(3), 2), np.ones(6), 2, nonnegative=True)
+    # The only part of a dictionary has no rival.
+    found = pursuit.omp_batch(dictionaries.Joint(np.eye(3, 1), 2), np.arange(6.0)[None], 1)
+    assert found.x.ravel().tolist() == [0, 1] and found.margin == 1
 
 
 @pytest.mark.parametrize("options", [{}, {"nonnegative": True}])

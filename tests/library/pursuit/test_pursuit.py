@@ -154,6 +154,12 @@ def test_the_duality_gap_is_above_the_excess_of_any_code_and_vanishes_at_the_sol
     assert 0 <= gap(solution) <= M * EPS * np.linalg.norm(y) * np.abs(solution).sum()
 
 
+def test_signals_of_rounding_beside_the_largest_are_negligible_and_zeros_are_not():
+    signals = np.outer([1e3, 1e-20, 0, 1e-10], np.ones(4))
+    assert pursuit.negligible(signals).tolist() == [False, True, False, False]
+    assert pursuit.negligible(1e-30 * signals).tolist() == [False, True, False, False]
+
+
 def test_the_duality_gap_by_its_definition_with_a_penalty_per_entry():
     D, y, lam = problem(5)
     weights = lam * np.random.default_rng(1).uniform(0.5, 2, N)

@@ -81,7 +81,7 @@ def test_a_recipe_learns_d_and_leaves_alone_what_is_not_trainable(problem):
     assert made.nmse == pytest.approx(float(ur.metrics.nmse(codes, last[1])), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["lista_cp", "lista", "lfista", "liht"])
+@pytest.mark.parametrize("name", ["lista_cp", "lista", "lfista", "liht", "glista"])
 def test_a_start_with_weights_is_alista(name, problem):
     """Two steps x + W'(y - D x): the second one sees the matrices that act on the code."""
     D, Y, _ = problem
