@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import signal
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -14,6 +15,10 @@ from unittest import mock
 # The tests run in two processes on what may be two cores: a BLAS that spins on both would wait for
 # the other's.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# What one process has read, the many that the tests start need not read as text again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # LLVM optimises nothing, which halves compiling; what XLA makes of a program is the same. It holds
 # for the processes that tests start, too. Tests whose property depends on optimised code, or that

@@ -6,7 +6,7 @@ import trees
 
 import unrolled as ur
 from unrolled import dictionary_learning as dl
-from unrolled.dictionary_learning import _learning, _recover
+from unrolled.dictionary_learning import _learning, _recover, _stochastic
 
 M, D_ATOMS, N = 10, 20, 400
 
@@ -163,3 +163,15 @@ def test_an_atom_and_its_negative_are_not_twins_of_nonnegative_codes():
     D = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
     assert _learning.duplicates(D, np.ones(3)).tolist() == [1]
     assert not len(_learning.duplicates(D, np.ones(3), nonnegative=True))
+
+
+@pytest.mark.parametrize("share", [0.005, 0.5])
+def test_products_of_few_nonzeros_are_those_of_all_entries(share):
+    """Sums of the same float64 products, in another order."""
+    rng = np.random.default_rng(0)
+    X = np.where(rng.random((60, 90)) < share, rng.normal(size=(60, 90)), 0)
+    products = _stochastic._products(X)
+    np.testing.assert_allclose(
+        products, X.T @ X, rtol=0, atol=60**2 * 2**-53 * np.abs(X).max() ** 2
+    )
+    assert products.dtype == float and X.any()
