@@ -19,6 +19,7 @@ from unrolled.app import studies
 from unrolled.app.studies import (
     _certificate,
     _certified,
+    _drawn,
     _known_codes,
     _steps,
     _unknown_codes,
@@ -141,6 +142,13 @@ def test_more_nonzeros_than_the_worst_case_covers_are_proved_signal_by_signal():
     assert f"closed form, s = {s}" in study.text() and "the worst case ends at" in study.answer()
     nothing = studies.certify_drawn(KEY, jnp.ones((4, 5)), draws=3)
     assert nothing.text() == "" and "beyond the worst case" in nothing.answer()
+
+
+def test_the_sizes_of_drawn_parts_are_those_of_drawn_entries():
+    parts, entries = (_drawn._drawn(KEY, (3, 8, g), 0.7, 2) for g in (2, 1))
+    sizes = np.linalg.norm(parts.reshape(3, 8, 2), axis=2)
+    np.testing.assert_allclose(sizes, np.abs(entries), rtol=1e-6)
+    assert (np.count_nonzero(entries, axis=1) == 2).all() and sizes.max() <= 0.7
 
 
 def test_drawn_codes_in_parts_are_proved_part_by_part():

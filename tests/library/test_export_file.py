@@ -16,6 +16,7 @@ import registry
 import unrolled as ur
 from unrolled._base import text
 from unrolled.app.cli import main
+from unrolled.export import _file
 from unrolled.training import CheckpointError
 
 D = ur.dictionaries.normalize(ur.dictionaries.gaussian(0, 6, 10))[0]
@@ -292,3 +293,9 @@ def test_the_command(tmp_path, capsys):
     assert weights.read_bytes() == written
     assert main(["export", str(weights), "--output", str(output), "--platforms", "gpu"]) == 2
     assert "platforms must be some of" in capsys.readouterr().err
+
+
+def test_a_pursuit_of_one_signal_is_exported_and_that_of_a_batch_refused():
+    assert callable(_file._solver(ur.pursuit.omp, dict(sparsity=1), np.eye(2), "save"))
+    with pytest.raises(TypeError, match="save: omp_batch takes batches, on the host"):
+        _file._solver(ur.pursuit.omp_batch, dict(sparsity=1), np.eye(2), "save")

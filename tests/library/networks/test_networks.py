@@ -8,6 +8,7 @@ import pytest
 from faults import Fault
 
 from unrolled import analytic, dictionaries, layers, networks, problems, theory
+from unrolled.networks._network import _together
 
 # The same products, compiled differently, through some ten steps.
 ROUNDING = 1e4 * np.finfo(float).eps
@@ -120,3 +121,12 @@ MISUSES = {
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_what_does_not_chain_is_refused(chain, misuse):
     MISUSES[misuse].check(chain)
+
+
+def test_stacked_params_beside_unstacked_ones_run_as_unstacked_ones():
+    stacked = layers.Unrolled(None, layers.Threshold(np.array([0.1, 0.2])))
+    apart = layers.unstack(stacked)
+    expected = _together((apart, apart))
+    assert len(expected.steps) == 2 and len(_together((stacked, stacked)).steps.blocks) == 2
+    for mixed in ((stacked, apart), (apart, stacked)):
+        chex.assert_trees_all_equal(_together(mixed), expected)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forms import K, curve, made
+from matplotlib.figure import Figure
 
 import unrolled as ur
 from unrolled import plots
 from unrolled.app.studies._steps import curve_rows
+from unrolled.plots import _curves
 
 KINDS = ("", "analytic", "calibrated", "learned")
 OWN = ("mine", "yours", "mine, seed 1", "mine, seed 2", "learned ISTA", "analytic", "LISTA-CP, x")
@@ -120,6 +122,18 @@ def test_the_lines_of_a_training_have_a_legend_and_a_bar(tied):
     assert bar.get_ylim() == (1, 3)
     colours = {line.get_color() for a in figure.axes for line in a.lines if a is not bar}
     assert "black" in colours and len(colours) == 4
+
+
+def test_lines_of_a_training_lose_what_only_an_axis_of_powers_cannot_show():
+    """The band of a mean reaches from the least to the largest entry of all steps."""
+    values = {"step": [0, 9], "theta": [[1, 0], [2, 3]], "diagonal_mean": [[-1, 0], [0, 1]]}
+    values |= {"diagonal_low": [[-4, -2], [-3, -5]], "diagonal_high": [[2, 4], [5, 3]]}
+    watch = types.SimpleNamespace(series=lambda name: np.array(values[name]), prediction=None)
+    for name in ("theta", "diagonal_mean"):
+        _curves._lines(panel := Figure().subplots(), watch, name)
+        drawn = np.array([line.get_ydata() for line in panel.lines])[:2].T
+        assert (drawn != values[name]).tolist() == [[False, name == "theta"], [False, False]]
+    assert {*panel.collections[0].get_paths()[0].vertices[:, 1]} == {-4, -5, 4, 5}
 
 
 def test_the_band_of_the_diagonal_encloses_all_entries_of_all_steps():

@@ -380,13 +380,17 @@ def test_an_atom_below_the_range_whose_penalty_is_too_leaves_no_certificate(dtyp
         assert (np.asarray(found.converged) == proved).all()
 
 
-def test_a_warm_start_saves_steps():
+def test_a_warm_start_saves_steps(by_sets):
     loud = 2.0**40 * Y  # a signal and its start have one unit
     first = pursuit.lasso_batch(D, loud, ratio=0.1, tol=1e-10)
     again = pursuit.lasso_batch(D, loud, ratio=0.1, tol=1e-10, start=first.x)
     near = pursuit.lasso_batch(D, loud, ratio=0.099, tol=1e-10, start=first.x)
     assert not again.steps.any() and near.steps.sum() < first.steps.sum()
     assert again.converged.all() and near.converged.all()
+    by_sets(0)
+    many = np.vstack([loud] * 40)  # more signals than one thread takes at once
+    warm = pursuit.lasso_batch(D, many, ratio=0.1, tol=1e-9, start=np.vstack([first.x] * 40))
+    assert warm.how == "working sets" and 2 * warm.steps.max() < first.steps.max()
 
 
 @pytest.mark.parametrize("case", ["plain", "nonnegative", "l2", "mask", "free", "twins"])

@@ -163,6 +163,8 @@ def test_supports_are_proved_if_the_ratio_and_kappa_are_below():
     assert of.proved(0.98).tolist() == [True, True, False]
     assert repr(of).startswith("Supports: all codes on 1 of 3 supports of 3 atoms at c = 0.95")
     assert np.isfinite(of.bound(9)).tolist() == [True, False, False]
+    singular = ur.theory.Supports(np.array([np.inf, 0.5]), np.array([np.inf, 1.0]), 3)
+    assert singular.bound(9).tolist() == [np.inf] * 2  # without a warning
     with pytest.raises(ValueError, match="c must be in"):
         of.proved(1.5)
 

@@ -1218,6 +1218,11 @@ def test_a_leaf_that_is_not_finite_has_its_step_and_its_name():
         (layers.Unrolled(None, theta), [(2, "steps.theta[2]")]),
         (layers.Unrolled(None, apart), [(0, "steps[0].theta"), (1, "steps[1].theta")]),
         (layers.Unrolled(shared, ()), [(np.inf, "shared.W")]),
+        (
+            (layers.Unrolled(None, apart[:1]), layers.Unrolled(None, apart[1:])),
+            [(0, "[0].steps[0].theta"), (0, "[1].steps[0].theta")],
+        ),
+        ((layers.Unrolled(None, theta),), [(2, "[0].steps.theta[2]")]),
     ):
         leaves = jax.tree_util.tree_leaves_with_path(params)
         assert [_loop._step_and_name(*leaf) for leaf in leaves] == expected

@@ -689,3 +689,14 @@ def test_the_expected_coherence_is_near_that_of_a_gaussian_dictionary():
     D = np.random.default_rng(0).normal(size=(400, 600))
     found, expected = _coherence(D / np.linalg.norm(D, axis=0))
     assert found == pytest.approx(expected, rel=0.15)
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_steps_fall_along_a_cosine_in_the_units_of_the_params():
+    optimizer = _unsupervised._optimizer(2.0, 8.0)
+    *state, _ = optimizer.init(1.0)
+    state, moves = (*state, _unsupervised._falling(0.1, 4)), []
+    for _ in range(4):
+        move, state = optimizer.update(jnp.float32(3.0), state)
+        moves.append(float(move))
+    assert moves == pytest.approx(-0.2 * (1 + np.cos(np.pi * np.arange(4) / 4)) / 2, rel=1e-4)
