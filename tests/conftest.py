@@ -146,6 +146,15 @@ def forget_compiled():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_timings():
+    """Costs are measured in two short turns: no test depends on how exact they are."""
+    from unrolled.pursuit import _costs  # after what is set in this file
+
+    with mock.patch.multiple(_costs, _TURNS=2, _MOMENT=2e-3):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def forget_traces():
     """`chex.assert_max_traces` counts together what the cases of a test trace."""
