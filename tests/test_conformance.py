@@ -108,7 +108,7 @@ def test_every_family_has_a_line():
 
 
 def test_all_cases_of_a_new_family_run_by_default(monkeypatch):
-    from conftest import pytest_collection_modifyitems
+    from conftest import mark_slow
 
     monkeypatch.setattr(registry, "NEW_FAMILIES", {"new"})
     items = []
@@ -116,8 +116,16 @@ def test_all_cases_of_a_new_family_run_by_default(monkeypatch):
         item = mock.Mock(nodeid=f"test[{line}]", **{"callspec.params": {"name": line}})
         item.get_closest_marker.return_value = pytest.mark.few(1).mark
         items.append(item)
-    pytest_collection_modifyitems(items)
+    mark_slow(items)
     assert [item.add_marker.called for item in items] == [False, True, False, False]
+
+
+def test_three_shares_of_the_tests_are_all_of_them():
+    from conftest import share_of
+
+    items = [mock.Mock(nodeid=f"test_{i}[{case}]") for i in range(8) for case in range(3)]
+    shares = [share_of(items, second, 3) for second in (9, 10, 11)]
+    assert [*map(len, shares)] == [3, 3, 2] and len(set.union(*shares)) == 8
 
 
 def test_every_kind_of_dictionary_has_a_line():
