@@ -90,24 +90,36 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    mark_slow(items)
+    if share := config.getoption("--share"):
+        kept = share_of(items, *map(int, share.split("/")))
+        config.hook.pytest_deselected(items=[item for item in items if test_of(item) not in kept])
+        items[:] = [item for item in items if test_of(item) in kept]
+
+
+def test_of(item):
+    """The name of the test without that of the case."""
+    return item.nodeid.partition("[")[0]
+
+
+def mark_slow(items):
     """Mark the cases of a test beyond the first n of its `few(n)`, and beyond the number that
-    `choose.py` chose, as slow, unless they are of a new family. Keep the tests of `--share`.
+    `choose.py` chose, as slow, unless they are of a new family.
     """
     from registry import NEW_FAMILIES  # after what is set in this file
 
     seen, most = collections.Counter(), chosen()
     for item in items:
-        few, test = item.get_closest_marker("few"), item.nodeid.partition("[")[0]
+        few, test = item.get_closest_marker("few"), test_of(item)
         seen[test] += 1
         number = min(few.args[0] if few else len(items), most.get(test, len(items)))
         if seen[test] > number and not NEW_FAMILIES & of_lines(item):
             item.add_marker(pytest.mark.slow)
-    if share := config.getoption("--share"):
-        first, step = map(int, share.split("/"))
-        kept = set(list(seen)[first % step :: step])
-        rest = [item for item in items if item.nodeid.partition("[")[0] not in kept]
-        config.hook.pytest_deselected(items=rest)
-        items[:] = [item for item in items if item.nodeid.partition("[")[0] in kept]
+
+
+def share_of(items, first, step):
+    """Each test whose number is `first` modulo `step`."""
+    return set([*dict.fromkeys(map(test_of, items))][first % step :: step])
 
 
 def chosen():
@@ -144,6 +156,15 @@ def forget_compiled():
     """Programs are kept for one file: gigabytes of them slow the garbage collector down."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_timings():
+    """Costs are measured in two short turns: no test depends on how exact they are."""
+    from unrolled.pursuit import _costs  # after what is set in this file
+
+    with mock.patch.multiple(_costs, _TURNS=2, _MOMENT=2e-3):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -37,8 +37,9 @@ def jittered(tree, seed=0):
     rng = np.random.default_rng(seed)
 
     def one(leaf):
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf * jnp.asarray(rng.uniform(0.8, 1.2, leaf.shape)) if floating else leaf
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf
+        return jnp.asarray(np.asarray(leaf) * rng.uniform(0.8, 1.2, leaf.shape))
 
     return jax.tree.map(one, tree)
 
@@ -107,7 +108,7 @@ def test_every_family_has_a_line():
 
 
 def test_all_cases_of_a_new_family_run_by_default(monkeypatch):
-    from conftest import pytest_collection_modifyitems
+    from conftest import mark_slow
 
     monkeypatch.setattr(registry, "NEW_FAMILIES", {"new"})
     items = []
@@ -115,8 +116,16 @@ def test_all_cases_of_a_new_family_run_by_default(monkeypatch):
         item = mock.Mock(nodeid=f"test[{line}]", **{"callspec.params": {"name": line}})
         item.get_closest_marker.return_value = pytest.mark.few(1).mark
         items.append(item)
-    pytest_collection_modifyitems(items)
+    mark_slow(items)
     assert [item.add_marker.called for item in items] == [False, True, False, False]
+
+
+def test_three_shares_of_the_tests_are_all_of_them():
+    from conftest import share_of
+
+    items = [mock.Mock(nodeid=f"test_{i}[{case}]") for i in range(8) for case in range(3)]
+    shares = [share_of(items, second, 3) for second in (9, 10, 11)]
+    assert [*map(len, shares)] == [3, 3, 2] and len(set.union(*shares)) == 8
 
 
 def test_every_kind_of_dictionary_has_a_line():
@@ -693,15 +702,25 @@ def kind(request):
 def test_a_product_rounds_by_no_more_than_its_terms_and_magnitudes(kind):
     D, rng = dictionary(kind), np.random.default_rng(0)
     (m, d), eps = D.shape, 2.0**-23
-    narrow = ur.dictionaries.magnitudes(D).astype(np.float32), D.astype(np.float32)
     x, r = rng.normal(size=d).astype(np.float32), rng.normal(size=m).astype(np.float32)
 
-    def products(D, x, r):
+    @jax.jit
+    def narrow(D):
+        return ur.dictionaries.magnitudes(D).astype(np.float32), D.astype(np.float32)
+
+    @jax.jit
+    def products(D, magnitudes, x, r):
+        return (magnitudes @ abs(x), abs(r) @ magnitudes), (D @ x, r @ D)
+
+    @jax.jit
+    def exact_products(D, x, r):
+        D, x, r = (v.astype(float) for v in (D, x, r))
         return D @ x, r @ D
 
-    sizes, rounded = (jax.jit(products)(A, *v) for A, v in zip(narrow, ((abs(x), abs(r)), (x, r))))
-    exact = products(narrow[1].astype(float), x.astype(float), r.astype(float))
-    for size, ours, theirs, n in zip(sizes, rounded, exact, (d, m)):
+    magnitudes, narrowed = narrow(D)
+    sizes, rounded = products(narrowed, magnitudes, x, r)
+    exact = exact_products(narrowed, x, r)
+    for size, ours, theirs, n in zip(*jax.device_get((sizes, rounded, exact)), (d, m)):
         terms = n + ur.dictionaries.inner_terms(D) + 1  # and the last rounding of the bound
         assert (abs(np.float64(ours) - theirs) <= terms * eps * np.float64(size) + 1e-30).all()
 
@@ -761,7 +780,7 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
     def stacked_up(trees):
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-    stacked = stacked_up(several)
+    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *several)
     if isinstance(D, Structured):
         assert (stacked.shape, stacked.T.shape, stacked.dtype) == ((m, d), (d, m), D.dtype)
 
@@ -770,10 +789,11 @@ def test_a_dictionary_is_a_pytree_of_its_arrays(kind):
 
     def run(several, stacked, X, R):
         first, (E, *_) = (X[0], R[0]), several
-        one_by_one = stacked_up([products(E, *first) for E in several])
+        of_first, *others = (products(E, *first) for E in several)
+        one_by_one = stacked_up([of_first, *others])
         scanned = lax.scan(lambda carry, E: (carry, products(E, *first)), 0, stacked)[1]
         mapped = jax.vmap(products, (0, None, None))(stacked, *first)
-        loop = stacked_up([products(E, x, r) for x, r in zip(X, R)])
+        loop = stacked_up([of_first, *(products(E, x, r) for x, r in zip(X[1:], R[1:]))])
         return one_by_one, scanned, mapped, loop, jax.vmap(products, (None, 0, 0))(E, X, R)
 
     one_by_one, scanned, mapped, loop, batch = jax.jit(run)(several, stacked, X, R)

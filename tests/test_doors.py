@@ -34,7 +34,7 @@ from unrolled.training import NonFiniteError
 COMMANDS = "unrolled.app.cli", "unrolled.app.commands"
 # What an example may use without an import.
 NAMES = {"ur": ur, "jax": jax, "jnp": jnp, "np": np}
-SECONDS = 20  # that a call may take
+SECONDS = 60  # that a call may take; half of them compile, where a solver runs for the first time
 REFUSALS = TypeError, ValueError, MemoryError, OSError, NonFiniteError
 
 
@@ -236,12 +236,16 @@ def with_value(given, name, value):
     return bound
 
 
+class TooLong(Exception):
+    """A call took too long; unlike TimeoutError this is no refusal, which an OSError is."""
+
+
 @contextlib.contextmanager
 def within(seconds):
     """Raise after so many CPU seconds of this process, which do not count a busy machine."""
 
     def stop(*_):
-        raise TimeoutError(f"more than {seconds} s")
+        raise TooLong(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
