@@ -39,6 +39,7 @@ every_dictionary = pytest.mark.parametrize(
 
 @cache
 def solved(name):
+    """To be called before a test patches a solver: the result is kept."""
     return jax.tree.map(np.asarray, jax.jit(theory.generalized_coherence)(matrix(name)))
 
 
@@ -246,17 +247,19 @@ def test_no_weights_have_less_than_the_lower_values(name):
 
 
 def test_an_open_gap_is_reported_and_the_bounds_are_still_true(monkeypatch):
+    names = "gaussian 8x16", "bumps", "zeros and ones", "one independent atom"
+    values = {name: solved(name).per_atom_lower for name in names}
     monkeypatch.setattr(
         linear_programs, "_finish", lambda Q, *others: (np.zeros(Q.shape[1]), others[4], 0)
     )
-    for name in ("gaussian 8x16", "bumps", "zeros and ones", "one independent atom"):
+    for name in names:
         found = jax.tree.map(np.asarray, theory.generalized_coherence(matrix(name)))
         assert not found.holds and all(np.isfinite(v).all() for v in jax.tree.leaves(found))
         assert_bracketed(
             found,
             name,
             range(matrix(name).shape[1]),
-            lambda A, i, name=name: solved(name).per_atom_lower[i],
+            lambda A, i, name=name: values[name][i],
         )
         assert products(found.W, matrix(name))[0].max() == pytest.approx(
             float(found.upper), abs=1e-12
@@ -268,15 +271,13 @@ def test_an_open_gap_is_reported_and_the_bounds_are_still_true(monkeypatch):
     "name", ["gaussian 20x60", "signs", "bumps", "rows from 1e-6 to 1", "one independent atom"]
 )
 def test_the_interior_point_alone_gives_the_same_values(name, monkeypatch):
-    calls = []
+    calls, other = [], solved(name)
     monkeypatch.setattr(linear_programs, "_simplex", lambda *args: calls.append(args) or (None, 0))
     found = theory.generalized_coherence(matrix(name))
     assert found.holds and calls
-    assert found.per_atom_upper == pytest.approx(
-        solved(name).per_atom_upper, rel=2 * TOL, abs=1e-12
-    )
-    assert (found.per_atom_lower <= solved(name).per_atom_upper * (1 + 1e-12)).all()
-    assert (found.per_atom_upper >= solved(name).per_atom_lower * (1 - 1e-12)).all()
+    assert found.per_atom_upper == pytest.approx(other.per_atom_upper, rel=2 * TOL, abs=1e-12)
+    assert (found.per_atom_lower <= other.per_atom_upper * (1 + 1e-12)).all()
+    assert (found.per_atom_upper >= other.per_atom_lower * (1 - 1e-12)).all()
 
 
 def test_a_smaller_tolerance_gives_a_smaller_gap_and_one_below_rounding_terminates():
@@ -361,15 +362,13 @@ def test_coherence_at_most_agrees_with_the_value(name):
 
 
 def test_coherence_at_most_is_undecided_between_its_bounds(monkeypatch):
+    level = float(solved("gaussian 8x16").upper)
     monkeypatch.setattr(
         linear_programs, "_finish", lambda Q, *others: (np.zeros(Q.shape[1]), others[4], 0)
     )
     A = matrix("gaussian 8x16")
-    undecided = theory.coherence_at_most(A, float(solved("gaussian 8x16").upper))
-    assert (
-        undecided.answer is None
-        and undecided.lower <= float(solved("gaussian 8x16").upper) < undecided.upper
-    )
+    undecided = theory.coherence_at_most(A, level)
+    assert undecided.answer is None and undecided.lower <= level < undecided.upper
 
 
 def test_coherence_at_most_of_orthonormal_atoms():
