@@ -93,11 +93,13 @@ def pytest_collection_modifyitems(config, items):
     mark_slow(items)
     if share := config.getoption("--share"):
         kept = share_of(items, *map(int, share.split("/")))
-        config.hook.pytest_deselected(items=[item for item in items if test_of(item) not in kept])
-        items[:] = [item for item in items if test_of(item) in kept]
+        config.hook.pytest_deselected(
+            items=[item for item in items if without_case(item) not in kept]
+        )
+        items[:] = [item for item in items if without_case(item) in kept]
 
 
-def test_of(item):
+def without_case(item):
     """The name of the test without that of the case."""
     return item.nodeid.partition("[")[0]
 
@@ -110,7 +112,7 @@ def mark_slow(items):
 
     seen, most = collections.Counter(), chosen()
     for item in items:
-        few, test = item.get_closest_marker("few"), test_of(item)
+        few, test = item.get_closest_marker("few"), without_case(item)
         seen[test] += 1
         number = min(few.args[0] if few else len(items), most.get(test, len(items)))
         if seen[test] > number and not NEW_FAMILIES & of_lines(item):
@@ -119,7 +121,7 @@ def mark_slow(items):
 
 def share_of(items, first, step):
     """Each test whose number is `first` modulo `step`."""
-    return set([*dict.fromkeys(map(test_of, items))][first % step :: step])
+    return set([*dict.fromkeys(map(without_case, items))][first % step :: step])
 
 
 def chosen():

@@ -34,7 +34,7 @@ from unrolled.training import NonFiniteError
 COMMANDS = "unrolled.app.cli", "unrolled.app.commands"
 # What an example may use without an import.
 NAMES = {"ur": ur, "jax": jax, "jnp": jnp, "np": np}
-SECONDS = 60  # that a call may take; half of them compile, where a solver runs for the first time
+SECONDS = 60  # that a call may take; the first call of a solver compiles for half of them
 REFUSALS = TypeError, ValueError, MemoryError, OSError, NonFiniteError
 
 
@@ -237,7 +237,7 @@ def with_value(given, name, value):
 
 
 class TooLong(Exception):
-    """A call took too long; unlike TimeoutError this is no refusal, which an OSError is."""
+    """A call took too long. TimeoutError is an OSError, which counts as a refusal."""
 
 
 @contextlib.contextmanager

@@ -77,8 +77,9 @@ def double_sparse(
         sweeps: number of steps of the descent, including the steps of `resume`.
         rate: eta, in (0, 1].
         key: a typed key, or a seed, for the pairs and for replacements.
-        nonnegative: whether codes are non-negative; then x_k holds the s largest entries of A'z_k
-            that are positive, and the signs of the start are those that explain more.
+        nonnegative: whether codes are non-negative. Then x_k holds the s largest positive entries
+            of A'z_k, and an atom a of the start has the sign with sum_k (a'z_k)^3 >= 0. The start
+            has at most one of an atom and its negative.
         progress, resume, checkpoint: as in `ksvd`.
 
     Returns:
@@ -240,7 +241,7 @@ def _spectral(Z: np.ndarray, d: int, p: int, pairs: int, rng: np.random.Generato
 
 
 def _turned(Z: np.ndarray, A: np.ndarray) -> np.ndarray:
-    """A with the signs of columns with which the signals have the larger positive products."""
+    """A, with each column a turned so that the sum of (a'z)^3 over the signals is at least 0."""
     C = Z @ A
     return np.where((C**3).sum(0) < 0, -A, A)
 
@@ -414,8 +415,59 @@ class _Layers(Method):
 
     @threads.one_thread()
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
-        Ds, X, replaced = _sweep(self.signals, *state, self.counts, self.nonnegative, rng)
-        return (Ds, X), self.signals.objective(_residual(self.signals, Ds, X)), replaced
+        """Codes, replacements, updates of D_J to D_1, and unit atoms."""
+        signals, counts, (Ds, old) = self.signals, self.counts, state
+        X = match(_product(Ds), signals.Y, counts[-1], signals.V, self.nonnegative)
+        errors = [signals.errors(_residual(signals, Ds, codes)) for codes in (X, old)]
+        X = np.where((errors[0] > errors[1])[:, None], old, X)
+        Ds, X, replaced = self.replaced(Ds, X, rng)
+        if len(Ds) > 1:
+            Ds, X = self.last_layer(Ds, X)
+        for j in range(len(Ds) - 2, 0, -1):
+            D = _descend_factor(signals, Ds, X, j, counts[j - 1])
+            Ds = _better(signals, Ds, (*Ds[:j], D, *Ds[j + 1 :]), X)
+        Ds = _better(signals, Ds, (_least_squares(signals, Ds, X), *Ds[1:]), X)
+        Ds, X = _normalised(Ds, X)
+        return (Ds, X), signals.objective(_residual(signals, Ds, X)), replaced
+
+    def last_layer(self, Ds: Matrices, X: np.ndarray) -> _State:
+        """D_J and x_J after the update of sparse K-SVD over the base D_1 ... D_{J-1}."""
+        columns = SparseColumns(np.ascontiguousarray(_product(Ds[:-1])), Ds[-1], self.counts[-2])
+        D = _product(Ds)
+        R = self.signals.Y - X @ D.T
+        fitted = Fitted(D, np.ascontiguousarray(X.T), R, self.nonnegative)
+        columns.update(self.signals, fitted)
+        return (*Ds[:-1], columns.A), np.ascontiguousarray(fitted.X.T)
+
+    def replaced(
+        self, Ds: Matrices, X: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Matrices, np.ndarray, int]:
+        """Replace unused and duplicate atoms of D_J by new atoms for the worst represented signals.
+
+        An atom of another layer is replaced if no column of the next layer uses the atom.
+        """
+        signals, total = self.signals, 0
+        for j in range(len(Ds) - 1, -1, -1):
+            last = j == len(Ds) - 1
+            D = _product(Ds[: j + 1])
+            use = np.count_nonzero(X if last else Ds[j + 1].T, 0)
+            dead = np.flatnonzero(use == 0)
+            if last:
+                norms = np.linalg.norm(D, axis=0)
+                units = D / np.where(norms > 0, norms, 1)
+                twins = _learning.duplicates(units, use, nonnegative=self.nonnegative)
+                dead, X = np.union1d(dead, twins), X.copy()
+                X[:, dead] = 0
+            if not len(dead):
+                continue
+            R = _residual(signals, Ds, X)
+            rows = _learning.fresh_atoms(D, dead, signals.filled(R), signals.errors(R), rng)
+            if j > 0:
+                rows = _sparse_columns(_product(Ds[:j]), rows, self.counts[j - 1]).T
+            fresh = Ds[j].copy()
+            fresh[:, dead] = rows.T
+            Ds, total = (*Ds[:j], fresh, *Ds[j + 1 :]), total + len(dead)
+        return Ds, X, total
 
     def result(self, state: _State) -> Learned:
         signals, (Ds, X) = self.signals, state
@@ -498,44 +550,10 @@ def _residual(signals: Signals, Ds: Matrices, X: np.ndarray) -> np.ndarray:
     return signals.Y - X @ _product(Ds).T
 
 
-def _sweep(
-    signals: Signals,
-    Ds: Matrices,
-    X: np.ndarray,
-    counts: tuple[int, ...],
-    nonnegative: bool,
-    rng: np.random.Generator,
-) -> tuple[Matrices, np.ndarray, int]:
-    """One sweep: codes, replacements, updates of D_J to D_1, and unit atoms."""
-    old = X
-    X = match(_product(Ds), signals.Y, counts[-1], signals.V, nonnegative)
-    errors = [signals.errors(_residual(signals, Ds, codes)) for codes in (X, old)]
-    X = np.where((errors[0] > errors[1])[:, None], old, X)
-    Ds, X, replaced = _replaced(signals, Ds, X, counts, nonnegative, rng)
-    if len(Ds) > 1:
-        Ds, X = _last_layer(signals, Ds, X, counts[-2], nonnegative)
-    for j in range(len(Ds) - 2, 0, -1):
-        D = _descend_factor(signals, Ds, X, j, counts[j - 1])
-        Ds = _better(signals, Ds, (*Ds[:j], D, *Ds[j + 1 :]), X)
-    Ds = _better(signals, Ds, (_least_squares(signals, Ds, X), *Ds[1:]), X)
-    return *_normalised(Ds, X), replaced
-
-
 def _better(signals: Signals, old: Matrices, new: Matrices, X: np.ndarray) -> Matrices:
     """The new dictionaries, or the old ones if rounding would raise the error."""
     errors = [signals.objective(_residual(signals, Ds, X)) for Ds in (old, new)]
     return new if errors[1] < errors[0] else old
-
-
-def _last_layer(
-    signals: Signals, Ds: Matrices, X: np.ndarray, count: int, nonnegative: bool
-) -> tuple[Matrices, np.ndarray]:
-    """D_J and x_J after the update of sparse K-SVD over the base D_1 ... D_{J-1}."""
-    columns = SparseColumns(np.ascontiguousarray(_product(Ds[:-1])), Ds[-1], count)
-    D = _product(Ds)
-    fitted = Fitted(D, np.ascontiguousarray(X.T), signals.Y - X @ D.T, nonnegative)
-    columns.update(signals, fitted)
-    return (*Ds[:-1], columns.A), np.ascontiguousarray(fitted.X.T)
 
 
 def _below(Ds: Matrices, X: np.ndarray, j: int) -> np.ndarray:
@@ -577,39 +595,3 @@ def _normalised(Ds: Matrices, X: np.ndarray) -> tuple[Matrices, np.ndarray]:
         norms = np.linalg.norm(D, axis=0)
         units = (*units, D / np.where(norms > 0, norms, 1))
     return units, X * norms
-
-
-def _replaced(
-    signals: Signals,
-    Ds: Matrices,
-    X: np.ndarray,
-    counts: tuple[int, ...],
-    nonnegative: bool,
-    rng: np.random.Generator,
-) -> tuple[Matrices, np.ndarray, int]:
-    """Replace unused and duplicate atoms of D_J by new atoms for the worst represented signals.
-
-    An atom of another layer is replaced if no column of the next layer uses the atom.
-    """
-    total = 0
-    for j in range(len(Ds) - 1, -1, -1):
-        last = j == len(Ds) - 1
-        D = _product(Ds[: j + 1])
-        use = np.count_nonzero(X if last else Ds[j + 1].T, 0)
-        dead = np.flatnonzero(use == 0)
-        if last:
-            norms = np.linalg.norm(D, axis=0)
-            units = D / np.where(norms > 0, norms, 1)
-            dead = np.union1d(dead, _learning.duplicates(units, use, nonnegative=nonnegative))
-            X = X.copy()
-            X[:, dead] = 0
-        if not len(dead):
-            continue
-        R = _residual(signals, Ds, X)
-        rows = _learning.fresh_atoms(D, dead, signals.filled(R), signals.errors(R), rng)
-        fresh = Ds[j].copy()
-        fresh[:, dead] = (
-            rows.T if j == 0 else _sparse_columns(_product(Ds[:j]), rows, counts[j - 1])
-        )
-        Ds, total = (*Ds[:j], fresh, *Ds[j + 1 :]), total + len(dead)
-    return Ds, X, total

@@ -163,7 +163,7 @@ def _products(X: np.ndarray) -> np.ndarray:
     """X'X in float64; by the nonzeros if they are few: BLAS would multiply zeros."""
     if np.count_nonzero(X) > _FEW * X.size:
         return (X.T @ X).astype(float)
-    from scipy.sparse import csr_array  # 0.1 s that most imports of this file do not need
+    from scipy.sparse import csr_array  # most imports of this file do without
 
     codes = csr_array(X, dtype=float)
     return (codes.T @ codes).toarray()

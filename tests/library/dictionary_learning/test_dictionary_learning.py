@@ -844,23 +844,68 @@ def test_codes_can_be_nonnegative(name):
     assert not np.array_equal(*map(ur.dictionaries.dense, atoms))
 
 
-@pytest.mark.parametrize("name", ["ksvd", "mod"])
+@pytest.mark.parametrize("name", ["ksvd", "multilayer"])
+def test_codes_that_are_continued_lose_what_is_below_0(name):
+    signed = learn(name, steps=1)
+    for steps in (1, 3):
+        learned = learn(name, steps=steps, nonnegative=True, resume=signed)
+        assert (np.asarray(jax.tree.leaves(learned.X)[-1]) >= 0).all()
+
+
+def test_updates_of_the_atoms_of_a_chain_leave_no_code_below_0():
+    """Where codes fit noise, the best codes of a new atom may have either sign."""
+    noise = np.random.default_rng(0).normal(size=(40, 6)).astype("f4")
+    for sweeps in (1, 2, 3):
+        options = dict(sparsities=(6, 3), sweeps=sweeps, nonnegative=True)
+        learned = dl.multilayer(noise, [(6, 6), (6, 12)], **options)
+        assert (np.asarray(learned.X[-1]) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["ksvd", "mod", "multilayer"])
 def test_an_atom_and_its_negative_both_stay_if_codes_are_nonnegative(name):
     D = np.concatenate([PLANTED, -PLANTED[:, :2]], 1)
     X = np.abs(ur.problems.bounded(KEY, (200, D.shape[1]), 1, least=0.5))
-    options = dict(sparsity=1, sweeps=2, start=D, nonnegative=True)
-    learned = getattr(dl, name)(X @ D.T, D.shape[1], **options)
-    np.testing.assert_allclose(learned.D, D, atol=1e-6)
+    options = dict(sweeps=2, start=D, nonnegative=True)
+    if name == "multilayer":
+        learned = dl.multilayer(X @ D.T, [D.shape], sparsities=(1,), **options)
+    else:
+        learned = getattr(dl, name)(X @ D.T, D.shape[1], sparsity=1, **options)
+    atoms = learned.D[0] if name == "multilayer" else learned.D
+    np.testing.assert_allclose(atoms, D, atol=1e-6)
     assert not any(sweep.replaced for sweep in learned.history)
 
 
+BLOCKS = np.kron(np.eye(4), [[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+
+
+def descend(atoms, signals, sweeps=1):
+    """`double_sparse` with one non-negative code a signal, from given atoms."""
+    options = dict(sparsity=1, atom_sparsity=2, nonnegative=True)
+    start = dl.double_sparse(signals, atoms.shape[1], sweeps=0, **options)
+    start = start.replace(D=ur.dictionaries.Sparse(np.eye(8), atoms))
+    return dl.double_sparse(signals, atoms.shape[1], sweeps=sweeps, resume=start, **options)
+
+
 def test_double_sparsity_finds_planted_blocks_of_nonnegative_codes():
-    """With their signs, which signed codes leave open."""
-    blocks = np.kron(np.eye(4), [[1.0, 1.0], [1.0, -1.0]]) / np.sqrt(2)
+    """With their signs, which signed codes leave open and the start chooses by cubes."""
     X = np.abs(ur.problems.bounded(KEY, (400, 8), 2, least=1.0))
-    options = dict(sparsity=2, atom_sparsity=2, sweeps=15, nonnegative=True)
-    learned = dl.double_sparse(X @ blocks.T, 8, **options)
-    assert ((np.asarray(ur.dictionaries.dense(learned.D)).T @ blocks).max(0) > 0.99).all()
+    options = dict(sparsity=2, atom_sparsity=2, nonnegative=True)
+    start, end = (dl.double_sparse(X @ BLOCKS.T, 8, sweeps=n, **options).D for n in (0, 15))
+    assert (((X @ BLOCKS.T @ np.asarray(ur.dictionaries.dense(start))) ** 3).sum(0) > 0).all()
+    assert ((np.asarray(ur.dictionaries.dense(end)).T @ BLOCKS).max(0) > 0.99).all()
+
+
+def test_double_sparsity_of_nonnegative_codes_tells_an_atom_from_its_negative():
+    both = np.concatenate([BLOCKS, -BLOCKS[:, :2]], 1)
+    kept = descend(both, np.tile(both.T, (4, 1)))
+    np.testing.assert_allclose(ur.dictionaries.dense(kept.D), both, atol=1e-6)
+    assert kept.objective < 1e-12 and not kept.history[0].replaced
+    without = descend(BLOCKS, np.concatenate([BLOCKS.T, -BLOCKS.T]))  # half of the codes are 0
+    assert without.history[0].objective == pytest.approx(1 / 4)
+    twin = np.concatenate([BLOCKS[:, 1:2], BLOCKS[:, 1:]], 1)  # the missing atom takes its place
+    filled = descend(twin, np.tile(BLOCKS.T, (4, 1)))
+    G = np.asarray(ur.dictionaries.dense(filled.D)).T @ BLOCKS
+    np.testing.assert_allclose(np.sort(G.max(0)), 1, atol=1e-6)
 
 
 def test_a_stream_reports_every_batch_to_callbacks_and_log(tmp_path):
