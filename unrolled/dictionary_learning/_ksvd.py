@@ -10,6 +10,7 @@ import numpy as np
 from unrolled._base import checks, threads
 from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
+from unrolled.dictionary_learning._coder import Coder
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
@@ -20,11 +21,9 @@ from unrolled.dictionary_learning._learning import (
     Signals,
     atom_count,
     correction,
-    duplicates,
     fingerprint,
     fresh_atoms,
     learn,
-    signs,
     start_atoms,
     text_of,
     weighted_signals,
@@ -40,7 +39,11 @@ class Fitted(NamedTuple):
     D: np.ndarray  # (m, d)
     X: np.ndarray  # (d, n), the codes in columns
     R: np.ndarray  # (n, m)
-    nonnegative: bool = False  # whether codes are non-negative
+    coder: Coder
+
+
+# Updates the atoms in place, except atoms that no code uses.
+Update = Callable[[Signals, Fitted], None]
 
 
 class Alternation(Method):
@@ -52,30 +55,18 @@ class Alternation(Method):
 
     Args:
         where: the name of the caller.
-        Y, d, sparsity, nonnegative, options: the arguments of the caller.
-        update: function that updates the atoms in place, except atoms that no code uses.
+        Y, d, coder, options: the arguments of the caller.
+        update: the update of the atoms after the codes.
     """
 
     def __init__(
-        self,
-        where: str,
-        Y: ArrayLike,
-        d: int,
-        sparsity: int,
-        nonnegative: bool,
-        options: Options,
-        update: Callable[[Signals, Fitted], None],
+        self, where: str, Y: ArrayLike, d: int, coder: Coder, options: Options, update: Update
     ):
-        self.where, self.first, self.update = where, options.start, update
-        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
+        self.where, self.coder, self.first, self.update = where, coder, options.start, update
         self.signals = weighted_signals(Y, where, options.weights, options.mask)
         n, m = self.signals.Y.shape
         self.d = atom_count(d, n, where)
-        self.sparsity = checks.as_index(sparsity, "sparsity", where, least=1)
-        if self.sparsity > (most := min(m, self.d)):
-            raise ValueError(
-                f"{where}: sparsity is {sparsity}; expected at most {most}, the smaller of m and d"
-            )
+        coder.check_size(m, self.d, where)
 
     def admit(self, D: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Admissible atoms near the columns of D, (m, k), to become the atoms `which`."""
@@ -96,11 +87,10 @@ class Alternation(Method):
     def config(self) -> dict[str, Any]:
         return {
             "d": self.d,
-            "sparsity": self.sparsity,
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
             "start": text_of(self.first),
-        } | signs(self.nonnegative)
+        } | self.coder.config()
 
     def start(self, rng: np.random.Generator) -> Fitted:
         D = start_atoms(self.first, self.signals, self.d, rng, self.where)
@@ -113,8 +103,7 @@ class Alternation(Method):
         if other or resume.D.shape != (m, self.d):
             raise ValueError(f"{self.where}: resume is not of {self.d} atoms and these {n} signals")
         X = np.ldexp(np.asarray(codes, self.signals.Y.dtype), -self.signals.exponent)
-        X = np.maximum(X, 0) if self.nonnegative else X
-        return self.fitted(self.atoms_of(resume.D), X.T)
+        return self.fitted(self.atoms_of(resume.D), self.coder.admit(X).T)
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> Fitted:
         return self.fitted(arrays["D"], arrays["X"].T)
@@ -130,7 +119,7 @@ class Alternation(Method):
         fitted = self.coded(state)
         D, X, R, _ = fitted
         use = np.count_nonzero(X, 1)
-        again = duplicates(D, use, nonnegative=self.nonnegative)
+        again = self.coder.duplicates(D, use)
         R += X[again].T @ D[:, again].T
         X[again] = 0
         use[again] = 0
@@ -148,16 +137,14 @@ class Alternation(Method):
     def fitted(self, D: np.ndarray, X: np.ndarray) -> Fitted:
         """Atoms and codes with their residual."""
         D, X = (np.array(value, self.signals.Y.dtype, order="C") for value in (D, X))
-        return Fitted(D, X, self.signals.Y - X.T @ D.T, self.nonnegative)
+        return Fitted(D, X, self.signals.Y - X.T @ D.T, self.coder)
 
     def coded(self, old: Fitted) -> Fitted:
         """The codes of OMP, or the old codes if their error is smaller."""
-        signals = self.signals
-        X = match(old.D, signals.Y, self.sparsity, signals.V, self.nonnegative)
-        R = signals.Y - X @ old.D.T
-        worse = signals.errors(R) > signals.errors(old.R)
+        X, R, errors, _ = self.coder.coded(old.D, self.signals)
+        worse = errors > self.signals.errors(old.R)
         X[worse], R[worse] = old.X[:, worse].T, old.R[worse]
-        return Fitted(old.D, np.ascontiguousarray(X.T), R, self.nonnegative)
+        return old._replace(X=np.ascontiguousarray(X.T), R=R)
 
     def replace(self, fitted: Fitted, which: np.ndarray, rng: np.random.Generator) -> None:
         """Replace atoms that no code uses by the worst represented signals."""
@@ -244,7 +231,8 @@ def ksvd(
         ((8, 12), True)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(Alternation("ksvd", Y, d, sparsity, nonnegative, options, _one_by_one), options)
+    coder = Coder.of_omp(sparsity, nonnegative, "ksvd")
+    return learn(Alternation("ksvd", Y, d, coder, options, _one_by_one), options)
 
 
 @checked
@@ -293,7 +281,8 @@ def mod(
         ((300, 12), True)
     """
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(Alternation("mod", Y, d, sparsity, nonnegative, options, _all_atoms), options)
+    coder = Coder.of_omp(sparsity, nonnegative, "mod")
+    return learn(Alternation("mod", Y, d, coder, options, _all_atoms), options)
 
 
 # (z, h) -> the admissible unit atom a that is nearest to a multiple of z, with weights h.
@@ -334,8 +323,7 @@ def update_atom(signals: Signals, fitted: Fitted, j: int, nearest: Nearest) -> i
         a = nearest(z, h)
         if not a.any():
             break
-        x = _best_codes(E, a, V)
-        pair = _pair(E, a, np.maximum(x, 0) if fitted.nonnegative else x, V)
+        pair = _pair(E, a, fitted.coder.admit(_best_codes(E, a, V)), V)
         if not pair.error < best.error:
             break
         best, taken = pair, taken + 1
@@ -463,7 +451,8 @@ def sparse_ksvd(
             "smaller dimension of the base"
         )
     options = Options(sweeps, key, progress, resume, checkpoint, start, weights, mask)
-    return learn(_OverBase(Y, d, sparsity, nonnegative, options, base, atom_sparsity), options)
+    coder = Coder.of_omp(sparsity, nonnegative, where)
+    return learn(_OverBase(Y, d, coder, options, base, atom_sparsity), options)
 
 
 class SparseColumns:
@@ -499,14 +488,7 @@ class _OverBase(Alternation):
     """Sweeps for atoms over a base, together with their columns of A."""
 
     def __init__(
-        self,
-        Y: ArrayLike,
-        d: int,
-        sparsity: int,
-        nonnegative: bool,
-        options: Options,
-        base: Dictionary,
-        atom_sparsity: int,
+        self, Y: ArrayLike, d: int, coder: Coder, options: Options, base: Dictionary, p: int
     ):
         matrix = np.asarray(dense(base))
         sizes = np.linalg.norm(matrix.astype(float), axis=0)
@@ -517,8 +499,8 @@ class _OverBase(Alternation):
             )
         d = atom_count(d, np.shape(Y)[0], "sparse_ksvd")
         self.base, zeros = base, np.zeros((base.shape[1], d))
-        self.columns = SparseColumns(matrix, zeros, atom_sparsity)
-        super().__init__("sparse_ksvd", Y, d, sparsity, nonnegative, options, self.columns.update)
+        self.columns = SparseColumns(matrix, zeros, p)
+        super().__init__("sparse_ksvd", Y, d, coder, options, self.columns.update)
 
     def config(self) -> dict[str, Any]:
         columns = self.columns

@@ -179,11 +179,6 @@ def fingerprint(*arrays: np.ndarray | None) -> str:
     return digest.hexdigest()
 
 
-def signs(nonnegative: bool) -> dict[str, Any]:
-    """The setting of non-negative codes, which older files lack."""
-    return {"nonnegative": True} if nonnegative else {}
-
-
 def text_of(value: Any) -> str:
     """The text of a key, or of a start, in the config of a file."""
     if isinstance(value, str):
@@ -546,18 +541,3 @@ def fresh_atoms(
     worst = np.argsort(-errors, kind="stable")[: 10 * len(which)]
     worst = worst[errors[worst] > 0]
     return distinct(candidates[worst], np.delete(D, which, 1), len(which), rng)
-
-
-def duplicates(
-    D: np.ndarray, use: np.ndarray, parallel: float = PARALLEL, nonnegative: bool = False
-) -> np.ndarray:
-    """Indices of atoms parallel to a more used atom, or to an equally used earlier atom.
-
-    If codes are nonnegative, an atom and its negative are not parallel.
-    """
-    G = D.T @ D
-    G = (G if nonnegative else np.abs(G)) > parallel
-    order = np.argsort(-use, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return np.flatnonzero((G & (rank[None, :] < rank[:, None])).any(1))

@@ -12,6 +12,7 @@ from unrolled._base import checks
 from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning import _learning
+from unrolled.dictionary_learning._coder import Coder
 from unrolled.dictionary_learning._learning import Learned, Options, Progress
 from unrolled.dictionary_learning._stochastic import Stage, Stream
 
@@ -105,8 +106,8 @@ def recover(
     reports = training.Run.of(where, run)
     options = Options(None, key, progress, None, checkpoint, start, run=reports)
     batches = _batches(Y, known, min(size, len(Y)), steps, _learning.generator(key, 0))
-    codes = lam, None, nonnegative
-    return _learning.learn(_Recovering(batches, d, codes, steps, validation, options), options)
+    coder = Coder.of(lam, None, nonnegative, where)._replace(tol=_TOL)
+    return _learning.learn(_Recovering(batches, d, coder, steps, validation, options), options)
 
 
 def _batches(
@@ -127,18 +128,18 @@ class _Recovering(Stream):
 
     where = "recover"
 
-    def __init__(self, batches: Any, d: int, codes: Any, n: int, validation: Any, options: Options):
-        super().__init__(batches, d, codes, 0.0, validation, options)
+    def __init__(self, batches: Any, d: int, coder: Coder, n: int, held: Any, options: Options):
+        super().__init__(batches, d, coder, 0.0, held, options)
         self.n, self.skipped = n, 0  # the number of steps, and of those that are left out
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"steps": self.n}
 
     def stage(self, step: int) -> Stage:
-        return stage(step + self.skipped, self.n, self.lam)
+        return stage(step + self.skipped, self.n, self.coder)
 
     def last_stage(self) -> Stage:
-        return stage(self.n, self.n, self.lam)
+        return stage(self.n, self.n, self.coder)
 
     def is_done(self, step: int) -> bool:
         return step + self.skipped >= self.n
@@ -150,10 +151,10 @@ class _Recovering(Stream):
             self.skipped = last - step
 
 
-def stage(step: int, steps: int, lam: float) -> Stage:
+def stage(step: int, steps: int, coder: Coder) -> Stage:
     """What step 1, ..., `steps` changes."""
     past = (step - 1) / steps
-    lam *= max(1.0, _FIRST + (1 - _FIRST) * past / _FALLING)
+    lam = coder.lam * max(1.0, _FIRST + (1 - _FIRST) * past / _FALLING)
     if past < _REPLACING:
-        return Stage(lam, _BETA, _RARE, _TWINS, _TOL)
-    return Stage(_LAST * lam, _LATE, tol=_TOL)
+        return Stage(coder._replace(lam=lam), _BETA, _RARE, _TWINS)
+    return Stage(coder._replace(lam=_LAST * lam), _LATE)

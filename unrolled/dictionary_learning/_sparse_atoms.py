@@ -12,6 +12,7 @@ from unrolled._base import checks, threads
 from unrolled._base.doors import ArrayLike, Key, checked
 from unrolled.dictionaries import Dictionary, Operator, Sparse, as_dictionary, dense
 from unrolled.dictionary_learning import _learning
+from unrolled.dictionary_learning._coder import Coder
 from unrolled.dictionary_learning._ksvd import Fitted, SparseColumns
 from unrolled.dictionary_learning._learning import (
     Arrays,
@@ -109,12 +110,12 @@ def double_sparse(
         True
     """
     options = Options(sweeps, key, progress, resume, checkpoint)
-    sparsities = sparsity, atom_sparsity
-    return _learning.learn(_Descent(Y, d, sparsities, base, pairs, rate, nonnegative), options)
+    coder = Coder.of_omp(sparsity, nonnegative, "double_sparse")
+    return _learning.learn(_Descent(Y, d, coder, atom_sparsity, base, pairs, rate), options)
 
 
 class _Descent(Method):
-    """The descent in A, (m, d), for the signals Z = Y Phi."""
+    """The descent in A, (m, d), for the signals Y Phi."""
 
     where = "double_sparse"
 
@@ -122,42 +123,41 @@ class _Descent(Method):
         self,
         Y: ArrayLike,
         d: int,
-        sparsities: tuple[int, int],
+        coder: Coder,
+        p: int,
         base: Dictionary | None,
         pairs: int | None,
         rate: float,
-        nonnegative: bool,
     ):
-        where, self.signals = self.where, _learning.weighted_signals(Y, self.where)
-        n, m = self.signals.Y.shape
-        self.d, self.sparsity, self.p = _sizes(d, *sparsities, n, m, where)
+        where, signals = self.where, _learning.weighted_signals(Y, self.where)
+        self.coder, (n, m) = coder, signals.Y.shape
+        self.d, self.p = _sizes(d, coder, p, n, m, where)
         pairs = _PAIRS * self.d if pairs is None else pairs
         self.pairs = checks.as_index(pairs, "pairs", where, least=1)
         rate = checks.as_number(rate, "rate", where)
         if not 0 < rate <= 1:
             raise ValueError(f"{where}: rate must be in (0, 1], got {rate}")
-        self.rate, self.base = rate, _orthonormal(base, self.signals.Y, where)
-        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
-        self.Z = self.signals.Y @ np.asarray(dense(self.base), self.signals.Y.dtype)
+        self.rate, self.base = rate, _orthonormal(base, signals.Y, where)
+        self.signals = signals._replace(Y=signals.Y @ np.asarray(dense(self.base), signals.Y.dtype))
 
     def config(self) -> dict[str, Any]:
-        own = dict(d=self.d, sparsity=self.sparsity, atom_sparsity=self.p, pairs=self.pairs)
-        signals = {"signals": _learning.fingerprint(self.Z), "exponent": self.signals.exponent}
-        return own | {"rate": self.rate} | signals | _learning.signs(self.nonnegative)
+        own = dict(d=self.d, atom_sparsity=self.p, pairs=self.pairs, rate=self.rate)
+        signals = {"signals": self.signals.fingerprint(), "exponent": self.signals.exponent}
+        return own | signals | self.coder.config()
 
     @threads.one_thread()
     def start(self, rng: np.random.Generator) -> np.ndarray:
-        A = _spectral(self.Z, self.d, self.p, self.pairs, rng)
-        A = _turned(self.Z, A) if self.nonnegative else A
+        A = _spectral(self.signals.Y, self.d, self.p, self.pairs, rng)
+        A = _turned(self.signals.Y, A) if self.coder.nonnegative else A
         return np.ascontiguousarray(A)  # the order in memory changes the rounding of products
 
     def resumed(self, resume: Learned) -> np.ndarray:
-        D, shape = resume.D, (self.Z.shape[1], self.d)
+        D, shape = resume.D, (self.signals.Y.shape[1], self.d)
         if not isinstance(D, Sparse) or D.shape != shape:
             raise ValueError(
                 f"{self.where}: resume is not a result with a Sparse D of shape {shape}"
             )
-        A = np.zeros(shape, self.Z.dtype)
+        A = np.zeros(shape, self.signals.Y.dtype)
         A[np.asarray(D.indices), np.arange(self.d)] = np.asarray(D.values)
         return A
 
@@ -171,40 +171,39 @@ class _Descent(Method):
     def sweep(
         self, state: np.ndarray, step: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, float, int]:
-        A, Z, X = state, self.Z, self.largest(self.Z @ state)
-        E, sizes = X @ A.T - Z, np.abs(X).sum(0)
+        A, X = state, self.largest(self.signals.Y @ state)
+        E, sizes = X @ A.T - self.signals.Y, np.abs(X).sum(0)
         moved = A - self.rate * (E.T @ np.sign(X)) / np.where(sizes > 0, sizes, 1)
         A, errors = _cut_columns(moved, self.p), np.sum(E * E, 1)
-        twins = _learning.duplicates(A, sizes, nonnegative=self.nonnegative)
+        twins = self.coder.duplicates(A, sizes)
         dead = np.union1d(np.flatnonzero((sizes == 0) | ~A.any(0)), twins)
         if len(dead):  # the residual of the worst signals is most often a missing atom
-            rows = _learning.fresh_atoms(A, dead, -E if self.nonnegative else E, errors, rng)
+            rows = _learning.fresh_atoms(A, dead, -E if self.coder.nonnegative else E, errors, rng)
             A[:, dead] = _cut_columns(rows.T, self.p)
         squares = float(errors.sum(dtype=float))
-        return A, self.signals.in_units(squares / (2 * len(Z))), len(dead)
+        return A, self.signals.in_units(squares / (2 * len(E))), len(dead)
 
     def largest(self, C: np.ndarray) -> np.ndarray:
         """The largest entries of every row: by magnitude, or of those above 0."""
-        C, X = np.maximum(C, 0) if self.nonnegative else C, np.zeros_like(C)
-        columns = np.argpartition(-np.abs(C), self.sparsity - 1, axis=1)[:, : self.sparsity]
+        C, X, s = self.coder.admit(C), np.zeros_like(C), self.coder.sparsity
+        columns = np.argpartition(-np.abs(C), s - 1, axis=1)[:, :s]
         np.put_along_axis(X, columns, np.take_along_axis(C, columns, 1), 1)
         return X
 
     def result(self, state: np.ndarray) -> Learned:
-        signals = self.signals
-        X = match(state, self.Z, self.sparsity, nonnegative=self.nonnegative)
+        signals, (X, R, *_) = self.signals, self.coder.coded(state, self.signals)
         codes = jax.device_put(np.ldexp(X, signals.exponent).astype(signals.dtype))
         base, A = checks.cast(self.base, signals.dtype), state.astype(signals.dtype)
-        return Learned(Sparse(base, A), codes, signals.objective(self.Z - X @ state.T), ())
+        return Learned(Sparse(base, A), codes, signals.objective(R), ())
 
 
-def _sizes(d: int, sparsity: int, p: int, n: int, m: int, where: str) -> tuple[int, int, int]:
+def _sizes(d: int, coder: Coder, p: int, n: int, m: int, where: str) -> tuple[int, int]:
     d = _learning.atom_count(d, n, where)
-    counts = {"sparsity": (sparsity, min(m, d)), "atom_sparsity": (p, m)}
+    counts = {"sparsity": (coder.sparsity, min(m, d)), "atom_sparsity": (p, m)}
     for name, (value, most) in counts.items():
         if checks.as_index(value, name, where, least=1) > most:
             raise ValueError(f"{where}: {name} is {value}; expected at most {most}")
-    return d, int(sparsity), int(p)
+    return d, int(p)
 
 
 def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Operator:
@@ -371,7 +370,7 @@ class _Layers(Method):
         self.shapes = _shapes(shapes, self.signals.Y.shape, self.where)
         self.counts = _counts(sparsities, self.shapes, self.where)
         self.sparsities, self.first = [*map(int, sparsities)], options.start
-        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", self.where)
+        self.coder = Coder.of_omp(self.counts[-1], nonnegative, self.where)
 
     def config(self) -> dict[str, Any]:
         return {
@@ -380,7 +379,7 @@ class _Layers(Method):
             "start": _learning.text_of(self.first),
             "signals": self.signals.fingerprint(),
             "exponent": self.signals.exponent,
-        } | _learning.signs(self.nonnegative)
+        } | self.coder.signs()
 
     def start(self, rng: np.random.Generator) -> _State:
         signals, (shape, *others) = self.signals, self.shapes
@@ -404,8 +403,7 @@ class _Layers(Method):
                 f"{self.where}: resume is not of dictionaries {self.shapes} and these {n} signals"
             )
         X = np.ldexp(np.asarray(codes[-1], signals.Y.dtype), -signals.exponent)
-        X = np.maximum(X, 0) if self.nonnegative else X
-        return tuple(np.array(D, signals.Y.dtype) for D in Ds), X
+        return tuple(np.array(D, signals.Y.dtype) for D in Ds), self.coder.admit(X)
 
     def restored(self, arrays: Arrays, keeper: Keeper) -> _State:
         return tuple(arrays[f"D_{j}"] for j in range(len(self.shapes))), arrays["X"]
@@ -417,9 +415,9 @@ class _Layers(Method):
     def sweep(self, state: _State, step: int, rng: Any) -> tuple[_State, float, int]:
         """Codes, replacements, updates of D_J to D_1, and unit atoms."""
         signals, counts, (Ds, old) = self.signals, self.counts, state
-        X = match(_product(Ds), signals.Y, counts[-1], signals.V, self.nonnegative)
-        errors = [signals.errors(_residual(signals, Ds, codes)) for codes in (X, old)]
-        X = np.where((errors[0] > errors[1])[:, None], old, X)
+        X, _, errors, _ = self.coder.coded(_product(Ds), signals)
+        worse = errors > signals.errors(_residual(signals, Ds, old))
+        X = np.where(worse[:, None], old, X)
         Ds, X, replaced = self.replaced(Ds, X, rng)
         if len(Ds) > 1:
             Ds, X = self.last_layer(Ds, X)
@@ -434,8 +432,7 @@ class _Layers(Method):
         """D_J and x_J after the update of sparse K-SVD over the base D_1 ... D_{J-1}."""
         columns = SparseColumns(np.ascontiguousarray(_product(Ds[:-1])), Ds[-1], self.counts[-2])
         D = _product(Ds)
-        R = self.signals.Y - X @ D.T
-        fitted = Fitted(D, np.ascontiguousarray(X.T), R, self.nonnegative)
+        fitted = Fitted(D, np.ascontiguousarray(X.T), self.signals.Y - X @ D.T, self.coder)
         columns.update(self.signals, fitted)
         return (*Ds[:-1], columns.A), np.ascontiguousarray(fitted.X.T)
 
@@ -455,8 +452,7 @@ class _Layers(Method):
             if last:
                 norms = np.linalg.norm(D, axis=0)
                 units = D / np.where(norms > 0, norms, 1)
-                twins = _learning.duplicates(units, use, nonnegative=self.nonnegative)
-                dead, X = np.union1d(dead, twins), X.copy()
+                dead, X = np.union1d(dead, self.coder.duplicates(units, use)), X.copy()
                 X[:, dead] = 0
             if not len(dead):
                 continue

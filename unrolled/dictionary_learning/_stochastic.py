@@ -3,11 +3,9 @@
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +16,7 @@ from unrolled._base.files import CheckpointError
 from unrolled._base.threads import one_thread
 from unrolled.dictionaries import Dictionary
 from unrolled.dictionary_learning import _learning
+from unrolled.dictionary_learning._coder import Coder
 from unrolled.dictionary_learning._learning import (
     Arrays,
     Keeper,
@@ -28,56 +27,12 @@ from unrolled.dictionary_learning._learning import (
     Signals,
     Step,
 )
-from unrolled.pursuit import lasso, lasso_of_rows, match
 
 __all__ = ["online"]
 
 
-# Relative duality gap of a code. A smaller gap does not lead to better atoms: the change of the
-# atoms from batch to batch matters more, and the excess of the objective over its minimum is much
-# smaller than the gap.
-TOL = 5e-2
-
 # The share of nonzeros below which products of codes are faster by the nonzeros than by BLAS.
 _FEW = 0.02
-
-
-def lasso_codes(
-    D: np.ndarray,
-    Y: np.ndarray,
-    lam: float,
-    V: np.ndarray | None,
-    nonnegative: bool = False,
-    tol: float = TOL,
-) -> np.ndarray:
-    r"""The codes of signals near 1 with unit atoms, each with a relative duality gap below tol.
-
-    .. math:: \min_x \tfrac12 (y - D x)' V (y - D x) + lam \|x\|_1.
-
-    Args:
-        D: (m, d).
-        Y: (n, m).
-        lam: penalty weight.
-        V: (n, m), the diagonal of V for each signal; None for ones.
-        nonnegative: whether to minimise over x >= 0.
-        tol: largest relative duality gap.
-
-    Returns:
-        X, (n, d).
-    """
-    if V is not None:
-        root = np.sqrt(V)
-        return np.asarray(_weighted(D, root * Y, root, np.asarray(lam, D.dtype), nonnegative, tol))
-    return lasso_of_rows(D, Y, np.full((1, 1), lam), tol=tol, nonnegative=nonnegative).x
-
-
-@partial(jax.jit, static_argnums=(4, 5))
-def _weighted(
-    D: jax.Array, Y: jax.Array, root: jax.Array, lam: jax.Array, nonnegative: bool, tol: float
-) -> jax.Array:
-    return jax.vmap(lambda y, w: lasso(w[:, None] * D, y, lam, tol=tol, nonnegative=nonnegative).x)(
-        Y, root
-    )
 
 
 class Sums(NamedTuple):
@@ -98,48 +53,18 @@ class Sums(NamedTuple):
 class Stage(NamedTuple):
     """How a batch is coded, how it counts, and which atoms are replaced after the batch."""
 
-    lam: float  # 0 for codes of OMP
+    coder: Coder
     beta: float  # the factor of the past
     rare: float = 0.0  # atoms are replaced up to this share of the mean sum of x^2
     parallel: float = _learning.PARALLEL  # and above this inner product with another atom
-    tol: float = TOL  # relative duality gap of a code
-    sparsity: int | None = None  # number of nonzeros of OMP
-
-    def coded(self, D: np.ndarray, signals: Signals, nonnegative: bool) -> "Coded":
-        """The codes of signals with unit atoms."""
-        lam = _learning.scaled_penalty(self.lam, signals.exponent + signals.scale)
-        if self.sparsity is None:
-            X = lasso_codes(D, signals.Y, lam, signals.V, nonnegative, self.tol)
-        else:
-            X = match(D, signals.Y, self.sparsity, signals.V, nonnegative)
-        R = signals.Y - X @ D.T
-        return Coded(X, R, signals.errors(R), lam * float(np.sum(np.abs(X))))
-
-
-class Coded(NamedTuple):
-    """The codes of signals, in the units of `Signals.Y`."""
-
-    X: np.ndarray  # (n, d)
-    R: np.ndarray  # (n, m), Y - X D'
-    errors: np.ndarray  # (n,)
-    penalty: float  # lam times the sum of abs(X)
-
-    @property
-    def objective(self) -> float:
-        """The mean objective."""
-        return (float(np.sum(self.errors)) / 2 + self.penalty) / len(self.X)
 
 
 def absorb(
-    sums: Sums,
-    signals: Signals,
-    stage: Stage,
-    rng: np.random.Generator,
-    nonnegative: bool = False,
+    sums: Sums, signals: Signals, stage: Stage, rng: np.random.Generator
 ) -> tuple[Sums, float, int]:
     """The sums after a batch, its mean objective before the update, and the number of new atoms."""
     sums, beta = _rescaled(sums, signals), stage.beta
-    codes = stage.coded(sums.D.astype(signals.Y.dtype), signals, nonnegative)
+    codes = stage.coder.coded(sums.D.astype(signals.Y.dtype), signals)
     X, target = codes.X, signals.target(codes.R)
     terms = signals.top * np.sum(np.square(target, dtype=float)) / 2 + codes.penalty
     # The unit of the batch relative to the unit of the sums; any unit is valid for a batch of
@@ -149,7 +74,7 @@ def absorb(
     B = beta * sums.B + unit * signals.top * (target.T @ X).astype(float)
     D, A, B = _descend_atoms(sums.D, A, B)
     use = np.diag(A)
-    twins = _learning.duplicates(D, use, stage.parallel, nonnegative)
+    twins = stage.coder.duplicates(D, use, stage.parallel)
     fresh = np.union1d(twins, np.flatnonzero(use <= stage.rare * use.mean()))
     if len(fresh):
         D[:, fresh] = _learning.fresh_atoms(D, fresh, target.astype(float), codes.errors, rng).T
@@ -328,8 +253,8 @@ def online(
     """
     reports = training.Run.of("online", run)
     options = Options(None, key, progress, resume, checkpoint, start, run=reports)
-    codes = lam, sparsity, nonnegative
-    return _learning.learn(Stream(batches, d, codes, forgetting, validation, options), options)
+    coder = Coder.of(lam, sparsity, nonnegative, "online")
+    return _learning.learn(Stream(batches, d, coder, forgetting, validation, options), options)
 
 
 class _State(NamedTuple):
@@ -349,23 +274,13 @@ class Stream(Method):
         self,
         batches: Iterable[Any],
         d: int,
-        codes: tuple[float | None, int | None, bool],  # lam, sparsity, nonnegative
+        coder: Coder,
         forgetting: float,
         validation: Any,
         options: Options,
     ):
-        where, self.options = self.where, options
-        lam, sparsity, nonnegative = codes
-        if (lam is None) == (sparsity is None):
-            raise ValueError(
-                f"{where}: expected one of lam and sparsity, got lam={lam}, sparsity={sparsity}"
-            )
-        self.nonnegative = checks.as_bool(nonnegative, "nonnegative", where)
+        where, self.coder, self.options = self.where, coder, options
         self.d = checks.as_index(d, "d", where, least=1)
-        self.lam = 0.0 if lam is None else _learning.as_lam(lam, where)
-        self.sparsity = sparsity
-        if sparsity is not None:
-            self.sparsity = checks.as_index(sparsity, "sparsity", where, least=1)
         self.held = HeldOut(validation, options.run, where)
         self.forgetting = checks.as_number(forgetting, "forgetting", where)
         if not 0 <= self.forgetting < math.inf:
@@ -377,9 +292,8 @@ class Stream(Method):
         self.batch: Signals  # of the sweep
 
     def config(self) -> dict[str, Any]:
-        codes = {"lam": self.lam} if self.lam else {"sparsity": self.sparsity}
-        own = {"d": self.d, **codes, "start": _learning.text_of(self.options.start)}
-        own |= {"forgetting": float(self.forgetting)} | _learning.signs(self.nonnegative)
+        own = {"d": self.d, "start": _learning.text_of(self.options.start)}
+        own |= {"forgetting": float(self.forgetting)} | self.coder.config()
         return own | self.held.config()
 
     def start(self, rng: np.random.Generator) -> _State:
@@ -388,12 +302,8 @@ class Stream(Method):
 
     def fitting(self, sums: Sums) -> Sums:
         """The sums, if the arguments fit their D."""
-        (m, _), most, held = sums.D.shape, min(sums.D.shape), self.held.signals
-        if (self.sparsity or 1) > most:
-            raise ValueError(
-                f"{self.where}: sparsity is {self.sparsity}; expected at most {most}, the smaller "
-                "of m and d"
-            )
+        (m, d), held = sums.D.shape, self.held.signals
+        self.coder.check_size(m, d, self.where)
         if held is not None and held.Y.shape[1] != m:
             raise ValueError(
                 f"{self.where}: validation has signals of length {held.Y.shape[1]}; expected {m}"
@@ -436,13 +346,13 @@ class Stream(Method):
 
     def stage(self, step: int) -> Stage:
         """What the batch of a step changes."""
-        return Stage(self.lam, (1 - 1 / step) ** self.forgetting, sparsity=self.sparsity)
+        return Stage(self.coder, (1 - 1 / step) ** self.forgetting)
 
     def held_out(self, state: _State, step: int) -> float | None:
         signals, D = self.held.signals, state.sums.D
         if signals is None or step % self.held.every and not self.is_done(step):
             return None
-        codes = self.last_stage().coded(D.astype(signals.Y.dtype), signals, self.nonnegative)
+        codes = self.last_stage().coder.coded(D.astype(signals.Y.dtype), signals)
         value = signals.in_units(codes.objective)
         self.evaluated(step, value, D)
         return value
@@ -469,16 +379,16 @@ class Stream(Method):
                 f"{self.where}: batch {step} has signals of length {signals.Y.shape[1]}; expected "
                 f"{len(sums.D)}"
             )
-        sums, objective, replaced = absorb(sums, signals, self.stage(step), rng, self.nonnegative)
+        sums, objective, replaced = absorb(sums, signals, self.stage(step), rng)
         seen = seen if self.options.checkpoint is None else seen.then(signals)
         return _State(sums, signals.dtype if dtype is None else dtype, seen), objective, replaced
 
     def warn(self, state: _State) -> None:
         """Warn if all codes are zero."""
-        if self.lam and state.sums.terms > 0 and not state.sums.A.any():
+        if self.coder.lam and state.sums.terms > 0 and not state.sums.A.any():
             checks.warn(
-                f"{self.where}: all codes are zero, so D is made of signals: lam={self.lam} is not "
-                "below max abs(D'y); try a smaller lam"
+                f"{self.where}: all codes are zero, so D is made of signals: lam={self.coder.lam} "
+                "is not below max abs(D'y); try a smaller lam"
             )
 
     def result(self, state: _State) -> Learned:

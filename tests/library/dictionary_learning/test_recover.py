@@ -7,6 +7,7 @@ import trees
 import unrolled as ur
 from unrolled import dictionary_learning as dl
 from unrolled.dictionary_learning import _learning, _recover, _stochastic
+from unrolled.dictionary_learning._coder import Coder
 
 M, D_ATOMS, N = 10, 20, 400
 
@@ -124,7 +125,7 @@ def test_held_out_signals_end_the_competition(planted):
     _, Y = planted
     run = ur.training.Run(evaluate_every=5, patience=10)
     options = _learning.Options(None, 0, None, None, None, run=run)
-    learner = _recover._Recovering((), D_ATOMS, (0.1, None, False), 100, Y, options)
+    learner = _recover._Recovering((), D_ATOMS, Coder(False, lam=0.1), 100, Y, options)
     for step in range(5, 55, 5):
         learner.evaluated(step, float(step), Y.T)
         assert learner.skipped == 0
@@ -134,9 +135,9 @@ def test_held_out_signals_end_the_competition(planted):
 
 
 def test_the_penalty_falls_and_the_competition_ends():
-    stages = [_recover.stage(step, 10, 0.1) for step in range(1, 11)]
+    stages = [_recover.stage(step, 10, Coder(False, lam=0.1)) for step in range(1, 11)]
     lams = [0.5, 0.42, 0.34, 0.26, 0.18, 0.1, 0.1, 0.1, 0.05, 0.05]
-    assert [round(stage.lam, 9) for stage in stages] == lams
+    assert [round(stage.coder.lam, 9) for stage in stages] == lams
     assert [stage.rare > 0 for stage in stages] == [True] * 8 + [False] * 2
 
 
@@ -161,8 +162,8 @@ def test_recover_refuses(options, message):
 
 def test_an_atom_and_its_negative_are_not_twins_of_nonnegative_codes():
     D = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
-    assert _learning.duplicates(D, np.ones(3)).tolist() == [1]
-    assert not len(_learning.duplicates(D, np.ones(3), nonnegative=True))
+    assert Coder(False).duplicates(D, np.ones(3)).tolist() == [1]
+    assert not len(Coder(True).duplicates(D, np.ones(3)))
 
 
 @pytest.mark.parametrize("share", [0.005, 0.5])
