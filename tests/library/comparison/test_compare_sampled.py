@@ -111,6 +111,11 @@ def test_certified_codes_are_a_column():
     assert not {"certified codes, %", "seconds", "products"} & set(plain.table().split(" | "))
 
 
+def test_held_out_signals_are_taken_as_they_are():
+    pair = Y[:9], X[:9]
+    assert all(np.array_equal(*arrays) for arrays in zip(_promises.held_out(D, Y, X, pair), pair))
+
+
 @pytest.mark.slow
 def test_certified_codes_are_those_of_least_squares():
     """A search from the codes of four steps would find the right ones of many signals."""

@@ -179,6 +179,7 @@ def test_norms_of_atoms_are_those_given_or_measured():
     chex.assert_trees_all_equal(ud.column_norms(given * -2.0), 2 * np.ones(N))
     unit, norms = ud.normalize(given * 4.0)
     assert_close((norms, ud.dense(unit)), (4 * np.ones(N), A), atol=8 * EPS)
+    assert ud.column_norms(plain.astype(np.float32)).dtype == np.float32
 
 
 # What the docstring of `from_functions` says.

@@ -580,6 +580,9 @@ def test_bounds_on_codes_are_attained():
     step = MatrixStep(Update(rotation, np.zeros((2, 1))), np.zeros(2))
     _, code = next_bound(step, Bound(np.full(2, 5.0), 1.0), one, activations.relu)
     assert code.norm == pytest.approx(1) and code.entries == pytest.approx(np.ones(2))
+    equal = MatrixStep(Update(np.array([[1.0, 1.0], [0, 0]]), np.zeros((2, 1))), np.zeros(2))
+    u, _ = next_bound(equal, Bound(np.full(2, 5.0), 1.0), one, activations.relu)
+    assert u == pytest.approx([math.sqrt(2), 0])  # by x of equal entries
 
 
 D = dictionary(4, 6)

@@ -14,7 +14,7 @@ from faults import rows
 from unrolled import activations, analytic, dictionaries, layers, theory
 from unrolled.dictionaries import Conv, dense, normalize
 from unrolled.layers._lista import Threshold
-from unrolled.realize._attention import attention_leak, grid, multi_head_attention
+from unrolled.realize._attention import Leak, attention_leak, grid, multi_head_attention
 from unrolled.realize._transformer import (
     embed,
     read_code,
@@ -440,6 +440,27 @@ def test_the_bound_for_given_signals_is_never_exceeded(name):
             assert bound[-1] <= 100 * seen and bound[-1] < box[-1]
     assert not transformer_error(layer, params, D, alpha=None, signals=Y).any()
     assert transformer_error(layer, params, D, alpha=9.0, signals=Y[0])[-1] <= bound[-1]
+
+
+def test_the_bound_for_signals_is_the_largest_of_each():
+    D = conv(2, 1, 2, signal=4, boundary="circular")
+    layer = layers.lista_cp(2, lam=0.1)
+    params, Y = layer.init(None, D), normal(1, 3, 4) * [[1], [2], [1e-2]]
+    each = [transformer_error(layer, params, D, alpha=2.0, signals=y) for y in Y]
+    largest = transformer_error(layer, params, D, alpha=2.0, signals=Y)
+    np.testing.assert_array_equal(largest, np.max(each, 0))
+
+
+def test_the_leak_of_a_border_is_the_mass_past_it():
+    """The masses of attention within the line sum to one; the masses of g sum to one without it."""
+    D, alpha = conv(1, 1, 3, signal=5), 0.3
+    leak, i = Leak(D, alpha), np.arange(7)
+    masses = np.exp(-alpha * (i[:, None] - i) ** 2)
+    free = np.exp(-alpha * np.arange(-30, 31) ** 2).sum()
+    V, tokens = np.zeros((5, 1, 1)), np.random.default_rng(0).random((1, 7))
+    V[2] = 1  # the head of offset 0
+    exact = (1 / masses.sum(1) - 1 / free) * (masses @ tokens[0])
+    np.testing.assert_allclose(leak._apart(V, tokens)[0, 2:9], exact, rtol=1e-9)
 
 
 def test_a_flat_attention_has_a_bound_that_goes_on_where_its_sums_do():

@@ -1,12 +1,14 @@
 """The bound on rounding, attacked by sums whose roundings add up, in every order that XLA picks."""
 
+from fractions import Fraction
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import unrolled as ur
-from unrolled.theory import _rounding, _signals
+from unrolled.theory import _rounding, _signals, _supports
 
 RNG = np.random.default_rng(0)
 PASSING = (1.0, 1.0)
@@ -154,6 +156,36 @@ def test_alista_rt_takes_no_wrong_entry_at_the_least_ratio(dtype):
         wrong += np.any(Z[:, :, x[0] == 0])
         proved += np.all(Z[:, -1, S] != 0)
     assert wrong == 0 and proved >= 14
+
+
+def test_the_ratio_of_a_support_bounds_the_rounding_of_its_inverse():
+    """Products of integers are exact, and the inverse of the nearly singular B_SS is not."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        a = rng.integers(1, 2**12, (2, 3))
+        A = np.array([a[0], a[1], a[0] * 2**12 + a[1] + [0, 0, 1]])
+        B = np.concatenate([A, rng.integers(-9, 9, (2, 3))]).astype(float)
+        ((proved, _),) = _supports._of_supports(
+            np.concatenate([B, np.zeros((5, 2))], 1).T, np.eye(5), np.arange(3)[None], 1, 0.0
+        ).T
+        M = [[Fraction(int(v)) for v in row] for row in B.T[:, :3]]
+        exact = max(sum(map(abs, solved(M, [Fraction(int(v)) for v in row]))) for row in B[3:])
+        assert float(exact) <= proved <= (1 + 1e-3) * float(exact)
+
+
+def solved(M, b):
+    """The solution q of M q = b in fractions, by Cramer's rule."""
+
+    def det(rows):
+        (a, b, c), (d, e, f), (g, h, i) = rows
+        return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+    columns = list(zip(*M))
+    whole = det(M)
+    return [
+        det(list(zip(*[b if k == j else c for k, c in enumerate(columns)]))) / whole
+        for j in range(3)
+    ]
 
 
 def test_supports_are_proved_if_the_ratio_and_kappa_are_below():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import unrolled as ur
+from unrolled.analytic import _sample
 from unrolled.theory import _signals
 
 M, N, S, K = 40, 80, 3, 12
@@ -228,6 +229,14 @@ def test_a_schedule_may_leave_out_the_codes_that_hold_it_back():
     assert ur.theory.certify_signals(layer, params, D, X).proved.sum() >= 59  # 3 of 62 left out
     with pytest.warns(ur.analytic.HypothesisWarning, match="a larger leave_out than 0.02"):
         schedule(layer, np.concatenate([X, dense]), leave_out=0.02)
+
+
+def test_a_large_sample_leaves_out_several_codes_at_once(monkeypatch):
+    monkeypatch.setattr(_sample, "_FIRST", 10)
+    layer, rng = ur.alista(K, support=PASSING), np.random.default_rng(13)
+    X, dense = codes(rng, 20), codes(rng, 2, 20)
+    params = schedule(layer, np.concatenate([X, dense]), leave_out=0.2)
+    assert ur.theory.certify_signals(layer, params, D, X).proved.sum() >= 18  # 4 of 22 left out
 
 
 def test_on_covered_supports_no_code_of_alista_rt_has_a_wrong_entry():
