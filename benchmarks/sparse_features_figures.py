@@ -3,6 +3,7 @@
     python benchmarks/sparse_features_figures.py
     python benchmarks/sparse_features_figures.py --pictures FOLDER     of the runs: figures 4 and 6
     python benchmarks/sparse_features_figures.py --tables              prints Tables 4 and 5
+    python benchmarks/sparse_features_figures.py --features unet       prints the penalised features
 
 Rows keep numbers, not pictures: the masks of figures 4 and 6 are in the folder that
 `unrolled experiment segmentation --output` wrote. All of its runs show the same first five test
@@ -13,7 +14,7 @@ did not learn are left out.
 import argparse
 from pathlib import Path
 
-from differences import CHANCE, FOLDER, LABELS, by_title, kind_of, score
+from differences import CHANCE, FOLDER, LABELS, MEASURES, by_title, kind_of, score
 
 from unrolled.vision import experiments
 
@@ -60,14 +61,33 @@ def table(rows):
     return "\n".join(lines)
 
 
+def features(rows):
+    """The means over seeds of the measures of each penalised block, in the order of the blocks."""
+    names = [name.replace(" in layers 1 / 2", "") for name in MEASURES]
+    lines = [f"| activation | gamma | seeds | {' | '.join(names)} |", "|" + "---|" * 7]
+    cells = experiments.summarize({str(i): row for i, row in enumerate(rows)})
+    order = [*LABELS].index
+    for cell in sorted(cells, key=lambda of: (order(of.recipe.activation), of.recipe.gamma)):
+        line = [LABELS[cell.recipe.activation], f"{cell.recipe.gamma:g}"]
+        line.append(f"{next(iter(cell.scores.values())).n}")
+        for measure, scale, digits in MEASURES.values():
+            line.append(" / ".join(f"{scale * v:.{digits}f}" for v in cell.features[measure]))
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=Path, help="folder of the runs of segmentation")
     parser.add_argument("--tables", action="store_true", help="print Tables 4 and 5 alone")
+    parser.add_argument("--features", choices=("unet", "vgg11"), help="print the features alone")
     options = parser.parse_args()
     tables = by_title(experiments.read_rows(FOLDER))
     if options.tables:
         print(table(longest(tables, UNET)))
+        return
+    if options.features:
+        print(features(longest(tables, UNET if options.features == "unet" else VGG11)))
         return
     trained = [row for row in tables[LENET5].values() if score(row) > CHANCE]
     lenet5 = sorted(trained, key=lambda row: [*LABELS].index(row["recipe"]["activation"]))
