@@ -27,9 +27,9 @@ SCORES |= {"mPA, %": "mean_class_precision", "mean IoU, %": "mean_iou"}
 
 
 def longest(tables, beginning):
-    """The rows with the most epochs among the tables whose titles begin alike."""
-    found = [[*rows.values()] for title, rows in tables.items() if title.startswith(beginning)]
-    return max(found, key=lambda rows: rows[0]["recipe"]["epochs"])
+    """The rows with the most epochs, or else the most rows, of tables whose titles begin alike."""
+    alike = [[*rows.values()] for title, rows in tables.items() if title.startswith(beginning)]
+    return max(alike, key=lambda rows: (rows[0]["recipe"]["epochs"], len(rows)))
 
 
 def masks(folder, activation):
