@@ -62,18 +62,26 @@ def table(rows):
 
 
 def features(rows):
-    """The means over seeds of the measures of each penalised block, in the order of the blocks."""
+    """Means over seeds of the measures of each penalised block, and differences from gamma = 0."""
     names = [name.replace(" in layers 1 / 2", "") for name in MEASURES]
     lines = [f"| activation | gamma | seeds | {' | '.join(names)} |", "|" + "---|" * 7]
+    apart = ["| activation | gamma | measure | differences from gamma = 0 |", "|" + "---|" * 4]
     cells = experiments.summarize({str(i): row for i, row in enumerate(rows)})
     order = [*LABELS].index
     for cell in sorted(cells, key=lambda of: (order(of.recipe.activation), of.recipe.gamma)):
-        line = [LABELS[cell.recipe.activation], f"{cell.recipe.gamma:g}"]
-        line.append(f"{next(iter(cell.scores.values())).n}")
-        for measure, scale, digits in MEASURES.values():
+        kind = [LABELS[cell.recipe.activation], f"{cell.recipe.gamma:g}"]
+        line = [*kind, f"{next(iter(cell.scores.values())).n}"]
+        for name, (measure, scale, digits) in zip(names, MEASURES.values()):
             line.append(" / ".join(f"{scale * v:.{digits}f}" for v in cell.features[measure]))
+            change = " / ".join(
+                f"{scale * of.mean:+.{digits}f} ± {scale * of.half:.{digits}f}"
+                for of in cell.feature_differences.get(measure, ())
+                if of.n > 1
+            )
+            if change:
+                apart.append(f"| {' | '.join([*kind, name, change])} |")
         lines.append(f"| {' | '.join(line)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(apart if len(apart) > 2 else [])])
 
 
 def main():

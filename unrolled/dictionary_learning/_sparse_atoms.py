@@ -131,7 +131,11 @@ class _Descent(Method):
     ):
         where, signals = self.where, _learning.weighted_signals(Y, self.where)
         self.coder, (n, m) = coder, signals.Y.shape
-        self.d, self.p = _sizes(d, coder, p, n, m, where)
+        self.d = _learning.atom_count(d, n, where)
+        coder.check_size(m, self.d, where)
+        self.p = checks.as_index(p, "atom_sparsity", where, least=1)
+        if self.p > m:
+            raise ValueError(f"{where}: atom_sparsity is {p}; expected at most {m}")
         pairs = _PAIRS * self.d if pairs is None else pairs
         self.pairs = checks.as_index(pairs, "pairs", where, least=1)
         rate = checks.as_number(rate, "rate", where)
@@ -195,15 +199,6 @@ class _Descent(Method):
         codes = jax.device_put(np.ldexp(X, signals.exponent).astype(signals.dtype))
         base, A = checks.cast(self.base, signals.dtype), state.astype(signals.dtype)
         return Learned(Sparse(base, A), codes, signals.objective(R), ())
-
-
-def _sizes(d: int, coder: Coder, p: int, n: int, m: int, where: str) -> tuple[int, int]:
-    d = _learning.atom_count(d, n, where)
-    counts = {"sparsity": (coder.sparsity, min(m, d)), "atom_sparsity": (p, m)}
-    for name, (value, most) in counts.items():
-        if checks.as_index(value, name, where, least=1) > most:
-            raise ValueError(f"{where}: {name} is {value}; expected at most {most}")
-    return d, int(p)
 
 
 def _orthonormal(base: Dictionary | None, Y: np.ndarray, where: str) -> Operator:
