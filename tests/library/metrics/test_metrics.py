@@ -39,7 +39,7 @@ def test_one_of_two_arrays_may_be_traced(codes):
         expected = np.asarray(metric(*codes))
         for place in (0, 1):
             pair = list(codes)
-            traced = jax.jit(lambda v: metric(*[*pair[:place], v, *pair[place + 1 :]]))  # noqa: B023
+            traced = jax.jit(lambda v: metric(*pair[:place], v, *pair[place + 1 :]))  # noqa: B023
             np.testing.assert_allclose(traced(codes[place]), expected, rtol=64 * EPS)
 
 
