@@ -121,15 +121,18 @@ def run(arguments: argparse.Namespace) -> None:
     }
     with _report.output_folder(folder):
         sections = _sections(arguments.dictionary or [], arguments.signals, asked)
+        say("measuring the costs")
+        sections = [*map(_report.with_costs, sections)]
         say("writing the report")
         report = _report.write_report(folder, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((folder / _report.RESULTS).read_text())
     else:
         for section in sections:
-            print(f"\n# {section.title}\n\n{section.text.strip()}")
-        print(f"\nReport: {report}")
-    say("done")
+            print(f"\n{section.title}\n\n{section.short}")
+        print(f"\nReport: {report}, with every number in report.md and {_report.RESULTS}")
+        say("done")
+        print(f"\n{sections[0].answer}")
 
 
 # Arguments

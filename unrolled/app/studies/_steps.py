@@ -329,6 +329,8 @@ class Starts(Result):
     remark: str  # sentences about the start, or ""
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
     covered: int  # the most nonzeros that the worst case covers
+    sparsity: int  # s, for which the params are made
+    bound: float  # B, the largest entry of the sample, for atoms of norm 1
 
 
 @checked
@@ -365,7 +367,7 @@ def from_theory(samples: Samples, *models: Layer, sparsity: int | None = None) -
         remark += " The atoms were normalised for the theory, and the params were scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
     covered = theory.max_sparsity(certified.mu_W, D.shape[1])
-    return Starts(params, remark, caution, covered)
+    return Starts(params, remark, caution, covered, s, bound)
 
 
 def _divided(W: Any, norms: Array) -> Any:
