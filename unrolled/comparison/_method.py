@@ -114,22 +114,28 @@ class Method(Result):
     @property
     def about(self) -> About:
         """What the record says without the params."""
-        layers = getattr(self.layer, "layers", (self.layer,))
-        families = (getattr(layer, "family", "") for layer in layers)
-        family = " and ".join(dict.fromkeys(families))
-        given = self.origin, self.sparsity, self.bound, self.sample, self.steps
-        return About(self.title or family, family, *given, self._numbers(layers))
+        return self._about(self._numbers())
 
     @property
     def name(self) -> str:
         """The name that `compare` shows if you use it as the key: "ALISTA-SS, analytic, s = 2"."""
-        return self.about.name
+        return self._about(None).name
 
-    def _numbers(self, layers: tuple[Any, ...]) -> int | None:
+    def _about(self, numbers: int | None) -> About:
+        families = (getattr(layer, "family", "") for layer in self._layers)
+        family = " and ".join(dict.fromkeys(families))
+        given = self.origin, self.sparsity, self.bound, self.sample, self.steps
+        return About(self.title or family, family, *given, numbers)
+
+    def _numbers(self) -> int | None:
         if self.origin not in ("calibrated", "learned"):
             return None if self.origin is None else 0
         few = self.origin == "calibrated"
-        return sum(_chosen(layer, p, few) for layer, p in zip(layers, self.each(self.params)))
+        return sum(_chosen(of, p, few) for of, p in zip(self._layers, self.each(self.params)))
+
+    @property
+    def _layers(self) -> tuple[Any, ...]:
+        return tuple(getattr(self.layer, "layers", (self.layer,)))
 
     def each(self, tree: Any) -> tuple[Any, ...]:
         """Params, dictionaries or codes of every layer."""
@@ -183,7 +189,8 @@ def method_of(name: str, value: Any) -> Method:
             return value
         value = (value.layer, value.params)
     if isinstance(value, Fit):
-        steps = value.history.records[-1].step if value.history.records else None
+        records = getattr(value.history, "records", ())
+        steps = records[-1].step if records else None
         return Method(
             value.model,
             value.best,

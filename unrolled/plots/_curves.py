@@ -99,7 +99,6 @@ def styles(names: Iterable[str] | Mapping[str, tuple[str, str]]) -> dict[str, di
         {'color': '#D55E00', 'linestyle': ':', 'marker': 's', 'markersize': 4}
     """
     kinds = names if isinstance(names, Mapping) else {name: (name, "") for name in names}
-    kinds = {name: kind if isinstance(kind, tuple) else (name, "") for name, kind in kinds.items()}
     most = len(COLOURS) * len(_PAIRS)
     if len(kinds) > most:
         raise ValueError(f"styles: expected at most {most} names, got {len(kinds)}")
@@ -200,7 +199,8 @@ def curves(
         lines: values (K,) by name.
         title, ylabel: texts of the panel.
         log: whether the vertical axis is logarithmic.
-        looks: line styles by name, the same for all panels of a figure; by default `styles(lines)`.
+        looks: line styles by name, the same for all panels of a figure; by default, those of
+            `styles` for the names.
         top: the largest value to draw, if at least one line stays below it.
         bottom: the smallest value to draw, if a line ends above it.
 
@@ -211,7 +211,7 @@ def curves(
         >>> len(panels[0, 0].lines)
         2
     """
-    looks = styles(lines) if looks is None else looks
+    looks = styles(list(lines)) if looks is None else looks
     values = {name: np.asarray(line, float) for name, line in lines.items()}
     colours = {}
     for i, (name, line) in enumerate(values.items()):

@@ -70,7 +70,7 @@ def _drawn(overview: Overview, form: _Form) -> str:
         parts.append(_line(points, looks[name], name in overview.shown, name == overview.best))
     parts.append("</svg>")
     parts += _names(overview, labels, height, looks, form, right, x, y)
-    words = escape(f"{overview.caption} {overview.sentence}.", quote=True)
+    words = escape(f"{overview.caption} {overview.sentence}", quote=True)
     return (
         f'<svg class="{form.name}" viewBox="0 0 {form.width} {form.height}" role="img" '
         f'font-size="{form.font}" aria-label="{words}">{"".join(parts)}</svg>'

@@ -198,7 +198,7 @@ def write_html(
     if answers:
         shown.append(("What this is", summary.split("\n\n"), {}))
     command = shlex.join(["unrolled", *sys.argv[1:]])  # as a user types it
-    first = sections[0].study if sections else None
+    first: Any = sections[0].study if sections else None
     overview = first.overview() if hasattr(first, "overview") else None
     text = page(title, (answers or [summary])[0], shown, facts, command, overview)
     report = folder / "report.html"
@@ -272,7 +272,7 @@ def page(
     body.append(_section(len(body), "Repeat", repeat, {}))
     return _PAGE.substitute(
         title=escape(title),
-        answer=_inline(answer if overview is None else f"{overview.sentence.removesuffix('.')}."),
+        answer=_inline(answer if overview is None else overview.sentence),
         first="" if overview is None else _first(overview),
         body="\n".join(body),
     )
