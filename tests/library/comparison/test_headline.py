@@ -86,7 +86,7 @@ def test_the_covered_share_counts_the_signals_of_the_class():
     params = ur.analytic.alista(D, depth=20, sparsity=2, bound=1.0)
     X = np.zeros((10, 128))
     for i in range(10):
-        X[i, : 1 + i % 5] = 0.5  # 1 to 5 nonzeros
+        X[i, : 1 + i % 5] = 1.0  # 1 to 5 nonzeros
     method = Method(layer, params, origin="analytic", sparsity=2, bound=1.0)
     for size, share in ((1.0, 0.4), (3.0, 0.0)):
         result = ur.compare({method.name: method}, D, size * X @ np.asarray(D).T, size * X)
