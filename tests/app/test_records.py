@@ -651,7 +651,7 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
         asked[name] = layer, params, loss, rate
         return SimpleNamespace(best=("learned", name))
 
-    def by_recipe(D, sample, lam, depth, *, key, family, steps):
+    def by_recipe(D, sample, lam, depth, *, key, family, steps, progress):
         assert D is of.D and sample is of.sample and (depth, family, steps) == (2, "bcd", 3)
         loss = ur.training.lasso_loss(lam)
         layer = ur.layers.bcd(depth, lam=lam)

@@ -444,6 +444,7 @@ def train(
         key=training_key(plan),
         loss=loss or training.mostly_last,
         evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
+        progress=False,  # the plan's `say` tells it
     )
     run = partial(training.fit, layer, params, samples.D, samples.sample, **options)
     return unless_broken(run, name, remarks)

@@ -329,6 +329,7 @@ def _by_recipe(
 ) -> training.Fit:
     """A family, trained by `training.unsupervised`."""
     options: dict[str, Any] = dict(family=family, steps=run.steps, key=_steps.training_key(run))
+    options |= dict(progress=False)
     train = partial(training.unsupervised, samples.D, samples.sample, lam, run.depth, **options)
     return _steps.unless_broken(train, name, remarks)
 
