@@ -16,6 +16,6 @@ from unrolled.comparison._weights import *
 _offer(
     __name__,
     results="About ChainComparison ChainEvolution Change Comparison Cost Coupling Curve "
-    "Divergence DivergenceWarning Evaluation Evolution Guarantee MethodResult Predicted Proved "
-    "QUANTILES Sampled",
+    "Divergence DivergenceWarning Evaluation Evolution Guarantee Method MethodResult Predicted "
+    "Proved QUANTILES Sampled",
 )

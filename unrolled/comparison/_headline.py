@@ -1,21 +1,18 @@
-"""The result of a comparison in words, from the fields of its rows."""
+"""The result of a comparison in words, from the fields of its rows; `result` is a `Comparison`."""
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from unrolled._base.text import short
 from unrolled.comparison._method import CLASSICAL, About
 from unrolled.comparison._payoff import microseconds
 from unrolled.comparison._results import MethodResult
 
-if TYPE_CHECKING:
-    from unrolled.comparison._comparison import Comparison
-
 _LEADS = ("learned", "calibrated", "analytic")  # the headline is about the first that exists
 
 
-def headline(result: "Comparison") -> str:
+def headline(result: Any) -> str:
     """`Comparison.why`."""
     ends = ends_of(result)
     if not ends:
@@ -34,7 +31,7 @@ def headline(result: "Comparison") -> str:
     return " ".join(filter(None, [text, _costs([lead, *others[-1:]], result), _covered(result)]))
 
 
-def told(result: "Comparison") -> list[str]:
+def told(result: Any) -> list[str]:
     """The methods that a headline compares; empty if no origin is known.
 
     The first is the best learned method, or else the best calibrated or analytic one. The best
@@ -50,7 +47,7 @@ def told(result: "Comparison") -> list[str]:
     return [*filter(None, kin), *sorted(rivals, key=ends.__getitem__)[:1]]
 
 
-def about_of(result: "Comparison", name: str) -> About:
+def about_of(result: Any, name: str) -> About:
     """What is known of a method; its name if nothing is."""
     return result[name].about or About(name, "")
 
@@ -59,7 +56,7 @@ def _is_classical(about: About) -> bool:
     return about.family in CLASSICAL and about.origin == "untrained"
 
 
-def ends_of(result: "Comparison") -> dict[str, float]:
+def ends_of(result: Any) -> dict[str, float]:
     """The errors, or gaps, after the last step, without methods that diverge or say nothing.
 
     Without known codes, codes of another solver do not count: they may have another objective.
@@ -74,7 +71,7 @@ def ends_of(result: "Comparison") -> dict[str, float]:
 
 
 def _best(
-    result: "Comparison", ends: Mapping[str, float], origin: str, family: str | None = None
+    result: Any, ends: Mapping[str, float], origin: str, family: str | None = None
 ) -> str | None:
     """The method of an origin, and a family, with the smallest end."""
     abouts = {name: about_of(result, name) for name in ends}
@@ -84,7 +81,7 @@ def _best(
     return min(names, key=ends.__getitem__, default=None)
 
 
-def _text(name: str, ends: Mapping[str, float], result: "Comparison") -> str:
+def _text(name: str, ends: Mapping[str, float], result: Any) -> str:
     """The end of a method, and the share of its failures."""
     if not result.known:
         return f"{ends[name]:.2g}"
@@ -111,7 +108,7 @@ def _subject(about: About) -> str:
     return f"{about.origin} {about.title}" + (f" ({', '.join(facts)})" if facts else "")
 
 
-def _costs(names: list[str], result: "Comparison") -> str:
+def _costs(names: list[str], result: Any) -> str:
     """The CPU times of methods, and of the exact solvers."""
     rows: dict[str, MethodResult] = {n: result[n] for n in names} | result.exact
     times = {n: t for n, of in rows.items() if (t := microseconds(of, result.signals))}
@@ -121,7 +118,7 @@ def _costs(names: list[str], result: "Comparison") -> str:
     return f"Microseconds of CPU time per signal: {', '.join(parts)}."
 
 
-def _covered(result: "Comparison") -> str:
+def _covered(result: Any) -> str:
     """The share of the signals that theory covers for the told params, analytic ones first."""
     names = [n for n in told(result)[::-1] if result[n].guarantee is not None]
     names = [n for n in names if about_of(result, n).origin in _LEADS]
