@@ -198,6 +198,8 @@ def _made(
             f"{', '.join(sorted(given)) or 'no weights'}"
         )
     m, d = _sizes(arrays, config, form)
+    dtype = np.result_type(arrays["W_enc"], arrays["W_dec"])
+    arrays = {name: array.astype(dtype) for name, array in arrays.items()}
     k = _nonzeros(read.k if k is None else k, d) if kind == "topk" else None
     norms = np.linalg.norm(arrays["W_dec"], axis=1)
     norms = np.where(norms > 0, norms, 1)

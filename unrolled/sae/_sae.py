@@ -52,11 +52,11 @@ class SAE(Result):
 
     def codes(self, X: ArrayLike) -> Array:
         """Codes for the atoms D, such as those of `lasso_batch`, in the units of the file."""
-        return jnp.asarray(X) if self.units is None else jnp.asarray(X) / self.units
+        return jnp.asarray(X) if self.units is None else jnp.asarray(X) / self.units[None]
 
     def decode(self, X: ArrayLike) -> Array:
         """The activations of codes in the units of the file, (n, d) -> (n, m)."""
-        X = jnp.asarray(X) if self.units is None else jnp.asarray(X) * self.units
+        X = jnp.asarray(X) if self.units is None else jnp.asarray(X) * self.units[None]
         return X @ self.D.T + self.center[None]
 
     def unit(self) -> "SAE":
