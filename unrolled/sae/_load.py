@@ -149,8 +149,9 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
 
 
 def _npz(path: Path) -> Mapping[str, Any]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    # A damaged file stays open if NumPy opens it.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _torch(path: Path) -> Mapping[str, Any]:

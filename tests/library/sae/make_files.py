@@ -171,6 +171,8 @@ def main():
     gemma_scope()
     llama_scope("llama_scope-jumprelu", "jumprelu", False)
     llama_scope("llama_scope-topk", "topk", True)
+    four = {"architecture": "standard", "activation_fn_str": "relu", "apply_b_dec_to_input": False}
+    old_saelens("saelens-4-relu", old | four)
     np.savez_compressed(FILES / "expected.npz", **EXPECTED)
 
 
