@@ -70,9 +70,8 @@ def load(
             the encoder belongs to a transcoder; or activations are normalised token by token,
             which an encoder of this form cannot do.
 
-    Not claimed: the scale of a data set by which SAELens multiplies activations before it calls an
-    encoder ("expected_average_only_in"), and torch executes nothing (`weights_only=True`) only as
-    far as torch says so.
+    Not claimed: the scale of a data set, by which SAELens multiplies activations before it calls an
+    encoder ("expected_average_only_in"): no file has this scale.
 
     Reference: Rajamanoharan et al. (2024) for gated encoders as JumpReLU.
 
@@ -208,7 +207,9 @@ def _made(
     units = None
     if read.by_norms and kind == "jumprelu":
         arrays["threshold"] = arrays["threshold"] / norms
-    elif read.with_norms or (read.by_norms and kind == "topk" and np.ptp(norms) > 1e-6):
+    elif read.with_norms or (
+        read.by_norms and kind == "topk" and np.ptp(norms) > 1e-6 * norms.max()
+    ):
         units = None if read.with_norms else jnp.asarray(norms)
         arrays |= {"W_enc": arrays["W_enc"] * norms, "b_enc": arrays["b_enc"] * norms}
         arrays["W_dec"] = arrays["W_dec"] / norms[:, None]
@@ -282,7 +283,7 @@ def _sizes(
     nested = config.get("trainer", config)
     said = [nested.get(name, size) for name, size in zip(form.width, (m, d))]
     fit = all(
-        a.shape == expected.get(name, (d,)) or (name == "threshold" and a.size == 1)
+        a.shape == expected.get(name, (d,)) or (name == "threshold" and a.shape in ((), (1,)))
         for name, a in arrays.items()
     )
     if not fit or not m * d or said != [m, d][: len(said)]:
