@@ -84,7 +84,7 @@ def load(
         True
     """
     if isinstance(source, Mapping):
-        with _naming("the weights"):
+        with _naming("source"):
             return _made(source, {}, kind, k, centered)
     path, config = _places(Path(source))
     said = {}
