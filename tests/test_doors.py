@@ -11,6 +11,7 @@ import inspect
 import re
 import signal
 import tempfile
+import time
 import typing
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -113,7 +114,7 @@ SMALLER = {
         Y=np.random.default_rng(0).normal(size=(20, 4)), d=6, steps=5
     ),
     "dictionary_learning.unrolled": lambda: dict(layer=ur.layers.ista(1), steps=1),
-    "sae.report": lambda: dict(A=np.random.default_rng(0).normal(size=(40, 16)), depth=2),
+    "sae.report": lambda: dict(A=np.random.default_rng(0).normal(size=(60, 16)), depth=2),
     "training.by_recipe": lambda: dict(family="ista", depth=1, steps=1, **_few_signals()),
     "training.curriculum": lambda: dict(steps_per_stage=1, stages=(1.0, 0.2)),
     "training.fit": lambda: dict(steps=1),
@@ -428,6 +429,9 @@ LAYOUTS = {
     "object": lambda values: values.astype(object),
 }
 REFUSED = "masked", "object"
+FEW = "Fortran order", "big-endian", "masked"  # for calls that take longer than a second
+# Of functions that change an argument in place, a second call differs.
+IN_PLACE = ("nnx.fit",)
 
 
 def in_layout(value, layout):
@@ -447,7 +451,8 @@ def layouts(name):
     """(argument, form, arguments) of all calls with an array in another form."""
     given = valid_call(name)
     for argument, value in given.arguments.items():
-        for layout in LAYOUTS:
+        kinds = mentions(given.signature.parameters[argument].annotation)
+        for layout in LAYOUTS if ArrayLike in kinds else [n for n in LAYOUTS if n != "list"]:
             other = in_layout(value, layout)
             if other is not None and argument != "out":
                 yield argument, layout, with_value(given, argument, other)
@@ -458,7 +463,8 @@ def layout_fault(name, expected, argument, layout, bound):
     try:
         result = call(name, bound)
     except REFUSALS as error:
-        own = re.split(r"[,:] ", str(error))[0].rpartition(".")[2] in {*BEGINNINGS, argument}
+        beginning = re.split(r"[,:] ", str(error))[0].rpartition(".")[2]
+        own = beginning in {*BEGINNINGS, argument, bound.arguments.get("where")}
         return None if own else f"raw: {type(error).__name__}: {str(error)[:90]}"
     except BaseException as error:
         return f"raw: {type(error).__name__}: {str(error)[:90]}"
@@ -468,16 +474,19 @@ def layout_fault(name, expected, argument, layout, bound):
 
 
 @pytest.mark.usefixtures("as_typed")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [case for case in CASES if not {*case.values} & {*IN_PLACE, *FALLS}]
+)
 def test_the_layout_of_an_array_changes_no_number(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found, expected = [*layouts(name)], None
-    if found:
-        expected = call(name, valid_call(name))
+    found, start = [*layouts(name)], time.process_time()
+    expected = call(name, valid_call(name)) if found else None
+    fast = time.process_time() - start < 1
     faults = [
         f"{argument}, {layout}: {wrong}"
         for argument, layout, bound in found
-        if (wrong := layout_fault(name, expected, argument, layout, bound))
+        if (fast or layout in FEW)
+        and (wrong := layout_fault(name, expected, argument, layout, bound))
     ]
     assert not faults, listing(faults)
 
