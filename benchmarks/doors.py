@@ -28,10 +28,10 @@ def gap(D, y, x, lam):
 def converged(solver):
     """Codes that a pursuit in float32 calls converged although their gap exceeds the tolerance."""
     said = []
-    for i in range(8):
+    for i in range(40):
         D = ur.gaussian(jax.random.key(i), 64, 128)
-        y = RNG.normal(size=64).astype("float32")
-        lam = float(0.2 * np.abs(y @ D).max())
+        y = np.asarray(D[:, :3] @ RNG.normal(size=3), "float32")
+        lam = float(0.1 * np.abs(y @ D).max())
         found = solver(D, y, lam, tol=TOL)
         if found.converged:
             said.append(gap(D, y, found.x, np.float32(lam)) > 1.05 * TOL)

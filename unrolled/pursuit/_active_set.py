@@ -173,7 +173,7 @@ _KINDS: dict[np.dtype, Any] = {
 
 def operand(array: np.ndarray, dtype: Any = np.float64) -> Any:
     """A pointer to the first entry of an input, which is copied if its layout or dtype differs."""
-    return pointer(np.require(array, dtype, "CA"))
+    return pointer(np.require(array, dtype, ("C", "A")))
 
 
 def pointer(array: np.ndarray) -> Any:
