@@ -81,7 +81,8 @@ def main():
         "bounds below moduli": moduli,
     }
     for name, count in rows.items():
-        print(name, "%d of %d" % count())
+        wrong, cases = count()
+        print(f"{name}: {wrong} of {cases}")
 
 
 if __name__ == "__main__":

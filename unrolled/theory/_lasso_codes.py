@@ -298,17 +298,22 @@ def _codes_on_supports(
     code, between = np.zeros((2, n, d + 1))
     code[rows, atoms], between[rows, atoms] = x, delta[:, None]
     code = np.ldexp(code[:, :d], -e)
-    apart = np.abs(X - code)
     slope = np.maximum(unsure - room, 0)  # the entries of a subgradient, and their rounding
     slope[rows, atoms] = total
-    # Squares may underflow, so the norms come from hypot.
-    by_ridge = np.hypot.reduce(np.ldexp(slope[:, :d], e), axis=1) / l2 if l2 >= _TINY else np.inf
-    distance = UP * np.minimum(
-        np.hypot.reduce(apart + np.ldexp(between[:, :d], -e), axis=1),
-        np.hypot.reduce(apart, axis=1) + UP * by_ridge,
-    )
+    slope, between = np.ldexp(slope[:, :d], e), np.ldexp(between[:, :d], -e)
+    distance = _distances(np.abs(X - code), between, slope, l2)
     margin = np.ldexp(safe[:, :d], e).min(1, initial=np.inf)
     return code, kept, kept & sure & (safe > 0).all(1), distance, margin
+
+
+def _distances(apart: np.ndarray, between: np.ndarray, slope: np.ndarray, l2: float) -> np.ndarray:
+    """Bounds on norm(x_given - x*), (n,), from |x_given - x|, and |x - x*| or a subgradient at x.
+
+    Squares may underflow, so the norms come from hypot.
+    """
+    by_ridge = np.hypot.reduce(slope, axis=1) / l2 if l2 >= _TINY else np.inf
+    by_inverse = np.hypot.reduce(apart + between, axis=1)
+    return UP * np.minimum(by_inverse, np.hypot.reduce(apart, axis=1) + UP * by_ridge)
 
 
 def _supports(Z: np.ndarray) -> np.ndarray:
