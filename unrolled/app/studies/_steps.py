@@ -120,6 +120,7 @@ def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
         >>> [len(Y) for Y, X in (samples.chosen_on, samples.tested_on)]
         [8, 2]
     """
+    Y, X = jax.tree.map(checks.as_array, (Y, X))
     D, signals = as_dictionaries(D, "split"), Y
     chained = isinstance(D, tuple)
     if chained and not (isinstance(X, tuple | list) and len(X) == len(D)):
