@@ -139,7 +139,7 @@ def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a terminal: the first column begins, and the others end, at one place.
+    """A table for a terminal: words begin, and numbers end, at one place of a column.
 
     A head that is wider than the cells below it takes two lines.
 
@@ -159,10 +159,11 @@ def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [*zip(*heads), *rows]
     lines = lines if any(lines[0]) else lines[1:]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
+    words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(widths))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
+            cell.ljust(width) if word else cell.rjust(width)
+            for cell, width, word in zip(line, widths, words)
         ).rstrip()
         for line in lines
     )
