@@ -104,7 +104,9 @@ def styles(names: Iterable[str] | Mapping[str, tuple[str, str]]) -> dict[str, di
         raise ValueError(f"styles: expected at most {most} names, got {len(kinds)}")
     families = list(dict.fromkeys(family for family, _ in kinds.values()))
     looks: dict[str, _Look] = {}
-    for name in sorted(kinds, key=lambda name: kinds[name][1] not in _VARIANTS):
+    # The look of a variant is for the first name that has it.
+    first = {kind: name for name, kind in reversed(list(kinds.items())) if kind[1] in _VARIANTS}
+    for name in sorted(kinds, key=lambda name: first.get(kinds[name]) != name):
         family, variant = kinds[name]
         colour = COLOURS[families.index(family) % len(COLOURS)]
         wanted = colour, *_VARIANTS.get(variant, _VARIANTS[""])
