@@ -3,7 +3,9 @@
     python benchmarks/sparse_features_figures.py
     python benchmarks/sparse_features_figures.py --pictures FOLDER     of the runs: figures 4 and 6
     python benchmarks/sparse_features_figures.py --tables              prints Tables 4 and 5
-    python benchmarks/sparse_features_figures.py --features unet       prints the penalised features
+    python benchmarks/sparse_features_figures.py --features TITLE      prints the penalised features
+
+TITLE is a title that `differences.py` prints, such as "ecssd, unet, epochs 20, width 16".
 
 Rows keep numbers, not pictures: the masks of figures 4 and 6 are in the folder that
 `unrolled experiment segmentation --output` wrote. All of its runs show the same first five test
@@ -20,16 +22,10 @@ from unrolled.vision import experiments
 
 SHOWN = 5  # pictures
 LENET5 = "cifar10, lenet5, epochs 20, test held-out"
-VGG11 = "cifar10, vgg11, "
-UNET = "ecssd, unet, "
+VGG11 = "cifar10, vgg11, epochs 5, rate 0.01, test held-out, width 16"
+UNET = "ecssd, unet, epochs 20, width 16"
 SCORES = {"pixel accuracy, % (deviation over pictures)": "pixel_accuracy"}
 SCORES |= {"mPA, %": "mean_class_precision", "mean IoU, %": "mean_iou"}
-
-
-def longest(tables, beginning):
-    """The rows with the most epochs, or else the most rows, of tables whose titles begin alike."""
-    alike = [[*rows.values()] for title, rows in tables.items() if title.startswith(beginning)]
-    return max(alike, key=lambda rows: (rows[0]["recipe"]["epochs"], len(rows)))
 
 
 def masks(folder, activation):
@@ -88,18 +84,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=Path, help="folder of the runs of segmentation")
     parser.add_argument("--tables", action="store_true", help="print Tables 4 and 5 alone")
-    parser.add_argument("--features", choices=("unet", "vgg11"), help="print the features alone")
+    parser.add_argument("--features", metavar="TITLE", help="print the features of a table alone")
     options = parser.parse_args()
     tables = by_title(experiments.read_rows(FOLDER))
     if options.tables:
-        print(table(longest(tables, UNET)))
+        print(table([*tables[UNET].values()]))
         return
     if options.features:
-        print(features(longest(tables, UNET if options.features == "unet" else VGG11)))
+        print(features([*tables[options.features].values()]))
         return
     trained = [row for row in tables[LENET5].values() if score(row) > CHANCE]
     lenet5 = sorted(trained, key=lambda row: [*LABELS].index(row["recipe"]["activation"]))
-    vgg11, unet = (longest(tables, beginning) for beginning in (VGG11, UNET))
+    vgg11, unet = ([*tables[title].values()] for title in (VGG11, UNET))
     figures = {
         "figure_1": experiments.score_in_training(lenet5),
         "figure_2": experiments.training_loss(lenet5),
