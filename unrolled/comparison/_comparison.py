@@ -149,6 +149,7 @@ class Comparison(Result):
         diverged = self._values("diverged")
         far = [f"{name} diverges: {how.reason}." for name, how in diverged.items()]
         quiet = "; ".join(name for name, of in self.methods.items() if of.silent)
+        far += [f"{name}: {of.beyond}." for name, of in self.methods.items() if of.beyond]
         notes = [*far, *([f"These methods return only zeros: {quiet}."] if quiet else [])]
         notes += self.remarks
         if n := self.uncertified:
