@@ -1,6 +1,7 @@
 """`unrolled train`: from a dictionary and signals in files to a file of weights."""
 
 import argparse
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -59,8 +60,8 @@ class Trained(NamedTuple):
     @property
     def worse(self) -> str:
         """A sentence if the codes are worse than zero codes or ISTA's codes, else ""."""
-        best, zero = self.validation["best"], self.validation["zero"]
-        rule = worse("the codes are", "validation loss", best, zero, self.validation["ista"])
+        best, zero, ista = (self.validation.get(n, math.nan) for n in ("best", "zero", "ista"))
+        rule = worse("the codes are", "validation loss", best, zero, ista)
         return f"{rule}; try another --family or more --steps" if rule else ""
 
 
