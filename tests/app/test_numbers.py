@@ -10,6 +10,7 @@ import pytest
 import rich.progress
 from command_line import strict_json
 from PIL import Image
+from unrolled.app.commands._config import load
 
 import unrolled as ur
 from unrolled._base.text import to_json
@@ -27,7 +28,6 @@ from unrolled.app.commands import (
     _report,
     _setup,
 )
-from unrolled.app.commands._config import load
 from unrolled.app.studies import Samples, Starts
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")

@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 import unrolled as ur
 from unrolled._base.processes import Processes, processes_of
-from unrolled.app.cli import main
 
 SETUP = """
 import json, os, signal, sys, threading
@@ -241,64 +240,6 @@ def test_one_process_waits_for_no_other():
     signals: list[int] = []
     alone.broadcast_signal(signals)
     assert signals == []
-
-
-def command(index, port, folder, *options):
-    arguments = ("--family", "lista_cp", "--depth", "2", "--batch", "7", "--loss", "lasso")
-    arguments += ("--dictionary", f"{folder.parent}/D.npy", "--signals", f"{folder.parent}/Y.npy")
-    arguments += ("--steps", "6", "--evaluate-every", "2", "--accumulate", "4", "--json")
-    arguments += ("--output", str(folder), *options)
-    if index is not None:
-        joined = ("--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(index))
-        arguments += ("--distributed", *joined)
-    code = (sys.executable, "-W", "ignore", "-m", "unrolled", "train", *arguments)
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(code, **pipes)
-
-
-@pytest.mark.slow
-def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
-    """One process has the signals in memory; two read those that they draw."""
-    D = ur.dictionaries.gaussian(0, 10, 20)
-    np.save(tmp_path / "D.npy", D)
-    np.save(tmp_path / "Y.npy", ur.problems.sampler(D, 50)(0)[0])
-    port = free_port()
-    pair = [command(i, port, tmp_path / "two") for i in (0, 1)]
-    first, second = (process.communicate(timeout=300) for process in pair)
-    assert [process.returncode for process in pair] == [0, 0], (first, second)
-    assert "validation" in json.loads(first[0]) and not second[0]
-    assert "training 6 steps" in first[1] and "training 6 steps" not in second[1]
-    one = command(None, port, tmp_path / "one")
-    assert one.communicate(timeout=300)[0] and one.returncode == 0
-    bits = [
-        ur.training.digest(ur.training.restore(tmp_path / name / "weights.npz").params)
-        for name in ("one", "two")
-    ]
-    assert bits[0] == bits[1]
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--coordinator", "a:1"], "go with --distributed"),
-        (["--distributed", "--processes", "2"], "go together"),
-        (
-            ["--distributed", *"--coordinator a --processes 2 --process 1".split()],
-            "--coordinator must be HOST:PORT, got 'a'",
-        ),
-        (
-            ["--distributed", *"--coordinator a:1 --processes 2 --process 2".split()],
-            "--process must be at least 0 and below 2, got 2",
-        ),
-        (
-            "--distributed --coordinator localhost:1 --processes 2 --process 1 --wait 0".split(),
-            "no coordinator at localhost:1 after 0 s",
-        ),
-    ],
-)
-def test_processes_that_cannot_meet_are_refused(options, message, tmp_path, capsys):
-    assert main(["train", "--output", str(tmp_path / "run"), *options]) == 2
-    assert message in capsys.readouterr().err
 
 
 JOINED = """
