@@ -10,6 +10,8 @@ import importlib
 import inspect
 import re
 import signal
+import tempfile
+import time
 import typing
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -112,7 +114,7 @@ SMALLER = {
         Y=np.random.default_rng(0).normal(size=(20, 4)), d=6, steps=5
     ),
     "dictionary_learning.unrolled": lambda: dict(layer=ur.layers.ista(1), steps=1),
-    "sae.report": lambda: dict(A=np.random.default_rng(0).normal(size=(40, 16)), depth=2),
+    "sae.report": lambda: dict(A=np.random.default_rng(0).normal(size=(60, 16)), depth=2),
     "training.by_recipe": lambda: dict(family="ista", depth=1, steps=1, **_few_signals()),
     "training.curriculum": lambda: dict(steps_per_stage=1, stages=(1.0, 0.2)),
     "training.fit": lambda: dict(steps=1),
@@ -374,6 +376,119 @@ def test_wrong_arguments_are_refused_in_words_or_taken_right(name, tmp_path, mon
         if (wrong := fault(name, parameter, kind, bound))
     ]
     assert len(faults) == FALLS.get(name, (0, ""))[0], listing(faults)
+
+
+# Forms in which other libraries and files hold the numbers of an array.
+
+
+def mapped(values):
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file.name, values)
+        return np.load(file.name, mmap_mode="r")
+
+
+def read_only(values):
+    values = values.copy()
+    values.flags.writeable = False
+    return values
+
+
+def unaligned(values):
+    memory = np.zeros(values.nbytes + 1, np.uint8)[1:]
+    memory = memory.view(values.dtype).reshape(values.shape)
+    memory[...] = values
+    return memory
+
+
+class Frame:
+    """What a data frame offers."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.ndim = values, values.shape, values.ndim
+
+    def __len__(self):
+        return len(self.values)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.values, dtype, order="F")
+
+
+LAYOUTS = {
+    "Fortran order": np.asfortranarray,
+    "strided": lambda values: np.repeat(values, 2, values.ndim - 1)[..., ::2],
+    "reversed": lambda values: values[::-1].copy()[::-1],
+    "big-endian": lambda values: values.astype(values.dtype.newbyteorder(">")),
+    "read-only": read_only,
+    "mapped": mapped,
+    "unaligned": unaligned,
+    "float64": lambda values: values.astype(float) if values.dtype.kind == "f" else values,
+    "list": lambda values: values.tolist(),
+    "data frame": Frame,
+    "nothing masked": np.ma.masked_array,
+    "masked": lambda values: np.ma.masked_equal(values, values.flat[0]),
+    "object": lambda values: values.astype(object),
+}
+REFUSED = "masked", "object"
+FEW = "Fortran order", "big-endian", "masked"  # for calls that take longer than a second
+# Of functions that change an argument in place, a second call differs.
+IN_PLACE = ("nnx.fit",)
+
+
+def in_layout(value, layout):
+    """Arrays, and the arrays of lists and tuples, in another form; None if there are none."""
+    if type(value) in (list, tuple):
+        inside = [in_layout(one, layout) for one in value]
+        known = any(one is not None for one in inside)
+        return type(value)(b if a is None else a for a, b in zip(inside, value)) if known else None
+    if not isinstance(value, np.ndarray | jax.Array) or not np.ndim(value) or not np.size(value):
+        return None
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key) or value.dtype.kind not in "fiu":
+        return None
+    return LAYOUTS[layout](np.ascontiguousarray(value))
+
+
+def layouts(name):
+    """(argument, form, arguments) of all calls with an array in another form."""
+    given = valid_call(name)
+    for argument, value in given.arguments.items():
+        kinds = mentions(given.signature.parameters[argument].annotation)
+        for layout in LAYOUTS if ArrayLike in kinds else [n for n in LAYOUTS if n != "list"]:
+            other = in_layout(value, layout)
+            if other is not None and argument != "out":
+                yield argument, layout, with_value(given, argument, other)
+
+
+def layout_fault(name, expected, argument, layout, bound):
+    """What is wrong with a call whose numbers come in another form; None if nothing is."""
+    try:
+        result = call(name, bound)
+    except REFUSALS as error:
+        beginning = re.split(r"[,:] ", str(error))[0].rpartition(".")[2]
+        own = beginning in {*BEGINNINGS, argument, bound.arguments.get("where")}
+        return None if own else f"raw: {type(error).__name__}: {str(error)[:90]}"
+    except BaseException as error:
+        return f"raw: {type(error).__name__}: {str(error)[:90]}"
+    if layout in REFUSED:
+        return "silent"
+    return None if same(result, expected) else "wrong numbers"
+
+
+@pytest.mark.usefixtures("as_typed")
+@pytest.mark.parametrize(
+    "name", [case for case in CASES if not {*case.values} & {*IN_PLACE, *FALLS}]
+)
+def test_the_layout_of_an_array_changes_no_number(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, start = [*layouts(name)], time.process_time()
+    expected = call(name, valid_call(name)) if found else None
+    fast = time.process_time() - start < 1
+    faults = [
+        f"{argument}, {layout}: {wrong}"
+        for argument, layout, bound in found
+        if (fast or layout in FEW)
+        and (wrong := layout_fault(name, expected, argument, layout, bound))
+    ]
+    assert not faults, listing(faults)
 
 
 def enormous(value):

@@ -40,7 +40,7 @@ def named(hint):
 
 def filled(cls):
     """A result with an array of its own in each field."""
-    return cls(*(np.full((2, 3), float(k)) for k in range(len(cls._fields))))
+    return cls(**{name: np.full((2, 3), float(k)) for k, name in enumerate(cls._fields)})
 
 
 def test_public_functions_answer_with_results():

@@ -915,6 +915,7 @@ def asked(monkeypatch):
     study = SimpleNamespace(
         parts=lambda: ["text"],
         answer=lambda: "yes",
+        short=lambda: "a table",
         figures=dict,
         rows=lambda: rows,
         to_dict=dict,
@@ -977,8 +978,9 @@ def test_compare_asks_the_study_of_the_files(run, tmp_path, monkeypatch, asked, 
     assert status == 0, err
     sections = strict_json((tmp_path / "results.json").read_text())["sections"]
     assert list(sections) == list(ROUTES[files])
-    shown = re.findall("^# (.*)$", out, re.M)
+    shown = re.findall("^(.*)\n\na table$", out, re.M)
     assert all(map(str.startswith, shown, ROUTES[files].values())) and len(shown) == len(sections)
+    assert out.splitlines()[-1] == "yes" and (tmp_path / "report.md").read_text().count("yes") == 1
     known = "unknown_codes" not in asked
     given, options = asked["known_codes" if known else "unknown_codes"]
     assert (options["methods"], options["pursuits"]) == (("fista",), {"omp": {"tol": 1e-3}})

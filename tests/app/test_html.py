@@ -121,8 +121,8 @@ def overview(**changes):
     rows = [[name, "the dictionary", "-9.5"] for name in shown]
     table = markdown(["Method", "Information used", "Error, dB"], rows)
     made = studies.Overview(
-        *("B is nearer", "On signals.", lines, shown, shown[-1], "error, dB", False, "Errors."),
-        table,
+        *("B is nearer.", "On signals.", lines, {}, shown, shown[-1], "error, dB", False),
+        *("Errors.", table),
     )
     return made.replace(**changes)
 
@@ -137,10 +137,10 @@ def test_the_first_screen_is_a_sentence_a_figure_and_a_table():
     assert "<h1>B is nearer.</h1>" in screen and "A." not in screen.partition("<body>")[2]
     assert "<details open" not in shown and below.index("<svg") < below.index("Text.")
     for broad, drawing in zip((True, False), re.findall(r"<svg class=.*?</svg>.*?</svg>", screen)):
-        names = [*first.shown[:-1], "A &amp; B,"]
+        names = [*first.shown[:-1], "A &amp; B"]
         assert all(f">{name}" in drawing for name in names) and "Method 0" not in drawing
         assert drawing.count('class="faint"') == 3 and drawing.count("<polyline points") == 5
-        assert ("A &amp; B, learned" in drawing) is broad  # a narrow screen breaks the name
+        assert ("A &amp; B, learned \u2212" in drawing) is broad  # a narrow screen breaks the name
     assert screen.count("<tr") == 6 and '<tr class="best"><td>A &amp; B, learned</td>' in screen
     # What does not change is a sentence, but for the table that is shown whole.
     assert "<th>K</th>" not in below and "<p>In every row: K 16.</p>" in below

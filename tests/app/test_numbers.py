@@ -469,7 +469,9 @@ def test_a_layer_begins_as_its_start_says(start, folder, monkeypatch):
     monkeypatch.setattr(_setup, "_calibrated", calibrated)
     theory = SimpleNamespace(params="of theory")
     monkeypatch.setattr(
-        _setup, "from_theory", lambda problem, layer: Starts({layer: theory}, "a remark", "", 1)
+        _setup,
+        "from_theory",
+        lambda problem, layer: Starts({layer: theory}, "a remark", "", 1, 1, 1.0),
     )
     found, params = _setup._layer_start(section, problem, key, "loss", said.append)
     if start == "recipe":

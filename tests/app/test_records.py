@@ -400,31 +400,36 @@ def same(found, expected):
 
 
 def test_methods_beside_each_other_are_classical_analytic_calibrated_and_learned(untrained):
-    of, seconds, said = samples(), {}, []
+    of, X, seconds, said = samples(), sparse()[:30], {}, []
     names = ("ista", "fista", "alista", "lista_cp", "lamp")
     run = _steps.plan(KEY, names, {"omp": {}}, 2, 0.1, 3, said.append)
     methods, remarks, caution, covered = _known_codes._methods(of, run, seconds)
-    kinds = [f"{title}, {kind}" for title in ("LISTA-CP", "ALISTA")
-             for kind in ("analytic", "calibrated", "learned")]  # fmt: skip
+    kinds = [
+        f"{title}, {kind}"
+        for title in ("LISTA-CP", "ALISTA")
+        for kind in ("analytic, s = 1", "analytic, s = 2", "calibrated", "learned")
+    ]
     kind = "calibrated" if ur.layers.lamp(2).recipe.calibrated else "untrained"
     trained = ["lamp, learned"] if ur.layers.lamp(2).recipe.rate else []
-    own = ["ISTA", "ISTA, calibrated", "FISTA", "omp", *kinds, f"lamp, {kind}", *trained]
+    own = ["ISTA", "ISTA, calibrated", "FISTA", *kinds, f"lamp, {kind}", *trained, "omp"]
     assert list(methods) == own
     ista = ur.analytic.ista(hadamard(), 0.1, 2)
     for name, layer in (("ISTA", ur.layers.ista(2)), ("FISTA", ur.layers.fista(2))):
-        assert methods[name][0] == layer
-        same(methods[name][1], ista)
-    layer, (kind, of_layer, params, signals) = methods["ISTA, calibrated"]
-    assert (layer, kind, of_layer, signals) == (layer, "calibrated", ur.layers.ista(2), 30)
+        assert methods[name].layer == layer and methods[name].origin == "untrained"
+        same(methods[name].params, ista)
+    kind, of_layer, params, signals = methods["ISTA, calibrated"].params
+    assert (kind, of_layer, signals) == ("calibrated", ur.layers.ista(2), 30)
+    assert methods["ISTA, calibrated"].sample == 30
     same(params, ista)
     theory = studies.from_theory(of, ur.alista(2, support=None), ur.lista_cp(2))
     for title, layer in (("ALISTA", ur.alista(2, support=None)), ("LISTA-CP", ur.lista_cp(2))):
-        assert methods[f"{title}, analytic"][0] == layer
-        same(methods[f"{title}, analytic"][1], theory.params[layer])
-        start = methods[f"{title}, calibrated"][1]
+        analytic = methods[f"{title}, analytic, s = 2"]
+        assert analytic.layer == layer and analytic.bound == pytest.approx(np.abs(X).max())
+        same(analytic.params, theory.params[layer])
+        start = methods[f"{title}, calibrated"].params
         same(start, layer.init(KEY, hadamard()))
-        assert methods[f"{title}, learned"][1][:2] == ("learned", title)
-        assert methods[f"{title}, learned"][1][2] is start
+        assert methods[f"{title}, learned"].params[:2] == ("learned", title)
+        assert methods[f"{title}, learned"].params[2] is start
         assert {f"{title}, before training", f"{title}, learned"} <= set(seconds)
     assert methods["omp"] == "of omp"
     assert (caution, covered) == (theory.caution, theory.covered)
@@ -454,16 +459,16 @@ def test_layers_of_a_chain_are_classical_analytic_calibrated_and_learned(untrain
     methods = _known_codes._chain_methods(of, run, seconds, remarks)
     kinds = "analytic", "calibrated", "learned"
     assert list(methods) == ["ISTA", *(f"ALISTA, {kind}" for kind in kinds)]
-    network, params = methods["ISTA"]
+    network, params = methods["ISTA"].layer, methods["ISTA"].params
     assert network.layers == (ur.layers.ista(2),) * 2
     for D, of_layer in zip(of.D, params):
         same(of_layer, ur.analytic.ista(D, 0.1, 2))
     alista = ur.alista(2, support=None)
-    assert methods["ALISTA, analytic"][0].layers == (alista,) * 2
+    assert methods["ALISTA, analytic"].layer.layers == (alista,) * 2
     first = of._replace(D=of.D[0], chosen_on=(of.chosen_on[0], of.chosen_on[1][0]))
-    same(methods["ALISTA, analytic"][1][0], studies.from_theory(first, alista).params[alista])
-    same(methods["ALISTA, calibrated"][1][1], alista.init(KEY, of.D[1]))
-    assert methods["ALISTA, learned"][1][:2] == ("learned", "ALISTA")
+    same(methods["ALISTA, analytic"].params[0], studies.from_theory(first, alista).params[alista])
+    same(methods["ALISTA, calibrated"].params[1], alista.init(KEY, of.D[1]))
+    assert methods["ALISTA, learned"].params[:2] == ("learned", "ALISTA")
     assert remarks == ["ALISTA broke"] and list(seconds) == [
         "ALISTA, before training",
         "ALISTA, learned",
@@ -475,7 +480,7 @@ def test_a_study_judges_its_methods_and_the_given_weights_on_the_test_signals(of
     chained, asked, said = of == "a chain", [], []
     given, own = (
         samples("chain" if chained else None),
-        {"ISTA": ("layer", "params"), "omp": "codes"},
+        {"ISTA": ur.comparison.Method("layer", "params"), "omp": "codes"},
     )
 
     def methods(samples, run, seconds, *remarks):
@@ -501,7 +506,7 @@ def test_a_study_judges_its_methods_and_the_given_weights_on_the_test_signals(of
     else:
         assert more == dict(sampled=3, certify=True, predict=False)
         assert said == ["comparing on the test signals, and proving their codes"]
-        assert study.methods == {"ISTA": ("layer", "params")} and study.covered == 3
+        assert study.methods == {"ISTA": own["ISTA"]} and study.covered == 3
         assert (study.remarks, study.caution) == (["a remark"], "a caution")
     if chained:
         with pytest.raises(ValueError, match="are of one dictionary, got a chain"):
@@ -552,9 +557,9 @@ def test_a_study_of_known_codes_shows_its_comparison():
         "Dictionary 8 x 16, 10 test signals with 2.0 nonzeros on average, K = 2 "
     )
     assert "use 30 other signals" in text and "a remark" in text
-    for part in (result.table(), result.parameters_table(), result.guarantees_table()):
+    for part in (result.table(all=True), result.parameters_table(), result.guarantees_table()):
         assert part in text
-    assert study.answer() == result.answer() and repr(study) == repr(result)
+    assert study.answer() == result.why and repr(study) == repr(result)
     assert strict_json(to_json(study.to_dict()))["seconds"] == {"a": 1.5}
     assert [type(draw()) for draw in study.figures().values()] == [Figure]
 
@@ -576,7 +581,7 @@ def test_a_study_of_a_chain_shows_its_comparison_layer_by_layer():
     most = np.count_nonzero(X, 1).max()
     assert f"| 1 | 8 x 16 | 2.0 | {most} | {mu:.4f} | {s} |\n| 2 | 16 x 16 |" in text
     assert "2 steps in every layer, 10 test signals" in text
-    assert study.answer() == result.answer() and repr(study) == repr(result)
+    assert study.answer() == result.why and repr(study) == repr(result)
     assert strict_json(to_json(study.to_dict()))["seconds"] == {"a": 1.5}
     assert [type(draw()) for draw in study.figures().values()] == [Figure]
 
@@ -589,7 +594,8 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     given = studies.Pictures(*given, studies.photograph_patches(images).picture)
     layer, lams = ur.layers.ista(2), (0.1, 0.01, 0.02)
     names = ("ISTA", "A", "last")
-    methods = {n: (layer, ur.analytic.ista(D, lam, 2)) for n, lam in zip(names, lams)}
+    params = [ur.analytic.ista(D, lam, 2) for lam in lams]
+    methods = {n: ur.comparison.Method(layer, p) for n, p in zip(names, params)}
     result = made({"ISTA": curve(1.0), "last": curve(0.5), "lasso": curve(0.25)})
     result = changed(result, "lasso", given=True)
     some = dict(x=given.testing @ D, gap=np.float32([1e-7] * 6), converged=np.arange(6) > 2)
@@ -601,7 +607,7 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     assert [name.partition(",")[0] for name in shown] == ["original", "ISTA", "last"]
     np.testing.assert_allclose(shown["original"], images["b"], atol=ROUNDING)
     for name, picture in list(shown.items())[1:]:
-        rows = np.asarray(run(methods[name.partition(",")[0]][1], D, tiles)) @ D.T
+        rows = np.asarray(run(methods[name.partition(",")[0]].params, D, tiles)) @ D.T
         expected = datasets.from_patches(rows + given.picture.mean, (16, 24), 8)
         np.testing.assert_allclose(picture, expected, atol=1e-4)
         psnr = float(ur.metrics.psnr(rows, tiles))
@@ -626,10 +632,10 @@ def test_a_study_of_unknown_codes_rebuilds_its_picture_from_the_codes_of_ista_an
     [
         (
             _steps.BY_DEFAULT,
-            ["LISTA-CP, analytic", "LISTA-CP, learned", "BCD, untrained", "BCD, learned"],
+            ["LISTA-CP, untrained", "LISTA-CP, learned", "BCD, untrained", "BCD, learned"],
         ),
         (("bcd", "lfista_cp"), ["LFISTA-CP, learned", "BCD, untrained", "BCD, learned"]),
-        (("alista_ss", "ista"), ["ISTA, learned", "ALISTA-SS, analytic", "ALISTA-SS, learned"]),
+        (("alista_ss", "ista"), ["ISTA, learned", "ALISTA-SS, untrained", "ALISTA-SS, learned"]),
         (("lamp",), ["lamp, untrained", "lamp, learned"]),
     ],
 )
@@ -639,13 +645,13 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
     """The recipe trains bcd. By default are those left out that codes calibrate, and a remark
     names them.
     """
-    of, remarks, seconds, asked = samples()._replace(chosen_on=(None, None)), [], {}, {}
+    of, remarks, seconds, asked = samples(), [], {}, {}
 
     def train(layer, params, samples, plan, name, remarks, loss, rate):
         asked[name] = layer, params, loss, rate
         return SimpleNamespace(best=("learned", name))
 
-    def by_recipe(D, sample, lam, depth, *, key, family, steps):
+    def by_recipe(D, sample, lam, depth, *, key, family, steps, progress):
         assert D is of.D and sample is of.sample and (depth, family, steps) == (2, "bcd", 3)
         loss = ur.training.lasso_loss(lam)
         layer = ur.layers.bcd(depth, lam=lam)
@@ -656,7 +662,7 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
     run = _steps.plan(KEY, methods, None, 2, 0.1, 3, _steps.silent)
     found = _unknown_codes._trained_on_lasso(of, 0.1, 2, run, seconds, remarks)
     assert list(found) == ["ISTA", "FISTA", *names]
-    same(found["FISTA"][1], ur.analytic.ista(of.D, 0.1, 2))
+    same(found["FISTA"].params, ur.analytic.ista(of.D, 0.1, 2))
     left = [text for text in remarks if "Without known codes" in text]
     if methods == _steps.BY_DEFAULT:
         assert "the tables have no rows of alista, alista_ss and of learned ISTA" in left[0]
@@ -667,7 +673,9 @@ def test_without_codes_methods_are_trained_on_the_objective_of_the_lasso(
     values = ((Y - x[0] @ D.T) ** 2).sum(1) / 2 + 0.1 * np.abs(x[0]).sum(1)
     for title, (layer, params, loss, rate) in asked.items():
         same(params, layer.init(KEY, of.D))
-        assert found[f"{title}, learned"] == (layer, ("learned", title))
+        learned = found[f"{title}, learned"]
+        assert (learned.layer, learned.params) == (layer, ("learned", title))
+        assert (learned.steps, learned.sample) == (3, 30)
         assert f"{title}, learned" in seconds and rate == (3e-3 if title == "ISTA" else 1e-3)
         assert getattr(layer, "lam", 0.1) == 0.1
         assert float(loss(x, None, D, Y)) == pytest.approx(values.mean(), rel=1e-4)

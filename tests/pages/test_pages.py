@@ -224,3 +224,10 @@ def test_the_examples_run(path, files, registries, float32_by_default):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so small, some codes are zero or diverge
         execute(blocks(path))
+
+
+def test_no_page_closes_over_the_dictionary_of_a_pursuit():
+    """XLA folds the arrays of a closure, such as the masks of an operator, while it compiles."""
+    for path in [*PAGES, *NOTEBOOKS.glob("*.ipynb")]:
+        for names in re.findall(r"jit\(lambda ([\w, ]+): ur\.pursuit\.\w+\(D\b", path.read_text()):
+            assert "D" in names.split(", "), path

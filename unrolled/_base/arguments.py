@@ -201,8 +201,10 @@ def _items(item: Kind | None, refused: tuple[type, ...]) -> Kind:
             raise TypeError(f"{_refusal(value, what, name, where)}{hint}")
         if isinstance(value, np.ndarray | jax.Array):
             return _rows(value, item, name, where)
-        if item is None or not (type(value) is list or type(value) is tuple):
+        if not (type(value) is list or type(value) is tuple):
             return value
+        if item is None:
+            return type(value)(checks.as_array(v) if type(v) is np.ndarray else v for v in value)
         names = (name if item.scalars else f"{name}[{i}]" for i in range(len(value)))
         taken = [item.take(one, its_name, where) for one, its_name in zip(value, names)]
         return taken if isinstance(value, list) else tuple(taken)

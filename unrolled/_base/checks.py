@@ -110,9 +110,17 @@ def on_host(tree: Any, where: str, name: str = "an argument") -> None:
 
 
 def as_array(x: Any) -> Any:
-    """Convert an object such as a data frame to a numpy array; leave other values unchanged."""
-    foreign = hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray)
-    return np.asarray(x) if foreign else x
+    """A data frame, a masked array without masked entries, or a big-endian array, as JAX reads it.
+
+    The function returns an array of numpy in the byte order of this machine; it leaves other values
+    unchanged. A compiled function would read the bytes of a big-endian array as they are.
+    """
+    if np.ma.isMaskedArray(x) and not np.ma.is_masked(x):
+        x = np.ma.getdata(x)
+    elif hasattr(x, "__array__") and not isinstance(x, jax.Array | np.ndarray | np.generic):
+        x = x if hasattr(x, "__jax_array__") else np.asarray(x)
+    foreign = isinstance(x, np.ndarray) and not x.dtype.isnative
+    return x.astype(x.dtype.newbyteorder("=")) if foreign else x
 
 
 def as_float(x: Any, name: str, where: str) -> Array:
@@ -143,8 +151,6 @@ def on_host_or_device(x: Any, name: str, where: str) -> Any:
     x = as_numbers(x, name, where)
     if is_concrete(x) and not isinstance(x, jax.Array) and not hasattr(x, "__jax_array__"):
         x = np.asarray(x)
-    if isinstance(x, np.ndarray) and not x.dtype.isnative:
-        x = x.astype(x.dtype.newbyteorder("="))
     if isinstance(x, np.ndarray) and x.dtype == np.float64 and not _has_double():
         if was_double:
             warn(
@@ -157,15 +163,17 @@ def on_host_or_device(x: Any, name: str, where: str) -> Any:
 
 
 def as_numbers(x: Any, name: str, where: str) -> Any:
-    """`x`, a real number or array, unchanged; but integers that JAX would cut become floats.
+    """`x`, a real number or array, as `as_array` reads it; integers that JAX would cut are floats.
 
     Raises:
         TypeError: `x` is complex, masked or not numeric.
     """
     if isinstance(x, jax.Array):
         return x if computes(x.dtype) else _of_reals(x, x.dtype, name, where)
+    inside = isinstance(x, list | tuple) and any(isinstance(v, np.ndarray) for v in x)
+    x = type(x)(map(as_array, x)) if inside and type(x) in (list, tuple) else as_array(x)
     if np.ma.isMaskedArray(x) or (isinstance(x, list | tuple) and any(map(np.ma.isMaskedArray, x))):
-        raise TypeError(f"{where}: {name} is a masked array; expected one without a mask")
+        raise TypeError(f"{where}: {name} is a masked array; expected one without masked entries")
     if isinstance(x, float) or hasattr(x, "__jax_array__") or not is_concrete(x):
         return x
     try:

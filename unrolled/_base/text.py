@@ -108,7 +108,7 @@ def grid(rows: Mapping[str, Iterable[Any]]) -> Grid:
     return markdown([corner, *map(str, first)], cells)
 
 
-FORMS = ("markdown", "latex", "csv", "records")
+FORMS = ("markdown", "latex", "text", "csv", "records")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {mark: rf"\{mark}" for mark in "&%$#_{}"}
 
@@ -136,6 +136,45 @@ def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     begin = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
     lines = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
     return "\n".join(lines)
+
+
+def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for a terminal: the first column begins, and the others end, at one place.
+
+    A head that is wider than the cells below it takes two lines.
+
+    Example:
+        >>> from unrolled._base.text import aligned
+        >>> print(aligned(["method", "NMSE dB"], [["ISTA", "-9.5"], ["FISTA", "-10.5"]]))
+        method   NMSE
+                   dB
+        ISTA     -9.5
+        FISTA   -10.5
+    """
+    rows = [list(row) for row in rows]
+    heads = [
+        _in_two(name, max((len(row[i]) for row in rows), default=0)) if i else ("", name)
+        for i, name in enumerate(columns)
+    ]
+    lines = [*zip(*heads), *rows]
+    lines = lines if any(lines[0]) else lines[1:]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _in_two(name: str, width: int) -> tuple[str, str]:
+    """The two lines of a head, as even as its words allow if one line exceeds the width."""
+    words = name.split()
+    cuts = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(len(words))]
+    if len(name) <= width:
+        return cuts[0]
+    return min(cuts, key=lambda parts: max(map(len, parts)))
 
 
 def comma_separated(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
@@ -192,6 +231,8 @@ def table(
         return markdown(columns, rows, notes)
     if form == "latex":
         return "\n".join([latex(columns, rows), *(f"% {note}" for note in notes)])
+    if form == "text":
+        return aligned(columns, rows)
     if form == "csv":
         made = records()
         return comma_separated(list(made[0]) if made else [], map(dict.values, made))

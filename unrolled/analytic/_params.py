@@ -15,7 +15,7 @@ from unrolled.analytic import _schedules
 from unrolled.analytic._schedules import HypothesisWarning
 from unrolled.dictionaries import Dictionary, Operator, as_dictionary
 from unrolled.layers import Unrolled, ista_params
-from unrolled.theory import state_evolution
+from unrolled.theory import state_evolution, stored_up
 
 __all__ = [
     "alista",
@@ -215,14 +215,14 @@ def _weights_and_thresholds(
 
 @host_function
 def stored_thresholds(theta: np.ndarray, dtype: DTypeLike) -> Array:
-    """Thresholds of a schedule in the dtype of D, clipped to finite numbers if they diverge.
+    """Thresholds of a schedule in the dtype of D, rounded up, but finite also if they diverge.
 
     Example:
         >>> ur.analytic.stored_thresholds(np.array([0.5, np.inf]), "float16").tolist()
         [0.5, 16376.0]
     """
     largest = float(jnp.finfo(dtype).max) * _schedules.LARGEST_SHARE
-    return jax.device_put(np.minimum(theta, largest).astype(dtype))
+    return jax.device_put(np.minimum(stored_up(theta, dtype), largest).astype(dtype))
 
 
 # The default support selection of a layer.

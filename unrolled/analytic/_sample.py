@@ -139,5 +139,4 @@ def from_sample(
 
 def _stored(theta: float, dtype: Any) -> float:
     """The stored threshold, at least theta unless theta is out of the range of the dtype."""
-    up = theory.stored_up(np.asarray(theta), dtype)
-    return float(np.minimum(up, stored_thresholds(np.asarray(np.inf), dtype)))
+    return float(stored_thresholds(np.asarray(theta), dtype))

@@ -8,11 +8,12 @@ from unrolled._base.checks import Array, ArrayLike
 from unrolled._base.programs import host_function, takes_sharded
 from unrolled.comparison._comparison import ChainComparison, Comparison
 from unrolled.comparison._costs import timed
-from unrolled.comparison._inputs import methods_of, per_layer, sample_of
+from unrolled.comparison._inputs import fitted, per_layer, sample_of
 from unrolled.comparison._measure import Asked, layers_of
+from unrolled.comparison._method import Method, methods_of
 from unrolled.comparison._results import DivergenceWarning
+from unrolled.comparison._weights import form_of
 from unrolled.dictionaries import Dictionary, flat_batch, refuse_parts
-from unrolled.layers import Layer, Unrolled
 
 __all__ = ["compare"]
 
@@ -87,10 +88,10 @@ def compare(
 
     Args:
         methods: the methods by name. A method is a pair (layer, params) or (network, params), a
-            result of `fit`, or the codes of another solver, such as a pursuit. For a result of
-            `fit`, `compare` runs the best params with the dictionary of the training. Codes of
-            another solver are an array in the shape of X, for networks a tuple of arrays, and count
-            as one step.
+            `Method`, which also says where the params come from, a result of `fit`, or the codes of
+            another solver, such as a pursuit. For a result of `fit`, `compare` runs the best params
+            with the dictionary of the training. Codes of another solver are an array in the shape
+            of X, for networks a tuple of arrays, and count as one step.
         D: (m, d); for networks a tuple with one dictionary per layer.
         Y: (batch, m), the signals.
         X: (batch, d), the true codes of Y, or None if the codes are not known. For networks, a
@@ -190,7 +191,7 @@ def compared(
     J = len(sample.Ds)
     classes = [per_layer(numbers.get(name), name, J, chained) for name in _CLASS]
     asked = Asked(reference, [*zip(*classes)], timed, sampled, certify, predict)
-    fitting = {name: method.on(name, sample) for name, method in given.items()}
+    fitting = {name: fitted(method, name, sample) for name, method in given.items()}
     layers = layers_of(fitting, sample, asked)
     return ChainComparison(tuple(layers)) if chained else layers[0]
 
@@ -200,18 +201,22 @@ _CLASS = ("sparsity", "bound", "noise")
 
 def with_seconds(
     result: Comparison,
-    methods: Mapping[str, tuple[Layer, Unrolled]],
+    methods: Mapping[str, Method],
     D: Dictionary,
     Y: Array,
     trained: Mapping[str, float] | None = None,
 ) -> Comparison:
     """A comparison of layers, with seconds added for some methods and for the exact solvers.
 
-    `trained` has the seconds that the training of methods took.
+    Methods with one layer and params of one form have one cost, which is measured once. `trained`
+    has the seconds that the training of methods took.
     """
     spent = {name: result[name].replace(trained=(trained or {}).get(name)) for name in methods}
     result = result.replace(methods=result.methods | spent)
-    running = {name: (layer, params, D) for name, (layer, params) in methods.items()}
+    forms = {name: (of.layer, form_of(of.params)) for name, of in methods.items()}
+    first = {name: next(n for n in forms if forms[n] == form) for name, form in forms.items()}
+    running = {n: (methods[n].layer, methods[n].params, D) for n in dict.fromkeys(first.values())}
     problem = (D, Y, result.lam) if result.exact else None
-    (result,) = timed([result], running, Y, problem, D if result.exact else None)
-    return result
+    (timings,) = timed([result], running, Y, problem, D if result.exact else None)
+    costs = {name: result[name].replace(cost=timings[own].cost) for name, own in first.items()}
+    return timings.replace(methods=timings.methods | costs)

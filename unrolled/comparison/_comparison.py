@@ -10,7 +10,9 @@ import numpy as np
 from unrolled import plots
 from unrolled._base import checks
 from unrolled._base.results import Result
-from unrolled._base.text import line, markdown, screen, short, table, to_json
+from unrolled._base.text import markdown, screen, short, table, to_json
+from unrolled.comparison._headline import headline
+from unrolled.comparison._method import About
 from unrolled.comparison._payoff import microseconds, payoff
 from unrolled.comparison._results import Cost, Curve, Guarantee, MethodResult, Predicted
 from unrolled.training import Candidate
@@ -26,8 +28,8 @@ class Comparison(Result):
         >>> Y, X = ur.problems.sampler(D, 64)(jax.random.key(1))
         >>> layer = ur.layers.ista(8)
         >>> comparison = ur.compare({"ISTA": (layer, layer.init(None, D))}, D, Y, X)
-        >>> [row[:10] for row in comparison.table().splitlines()]
-        ['| method |', '|---|---|-', '| ISTA | 8']
+        >>> comparison.table().splitlines()[0]
+        '| method | NMSE dB (ratio of sums) | NMSE dB (median) | failures |'
     """
 
     methods: dict[str, MethodResult]  # the result of each method
@@ -63,34 +65,54 @@ class Comparison(Result):
         return {name: value for name, value in values.items() if value is not None}
 
     def __repr__(self) -> str:
-        """The table, cut to the size of the screen."""
-        return screen(_short(self))
+        """The table "text", cut to the size of the screen."""
+        return screen([*self.table("text").splitlines(), *self.notes()])
 
     def _repr_html_(self) -> str:
-        """The same table as HTML for Jupyter."""
-        return markdown(*_few(self), self.notes())._repr_html_()
+        """The short table as HTML for Jupyter."""
+        return self.table()._repr_html_()
 
-    def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
-        """A table of the last errors, the quality of the rebuilt signals, and the costs.
+    @property
+    def why(self) -> str:
+        """The result in words: the best learned, calibrated and analytic params of a family.
 
-        If the true codes are known, the table has the NMSE in both definitions, and support scores.
-        Cells of undefined scores, such as the precision of codes that are all zero, are empty. A
-        note below the table names each method that diverges, or whose codes are all zero. If the
-        LASSO has been solved, the table also has a row for each exact solver.
+        The sentences give the errors (NMSE, ratio of sums) of these methods, of ISTA or FISTA, and
+        of the best method of all. They also give the CPU times, if known, and the share of the
+        signals that Theorem 12 covers. If codes are unknown, gaps to the LASSO optimum replace the
+        errors. Without origins of params (see `Method`), only the best method is named.
+        """
+        return headline(self)
+
+    def table(
+        self,
+        form: str = "markdown",
+        columns: Collection[str] | None = None,
+        *,
+        all: bool = False,
+    ) -> Any:
+        """A table of the last errors, the share of failures, and the costs.
+
+        The table has at most seven columns: the method, and those of the error, its median, the
+        failures, the CPU time, the count of learned numbers and the share of proved codes in which
+        the methods differ. A note below the table names each method that diverges, and each method
+        whose codes are all zero, which has no row. If the LASSO has been solved, the table also has
+        a row for each exact solver.
 
         Args:
-            form: "markdown", "latex" (with the rules of booktabs), "csv", or "records", a list of
-                dicts that `pandas.DataFrame` takes. "csv" and "records" have unrounded numbers.
+            form: "markdown", "latex" (with the rules of booktabs), "text" for a terminal, at most
+                100 columns wide, "csv", or "records", a list of dicts that `pandas.DataFrame`
+                takes. "csv" and "records" have all columns, with unrounded numbers.
             columns: fields of the records, such as ["K", "nmse", "gap"], in the order in which
-                they follow the method. If omitted, the table has all columns in which a method has
-                a number. A table in LaTeX then has only the errors, gaps, residuals and nonzeros
-                of these columns, so that the table fits on a page.
+                they follow the method.
+            all: if True, a row for every method, and all columns in which a method has a number,
+                among them the support scores and the quality of the rebuilt signals. Cells of
+                undefined scores, such as the precision of codes that are all zero, are empty.
 
         Raises:
             TypeError: columns is not a list of names.
             ValueError: the form or a column is unknown.
         """
-        return _table(form, columns, (self,), self._errors, self._records, self.notes())
+        return _table(form, columns, all, (self,), self._errors, self._records, self.notes())
 
     def parameters_table(self) -> str:
         """A Markdown table of the weights, and of how far training moved each leaf.
@@ -155,32 +177,6 @@ class Comparison(Result):
         """
         return "" if self.known else payoff(self.methods, self.exact, self.signals, self.rows)
 
-    def answer(self) -> str:
-        """One sentence: the best method, its error at the last step, and its guarantee.
-
-        The error is the NMSE (ratio of sums) if codes are known, otherwise the gap to the LASSO.
-        """
-        field = "nmse" if self.known else "gap"
-        # The sentence says how near a network comes to the optimum, so that codes of another solver
-        # do not count.
-        judged = {n: of for n, of in self.methods.items() if self.known or not of.given}
-        judged = judged or self.methods
-        numbers = {name: _number(getattr(of.curve, field)) for name, of in judged.items()}
-        ends = {name: end for name, end in numbers.items() if end is not None}
-        if not ends:
-            return "No method was judged."
-        best = min(ends, key=ends.__getitem__)
-        text = f"{ends[best]:.1f} dB" if self.known else f"{ends[best]:.2g}"
-        what = "error of the codes" if self.known else "gap to the optimum of the LASSO"
-        promise, one_by_one = self[best].guarantee, self[best].proved
-        proved = f"theory guarantees no error bound for {best} here"
-        if promise is not None and promise.certificate.holds:
-            error = promise.certificate.error[-1]
-            proved = f"theory guarantees an l1 error of at most {error:.1e} for {best}"
-        elif one_by_one is not None and one_by_one.share:
-            proved = f"theory proves {one_by_one.text()} codes of {best} one by one"
-        return f"The smallest {what} is {text}, by {best}; {proved}."
-
     def to_json(self) -> str:
         """All results as JSON; numbers that are not finite become null."""
         return to_json(self)
@@ -204,9 +200,11 @@ class Comparison(Result):
         has -= set() if any(shares) else {"proved"}  # a note says that no code is proved
         return has & numbers[0].keys()
 
-    def _errors(self, fields: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-        """The records as text, in the columns of these fields."""
+    def _errors(self, fields: Sequence[str], all: bool) -> tuple[list[str], list[list[str]]]:
+        """The records as text, in the columns of these fields; unless `all`, without zero codes."""
         columns, records = [_column(field) for field in fields], self._records()
+        if not all:
+            records = [r for r in records if not self[r["method"]].silent] or records
         rows = [
             [record["method"], *(_cell(record.get(f), *of) for f, of in zip(fields, columns))]
             for record in records
@@ -224,6 +222,7 @@ class Comparison(Result):
 
     def _record(self, name: str, of: MethodResult) -> dict[str, Any]:
         """The numbers of a method."""
+        numbers: dict[str, Any]
         c, cost = of.curve, of.cost or Cost(None, None)
         K = None if of.given else len(c.nmse)
         numbers = {f: _number(getattr(c, f)) for f in Curve._fields if "quantiles" not in f}
@@ -243,6 +242,9 @@ class Comparison(Result):
             expected = of.predicted or Predicted(None, None, "")
             numbers |= dict(predicted_nmse=_number(expected.nmse), rate=expected.rate)
         numbers |= {"microseconds": microseconds(of, self.signals), **cost.asdict()}
+        if self._values("about"):
+            about = of.about or About("", "")
+            numbers |= {"numbers": about.numbers, "origin": about.origin}
         return {"method": name, "K": K, **numbers, "diverges": of.diverged is not None}
 
     def _beside(self, K: int | None) -> tuple[float | None, float | None]:
@@ -309,26 +311,30 @@ class ChainComparison(Result):
         >>> network = ur.dsc([ur.layers.ista(8), ur.layers.ista(4)])
         >>> methods = {"ISTA": (network, network.init(None, Ds))}
         >>> comparison = ur.compare(methods, Ds, ur.problems.synthesize(Ds[0], X), (X, X))
-        >>> [row[:14] for row in comparison.table().splitlines()[:4]]
-        ['| layer | meth', '|---|---|---|-', '| 1 | ISTA | 8', '| 2 | ISTA | 4']
+        >>> [row[:10] for row in comparison.table().splitlines()[:4]]
+        ['| layer | ', '|---|---|-', '| 1 | ISTA', '| 2 | ISTA']
     """
 
     layers: tuple[Comparison, ...]  # one comparison per layer
 
     def __repr__(self) -> str:
-        """The tables, cut to the size of the screen."""
-        return screen(
-            line for j, layer in self._numbered() for line in [f"layer {j}:", *_short(layer)]
-        )
+        """The table "text", cut to the size of the screen."""
+        return screen([*self.table("text").splitlines(), *self.notes()])
 
     def _repr_html_(self) -> str:
-        """The same tables as HTML for Jupyter."""
-        return "\n".join(f"<p>layer {j}</p>\n{x._repr_html_()}" for j, x in self._numbered())
+        """The short table as HTML for Jupyter."""
+        return self.table()._repr_html_()
 
-    def table(self, form: str = "markdown", columns: Collection[str] | None = None) -> Any:
+    def table(
+        self,
+        form: str = "markdown",
+        columns: Collection[str] | None = None,
+        *,
+        all: bool = False,
+    ) -> Any:
         """`Comparison.table` of every layer, with the same arguments and a column for the layer."""
         rows = partial(self._together, "_errors")
-        return _table(form, columns, self.layers, rows, self._records, self.notes())
+        return _table(form, columns, all, self.layers, rows, self._records, self.notes())
 
     def parameters_table(self) -> str:
         """`Comparison.parameters_table` of every layer, with a column for the layer."""
@@ -346,9 +352,10 @@ class ChainComparison(Result):
         """`Comparison.notes` of every layer, with the number of the layer."""
         return [f"Layer {j}: {note}" for j, layer in self._numbered() for note in layer.notes()]
 
-    def answer(self) -> str:
-        """`Comparison.answer` of the last layer."""
-        return f"Layer {len(self.layers)}: {self.layers[-1].answer()}"
+    @property
+    def why(self) -> str:
+        """`Comparison.why` of the last layer."""
+        return f"Layer {len(self.layers)}: {self.layers[-1].why}"
 
     def to_json(self) -> str:
         """The results of every layer as JSON; numbers that are not finite become null."""
@@ -396,29 +403,34 @@ _COLUMNS = {
     "nonzeros": ("nonzeros", ".1f"),
     "microseconds": ("microseconds per signal", "us"),
     "seconds": ("seconds", ".2g"),
+    "numbers": ("numbers learned", ",d"),
     "products": ("products", "d"),
 }
+# The order of all columns; without true codes, methods are judged by their gaps.
 _KNOWN = [f for f in _COLUMNS if f not in ("low_gap", "median_gap", "high_gap", "microseconds")]
-# Without true codes, methods are judged by their gaps.
 _UNKNOWN = (
     *("K", "gap", "low_gap", "median_gap", "high_gap", "ista_gap", "zero_gap", "worse"),
-    *("certified", "residual", "psnr", "nonzeros", "microseconds", "products"),
+    *("certified", "residual", "psnr", "nonzeros", "microseconds", "numbers", "products"),
 )
+# The columns of a short table, if the methods differ in them: errors first, then costs.
+_SHORT_KNOWN = ("nmse", "median_nmse", "failure_rate", "gap", "microseconds", "numbers", "proved")
+_SHORT_UNKNOWN = ("gap", "median_gap", "worse", "microseconds", "numbers", "residual")
+_MOST = 6  # columns of a short table after the method
 
 
 def _table(
     form: str,
     asked: Collection[str] | None,
+    all: bool,
     layers: Sequence[Comparison],
-    rows: Callable[[Sequence[str]], tuple[list[str], list[list[str]]]],
+    rows: Callable[[Sequence[str], bool], tuple[list[str], list[list[str]]]],
     records: Callable[[], list[dict[str, Any]]],
     notes: Sequence[str],
 ) -> Any:
     """The table of one or several layers, in the columns that are asked for or have numbers."""
     if asked is None:
-        order = _LATEX if form == "latex" else _KNOWN if layers[0].known else _UNKNOWN
-        defined = set().union(*(layer._defined() for layer in layers))
-        return table(form, *rows([f for f in order if f in defined]), notes, records, "table")
+        fields = _fields(layers, all)
+        return table(form, *rows(fields, all), notes, records, "table")
     if isinstance(asked, str) or not isinstance(asked, Collection):
         got = checks.brief(asked)
         raise TypeError(f"table: columns must be a list of names, got {got}; try columns=[{got}]")
@@ -432,7 +444,22 @@ def _table(
             for record in records()
         ]
 
-    return table(form, *rows(list(asked)), notes, chosen, "table")
+    return table(form, *rows(list(asked), True), notes, chosen, "table")
+
+
+def _fields(layers: Sequence[Comparison], all: bool) -> list[str]:
+    """The columns of a table: all that have a number, or the first in which methods differ."""
+    known = layers[0].known
+    defined = set().union(*(layer._defined() for layer in layers))
+    if all:
+        return [f for f in (_KNOWN if known else _UNKNOWN) if f in defined]
+    texts: dict[str, set[str]] = {}
+    for field in (f for f in (_SHORT_KNOWN if known else _SHORT_UNKNOWN) if f in defined):
+        texts[field] = {row[1] for layer in layers for row in layer._errors([field], False)[1]}
+    several = sum(len(layer._errors([], False)[1]) for layer in layers) > 1
+    judged = _SHORT_KNOWN[0] if known else _SHORT_UNKNOWN[0]
+    differ = [f for f, cells in texts.items() if len(cells) > 1 or not several or f == judged]
+    return differ[:_MOST]
 
 
 def _column(field: str) -> tuple[str, str]:
@@ -467,30 +494,3 @@ def _guaranteed(of: Guarantee | None) -> list[str]:
         f"{clean.sum()} of {len(clean)}",
         str(certificate.largest_sparsity),
     ]
-
-
-_DIGITS = {"nmse": ".1f", "gap": ".2e", "residual": ".4g", "nonzeros": ".1f"}
-_LATEX = ("nmse", "median_nmse", "gap", "median_gap", "residual", "nonzeros")
-
-
-def _few(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """The columns and rows by which methods are judged at a glance."""
-    shown = {"nmse": "NMSE dB"} if comparison.known else {}
-    shown |= {"gap": "(F-F*)/F*", "residual": "residual", "nonzeros": "nonzeros"}
-    records = comparison._records()
-    shown = {f: title for f, title in shown.items() if any(r[f] is not None for r in records)}
-    rows = [
-        [r["method"] + " (diverges)" * r["diverges"]]
-        + ["" if r[f] is None else f"{r[f]:{_DIGITS[f]}}" for f in shown]
-        for r in records
-    ]
-    return ["method", *shown.values()], rows
-
-
-def _short(comparison: Comparison) -> Iterator[str]:
-    """Lines for a terminal: the methods with the columns of `_few`, and the notes."""
-    (_, *titles), rows = _few(comparison)
-    yield line("method", titles)
-    for name, *cells in rows:
-        yield line(name, cells)
-    yield from comparison.notes()

@@ -1,6 +1,6 @@
-"""The checked arguments of a comparison: its methods, and the sample with its optimal codes."""
+"""The sample of a comparison with its optimal codes, and the methods that fit it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,12 +19,10 @@ from unrolled._base.numbers import (
     wide_dtype,
     widened,
 )
-from unrolled._base.text import an
+from unrolled.comparison._method import Method
 from unrolled.dictionaries import Operator
-from unrolled.layers import Layer
-from unrolled.networks import ROUNDING, Network
+from unrolled.networks import ROUNDING
 from unrolled.pursuit import DEFAULT_LAM, default_lam, lasso_objective, lasso_optima
-from unrolled.training import Fit
 
 # The range of exponents of lam: a smaller lam acts like 0, a larger lam exceeds every signal.
 _RANGE = 250
@@ -96,102 +94,35 @@ class Sample(NamedTuple):
         return list(zip((self.Y, *self.Xs), self.Xs))
 
 
-class Method(NamedTuple):
-    """A model with params, or given codes."""
-
-    model: Layer | Network | None  # None for codes
-    params: Any  # or the codes, a tuple for a chain
-    D: Any = None  # the dictionary of the method, or a tuple; None for the D of the sample
-    seconds: float | None = None  # of the whole training
-
-    @property
-    def chained(self) -> bool:
-        if self.model is None:
-            return isinstance(self.params, tuple)
-        return isinstance(self.model, Network)
-
-    def each(self, tree: Any) -> tuple[Any, ...]:
-        """Params, dictionaries or codes of every layer."""
-        return tuple(tree) if self.chained else (tree,)
-
-    def on(self, name: str, sample: Sample) -> "Method":
-        """The method with a dictionary that fits the sample, and given codes as floats.
-
-        Raises:
-            TypeError: the params are not params of the model.
-            ValueError: the shapes of the D or of the codes of the method differ from the shapes of
-                the sample, or the params do not fit the D.
-        """
-        whole: Any = sample.Ds if sample.chained else sample.Ds[0]
-        D = whole if self.D is None else self.D
-        what, given, expected = "was trained with D of", D, sample.Ds
-        if self.model is None:
-            what, given, expected = "has codes of", self.params, sample.Xs
-            if not self.chained:
-                given = dictionaries.as_flat(D, given, 1)[0]
-        shapes, fitting = ([part.shape for part in of] for of in (self.each(given), expected))
-        if shapes != fitting:
-            raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
-        if self.model is not None:  # checked here, because inside `jit` all params are tracers
-            try:
-                self.model.check(self.params, D if self.chained else dictionaries.shared_part(D))
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"compare: {name!r}: {error}") from error
-        if sample.mask is not None and self.D is not None:
-            D = dictionaries.known_part(D, sample.Y, sample.mask)[0]
-        if self.model is not None:
-            return self._replace(D=D)
-        floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in self.each(given)]
-        return self._replace(params=tuple(floats) if self.chained else floats[0], D=D)
-
-
-def methods_of(given: Mapping[str, Any], reference: str | None) -> dict[str, Method]:
-    """The checked methods by name.
+def fitted(method: Method, name: str, sample: Sample) -> Method:
+    """The method with a dictionary that fits the sample, and given codes as floats.
 
     Raises:
-        TypeError: `given` is not a dict of methods by name, or has both layers and networks.
-        ValueError: there are no methods, or the reference is not one of them.
+        TypeError: the params are not params of the model.
+        ValueError: the shapes of the D or of the codes of the method differ from the shapes of
+            the sample, or the params do not fit the D.
     """
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise TypeError('compare: methods must be a dict by name, as in {"ISTA": (layer, params)}')
-    if not given:
-        raise ValueError("compare: expected at least one method, got none")
-    if reference is not None:
-        checks.one_of(reference, given, "reference", "compare")
-    methods = {name: _method(name, value) for name, value in given.items()}
-    kinds = {method.chained: name for name, method in methods.items()}
-    if len(kinds) > 1:
-        raise TypeError(
-            f"compare: {kinds[False]!r} is a layer and {kinds[True]!r} a network, which have "
-            "codes of different dictionaries; compare them separately, or try dsc([layer])"
-        )
-    return methods
-
-
-def _method(name: str, value: Any) -> Method:
-    if isinstance(value, Fit):
-        return Method(value.model, value.best, value.D, value.seconds or None)
-    if isinstance(value, jax.Array | np.ndarray):
-        return Method(None, value)
-    if (
-        value
-        and type(value) is tuple  # not a record such as `Pursuit`
-        and all(isinstance(X, jax.Array | np.ndarray) for X in value)
-    ):
-        return Method(None, value)
-    if not (isinstance(value, tuple | list) and len(value) == 2):
-        what = an(type(value).__name__)
-    elif isinstance(value[0], type):
-        what = f"a pair that begins with the class {value[0].__name__}"
-    elif not isinstance(value[0], Layer | Network):
-        what = f"a pair that begins with {an(type(value[0]).__name__)}"
-    else:
-        return Method(value[0], value[1])
-    hint = "; try its .x" if hasattr(value, "x") else ""
-    raise TypeError(
-        f"compare: {name!r} is {what}; expected (layer, params), (network, params), the result "
-        f"of `fit`, or codes{hint}"
-    )
+    whole: Any = sample.Ds if sample.chained else sample.Ds[0]
+    D = whole if method.D is None else method.D
+    what, given, expected = "was trained with D of", D, sample.Ds
+    if method.layer is None:
+        what, given, expected = "has codes of", method.params, sample.Xs
+        if not method.chained:
+            given = dictionaries.as_flat(D, given, 1)[0]
+    shapes, fitting = ([part.shape for part in of] for of in (method.each(given), expected))
+    if shapes != fitting:
+        raise ValueError(f"compare: {name!r} {what} {shapes}; expected {fitting}")
+    if method.layer is not None:  # checked here, because inside `jit` all params are tracers
+        try:
+            method.layer.check(method.params, D if method.chained else dictionaries.shared_part(D))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"compare: {name!r}: {error}") from error
+    if sample.mask is not None and method.D is not None:
+        D = dictionaries.known_part(D, sample.Y, sample.mask)[0]
+    if method.layer is not None:
+        return method.replace(D=D)
+    floats = [checks.as_float(X, f"the codes of {name!r}", "compare") for X in method.each(given)]
+    return method.replace(params=tuple(floats) if method.chained else floats[0], D=D)
 
 
 def per_layer(value: Any, name: str, J: int, chained: bool) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ from unrolled._base.numbers import largest, ldexp, norm
 from unrolled.comparison import _promises
 from unrolled.comparison._comparison import Comparison
 from unrolled.comparison._costs import products, timed
-from unrolled.comparison._inputs import Method, Optima, Sample
+from unrolled.comparison._inputs import Optima, Sample
+from unrolled.comparison._method import About, Method
 from unrolled.comparison._promises import Class, ClassOf
 from unrolled.comparison._results import QUANTILES, Cost, Curve, Divergence, MethodResult
 from unrolled.comparison._weights import changes, coupling
@@ -67,7 +68,7 @@ def layers_of(methods: dict[str, Method], sample: Sample, asked: Asked) -> list[
     optima = sample.optima[0]
     if not asked.timed or optima is None:
         return layers
-    running = {name: of[:3] for name, of in methods.items() if of.model is not None}
+    running = _running(methods)
     problem = None if sample.chained else (optima.D, optima.Y, optima.lam)
     D = sample.Ds[0] if problem is not None and sample.mask is None else None
     return timed(layers, running, sample.Y, problem, D)  # a chain is timed as a whole
@@ -82,7 +83,7 @@ def _comparison(
     asked: Asked,
 ) -> Comparison:
     """The comparison of layer j, from the results of all methods."""
-    running = {n: of.each(of.params)[j] for n, of in methods.items() if of.model is not None}
+    running = {n: of.each(of.params)[j] for n, of in methods.items() if of.layer is not None}
     params = {name: stack(p) if p.steps else p for name, p in running.items()}
     for name, (other, distances) in changes(params, asked.reference).items():
         results[name] = results[name].replace(reference=other, changes=distances)
@@ -102,16 +103,21 @@ def _comparison(
 
 def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) -> list[MethodResult]:
     """Run a method; measure the codes, weights, guarantees and proofs of each of its layers."""
-    model, params, D, trained = method
+    model, params, D, trained = method.layer, method.params, method.D, method.seconds
     Ds, ps = method.each(D), method.each(params)
     if model is None:
         paths = tuple(X.astype(sample.Y.dtype)[None] for X in ps)
-        return _measured(paths, Ds, sample, given=True)
+        codes = _measured(paths, Ds, sample, given=True)
+        return [of.replace(about=method.about if method.origin else None) for of in codes]
     codes = codes_by_step(model, params, D, sample.Y)
     signal = jax.ShapeDtypeStruct(sample.Y.shape[1:], sample.Y.dtype)
     cost = Cost(None, products(model, params, shared_part(D), signal))
     none: list[Any] = [None] * len(Ds)
-    certified = none if sample.mask is not None else _promises.guarantees(model, ps, Ds, class_of)
+    certified = (
+        none
+        if sample.mask is not None
+        else _promises.guarantees(model, ps, Ds, sample.Xs, class_of)
+    )
     proved = none
     if sample.known and sample.mask is None:
         noises = [noise for _, _, noise in asked.classes]
@@ -127,6 +133,7 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
         )
         results.append(
             result.replace(
+                about=method.about,
                 cost=cost,
                 trained=trained,
                 untrained=start[0],
@@ -144,7 +151,7 @@ def _untrained(method: Method, sample: Sample, codes: Any) -> tuple[float | None
     """The last gap of a layer with the params of `init`, and the share of signals with a larger
     objective after training; None for networks and without gaps.
     """
-    model, _, D, _ = method
+    model, D = method.layer, method.D
     optima = sample.optima[0]
     if not isinstance(model, Layer) or optima is None:
         return None, None
@@ -153,10 +160,16 @@ def _untrained(method: Method, sample: Sample, codes: Any) -> tuple[float | None
     return float(optima.gap(start)), float(optima.worse(codes[-1], start))
 
 
+def _running(methods: dict[str, Method]) -> dict[str, tuple[Any, Any, Any]]:
+    """(model, params, D) of the methods with steps, by name."""
+    ran = {name: of for name, of in methods.items() if of.layer is not None}
+    return {name: (of.layer, of.params, of.D) for name, of in ran.items()}
+
+
 def _more(methods: dict[str, Method], sample: Sample, asked: Asked) -> dict[str, dict[str, Any]]:
     """The sampled bounds, certified shares and predictions that are asked for, by method."""
     D, Y, X = sample.Ds[0], sample.Y, sample.Xs[0]
-    running: dict[str, Any] = {name: of[:3] for name, of in methods.items() if of.model is not None}
+    running = _running(methods)
     more: dict[str, dict[str, Any]] = {name: {} for name in methods}
     if asked.sampled is not None:
         drawn, pair = (
@@ -167,7 +180,7 @@ def _more(methods: dict[str, Method], sample: Sample, asked: Asked) -> dict[str,
             more[name]["sampled"] = _promises.bound(method, *pair, drawn, len(running))
     if asked.certify:
         for name, of in methods.items():
-            more[name]["certified"] = _promises.certified_share(of.model, of.params, of.D, Y)
+            more[name]["certified"] = _promises.certified_share(of.layer, of.params, of.D, Y)
     if asked.predict:
         law = law_of(D, Y, X)
         for name, method in running.items():
@@ -211,7 +224,8 @@ def _solved(sample: Sample) -> list[dict[str, MethodResult]]:
             if first:
                 zero = {f: 0 * getattr(result.curve, f) for f in ("gap", "gap_quantiles")}
                 result = result.replace(curve=result.curve.replace(**zero))
-            row[name] = result.replace(diverged=None, silent=False)
+            about = About(name, "", "exact", numbers=0)
+            row[name] = result.replace(diverged=None, silent=False, about=about)
     return rows
 
 

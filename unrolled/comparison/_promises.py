@@ -4,7 +4,7 @@ of single codes, bounds from a sample, and predictions.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,13 +29,14 @@ def guarantees(
     model: Layer | Network,
     params: tuple[Unrolled, ...],
     Ds: tuple[Dictionary, ...],
+    Xs: Sequence[Array],
     class_of: ClassOf,
 ) -> list[Guarantee | None]:
     """The guarantee of every layer; None from the first layer without a certificate on.
 
     Args:
         model: a layer, or a network of J layers.
-        params, Ds: params and dictionaries, one per layer.
+        params, Ds, Xs: params, dictionaries and codes, one per layer.
         class_of: a function; `class_of(j, D)` gives the sparsity, bound and noise of layer j with
             D.
     """
@@ -53,8 +54,17 @@ def guarantees(
     certificates = theory.certify(
         dsc(tuple(certified)), params[:J], Ds[:J], sparsity=sparsity, bound=bound, noise=noise
     )
-    proved = [Guarantee(*of, certificate) for of, certificate in zip(numbers, certificates)]
+    proved = [
+        Guarantee(*of, certificate, _covered(_part_sizes(D, X), of[1], certificate))
+        for D, X, of, certificate in zip(Ds, Xs, numbers, certificates)
+    ]
     return [*proved, *[None] * (len(params) - J)]
+
+
+def _covered(sizes: np.ndarray, bound: float, certificate: theory.Certificate) -> float:
+    """The share of codes, by the sizes of their parts, that lie in the class of a certificate."""
+    few = np.count_nonzero(sizes, axis=1) <= certificate.largest_sparsity
+    return float(np.mean(few & (sizes.max(1) <= bound)))
 
 
 def _has_certificate(layer: Any, params: Unrolled) -> bool:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from unrolled._base.results import Result
+from unrolled.comparison._method import About
 from unrolled.comparison._weights import Change, Coupling
 from unrolled.theory import Certificate
 
@@ -83,6 +84,9 @@ class Guarantee(Result):
     bound: float  # B, the largest magnitude of an entry
     noise: float  # delta, the largest l1 norm of the noise in the signal of the layer
     certificate: Certificate  # the result of `theory.certify`
+    # Share of the signals whose codes have at most `certificate.largest_sparsity` nonzeros (or
+    # nonzero parts) of at most the magnitude B.
+    covered: float = 0.0
 
 
 class Proved(Result):
@@ -149,6 +153,7 @@ class MethodResult(Result):
     given: bool = False  # whether the method is codes of another solver, which have no steps
     diverged: Divergence | None = None  # if the last codes are worse than zero codes
     silent: bool = False  # whether the last codes are all zero, unlike the true codes
+    about: About | None = None  # the family, and the origin of the params
     cost: Cost | None = None  # not for given codes
     trained: float | None = None  # seconds of training with all trials, for a result of `fit`
     untrained: float | None = None  # the last gap of the same layer with the params of `init`

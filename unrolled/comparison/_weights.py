@@ -130,13 +130,14 @@ def changes(
     for i, (name, p) in enumerate(params.items()):
         earlier = list(params)[:i] if reference is None else [reference]
         for other in earlier:
-            if other != name and other in params and _form(params[other]) == _form(p):
+            if other != name and other in params and form_of(params[other]) == form_of(p):
                 measured[name] = other, _distances(params[other], p)
                 break
     return measured
 
 
-def _form(params: Unrolled) -> Any:
+def form_of(params: Unrolled) -> Any:
+    """The structure of params, and the shapes of their leaves."""
     return jax.tree.structure(params), [np.shape(leaf) for leaf in jax.tree.leaves(params)]
 
 

@@ -498,12 +498,13 @@ def _operand(v: Any, D: Structured, name: str, where: str) -> Array | np.ndarray
     """
     if isinstance(v, jax.Array) and v.dtype.kind in "biu":
         return v
+    v = checks.as_array(v)
     plain = isinstance(v, np.ndarray) and not np.ma.isMaskedArray(v)
     if not plain or v.dtype.kind not in "biuf" or v.dtype.itemsize > 8:
         return checks.as_float(v, name, where)
     if v.dtype.kind != "f":
         return v.astype(D.dtype)  # before JAX converts 64 bits to 32
-    return v if v.dtype.isnative else v.astype(v.dtype.newbyteorder("="))
+    return v
 
 
 def _match(shape, got, length, expected, what: str) -> None:

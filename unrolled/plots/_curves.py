@@ -4,7 +4,7 @@ recorded run.
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -75,15 +75,16 @@ _Look = tuple[str, str, str]  # colour, dashes, marker
 
 
 @checked
-def styles(names: Iterable[str]) -> dict[str, dict]:
-    """Line styles for the names "family, variant" of a figure; any two differ.
+def styles(names: Iterable[str] | Mapping[str, tuple[str, str]]) -> dict[str, dict]:
+    """Line styles for the names of a figure; any two differ.
 
-    The families take the colours in the order of `names`; the variant ("analytic", "untrained",
-    "calibrated", "learned" or none) sets dashes and marker. Up to 48 names differ in colour or
-    dashes, more names at least in the marker.
+    Names of one family have one colour, and families take the colours in their order. The variant
+    ("analytic", "untrained", "calibrated", "learned" or "") sets dashes and marker. Up to 48 names
+    differ in colour or dashes, more names at least in the marker.
 
     Args:
-        names: names of the curves of a figure.
+        names: names of the curves of a figure; each is its own family, unless `names` is a dict
+            that gives the family and the variant of each name.
 
     Returns:
         Options of the matplotlib function `plot`, by name.
@@ -92,34 +93,26 @@ def styles(names: Iterable[str]) -> dict[str, dict]:
         ValueError: there are more than 576 names, the number of looks.
 
     Example:
-        >>> looks = ur.plots.styles(["lista", "alista", "alista, analytic"])
-        >>> looks["alista, analytic"]
+        >>> kinds = {"lista": ("LISTA", ""), "al": ("ALISTA", ""), "s = 2": ("ALISTA", "analytic")}
+        >>> looks = ur.plots.styles(kinds)
+        >>> looks["s = 2"]
         {'color': '#D55E00', 'linestyle': ':', 'marker': 's', 'markersize': 4}
     """
-    names = list(dict.fromkeys(names))
+    kinds = names if isinstance(names, Mapping) else {name: (name, "") for name in names}
     most = len(COLOURS) * len(_PAIRS)
-    if len(names) > most:
-        raise ValueError(f"styles: expected at most {most} names, got {len(names)}")
-    families = list(dict.fromkeys(map(_family, names)))
+    if len(kinds) > most:
+        raise ValueError(f"styles: expected at most {most} names, got {len(kinds)}")
+    families = list(dict.fromkeys(family for family, _ in kinds.values()))
     looks: dict[str, _Look] = {}
-    for name in sorted(names, key=lambda name: _variant(name) not in _VARIANTS):
-        colour = COLOURS[families.index(_family(name)) % len(COLOURS)]
-        wanted = colour, *_VARIANTS.get(_variant(name), _VARIANTS[""])
+    for name in sorted(kinds, key=lambda name: kinds[name][1] not in _VARIANTS):
+        family, variant = kinds[name]
+        colour = COLOURS[families.index(family) % len(COLOURS)]
+        wanted = colour, *_VARIANTS.get(variant, _VARIANTS[""])
         taken = set(looks.values())
         lines = {look[:2] for look in taken}
         free = [look for look in _alternatives(wanted) if look not in taken]
         looks[name] = next((look for look in free if look[:2] not in lines), free[0])
-    return {name: _options(*looks[name]) for name in names}
-
-
-def _family(name: str) -> str:
-    return name.split(",")[0].strip().lower().replace("-", "_").replace(" ", "_")
-
-
-def _variant(name: str) -> str:
-    """The variant in a name: one of `_VARIANTS`, or another word."""
-    last = name.split(",")[-1].strip().lower()
-    return last if "," in name or last in _VARIANTS else ""
+    return {name: _options(*looks[name]) for name in kinds}
 
 
 def _alternatives(look: _Look) -> Iterable[_Look]:
@@ -206,7 +199,8 @@ def curves(
         lines: values (K,) by name.
         title, ylabel: texts of the panel.
         log: whether the vertical axis is logarithmic.
-        looks: line styles by name, the same for all panels of a figure; by default `styles(lines)`.
+        looks: line styles by name, the same for all panels of a figure; by default, those of
+            `styles` for the names.
         top: the largest value to draw, if at least one line stays below it.
         bottom: the smallest value to draw, if a line ends above it.
 
@@ -217,7 +211,7 @@ def curves(
         >>> len(panels[0, 0].lines)
         2
     """
-    looks = styles(lines) if looks is None else looks
+    looks = styles(list(lines)) if looks is None else looks
     values = {name: np.asarray(line, float) for name, line in lines.items()}
     colours = {}
     for i, (name, line) in enumerate(values.items()):
@@ -458,7 +452,7 @@ def chain(result: Any, *, codes: str = "true codes", note: str = "") -> "Figure"
 
 def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
     """Draw the six panels of a `comparison.Comparison`, (3, 2)."""
-    c, looks = _over_all_steps(result), styles(result.methods)
+    c, looks = _over_all_steps(result), styles(_kinds(result))
 
     def draw(panel, lines, title, ylabel, **limits):
         curves(panel, lines, title=title, ylabel=ylabel, looks=looks, **limits)
@@ -499,7 +493,7 @@ def _draw_panels(panels: np.ndarray, result: Any, codes: str) -> None:
 
 def _medians(panels: np.ndarray, result: Any) -> None:
     """Draw the median errors, the predictions of theory, and the changes of the error per step."""
-    looks = styles(result.methods)
+    looks = styles(_kinds(result))
     predicted = {n: of.predicted for n, of in result.methods.items() if of.predicted is not None}
     lines = {n: result.methods[n].curve.quantiles[:, 1] for n in predicted}
     title = "Median (circles: state evolution; dots: local rate)"
@@ -520,6 +514,15 @@ def _medians(panels: np.ndarray, result: Any) -> None:
         steps = np.arange(max(1, K - _SLOPE_STEPS), K + 1)
         heights = lines[name][steps[0] - 1] + rate * (steps - steps[0])
         panels[0].plot(steps, drawable(heights, False), ":", color=colour, linewidth=1.6)
+
+
+def _kinds(result: Any) -> dict[str, tuple[str, str]]:
+    """The family and the variant of each method; a method of unknown origin is its own family."""
+    abouts = {name: of.about for name, of in result.methods.items()}
+    return {
+        name: (name, "") if of is None or of.origin is None else (of.title, of.variant)
+        for name, of in abouts.items()
+    }
 
 
 def _over_all_steps(result: Any) -> dict[str, Any]:

@@ -171,15 +171,24 @@ _KINDS: dict[np.dtype, Any] = {
 }
 
 
-def operand(array: np.ndarray) -> Any:
-    """A pointer to the first entry of an input array, made contiguous."""
-    return pointer(np.ascontiguousarray(array, np.float64))
+def operand(array: np.ndarray, dtype: Any = np.float64) -> Any:
+    """A pointer to the first entry of an input, which is copied if its layout or dtype differs."""
+    return pointer(np.require(array, dtype, ("C", "A")))
 
 
 def pointer(array: np.ndarray) -> Any:
-    """A pointer to the first entry of a numpy array; the pointer keeps the array alive."""
-    assert array.flags.c_contiguous
-    return array.ctypes.data_as(ctypes.POINTER(_KINDS[array.dtype]))
+    """A pointer to the first entry of an array of a kernel; the pointer keeps the array alive.
+
+    Raises:
+        ValueError: the array is not C-contiguous and aligned, or its dtype is unknown to kernels.
+    """
+    flags, kind = array.flags, _KINDS.get(array.dtype)
+    if kind is None or not (flags.c_contiguous and flags.aligned):
+        raise ValueError(
+            f"pointer: got an array of {array.dtype} with strides {array.strides}; expected a "
+            f"C-contiguous, aligned array of {', '.join(map(str, _KINDS))}, try operand(array)"
+        )
+    return array.ctypes.data_as(ctypes.POINTER(kind))
 
 
 @functools.cache

@@ -174,7 +174,7 @@ def rows_of(Y: np.ndarray, rows: slice, dtype: np.dtype, where: str) -> np.ndarr
     some = Y[rows]
     if isinstance(Y, np.memmap) and Y.dtype == np.float64 != dtype:
         some = checks.in_float32(np.array(some), f"Y[{rows.start}:{rows.stop}]", where)
-    return some.astype(float)
+    return some.astype(float, order="C")
 
 
 class Units(NamedTuple):

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import carray, njit, types
 
-from unrolled.pursuit._active_set import entry, pointer
+from unrolled.pursuit._active_set import entry, operand, pointer
 from unrolled.pursuit._compiled import border, clear, compiled, copy, extend, subtract
 from unrolled.pursuit._omp import CHOICES
 
@@ -93,13 +93,14 @@ def with_gram(
     codes, rows = Codes.empty(n, rule.most), np.empty((6, max(d, k)), kind)
     rows[0, :d] = factors
     scratch = rows, _as_bits(rows[3]), np.arange(k), np.empty(m), np.zeros(_length(k))
-    inputs, near = map(np.ascontiguousarray, (D, gram, Y, products)), _pointers(kind)
+    near = _pointers(kind)
     signature = types.void(
         _FLOATS, near, _FLOATS, near, *_CODES, near, _bits(kind), _INTEGERS, *[_FLOATS] * 2,
         *[types.int64] * 3, *_RULE,
     )  # fmt: skip
     entry(_with_gram, signature)(
-        *map(pointer, (*inputs, *codes, *scratch)),
+        *(operand(D), operand(gram, kind), operand(Y), operand(products, kind)),
+        *map(pointer, (*codes, *scratch)),
         *(n, m, d, *rule),
     )
     return codes
@@ -148,9 +149,9 @@ def grow(
     """
     (n, k, m), block = state.columns.shape, chosen.shape[1]
     kinds = [_FLOATS, _INTEGERS, *[_FLOATS] * 6, _INTEGERS, *_CODES, _INTEGERS]
-    arrays = (Y, chosen, columns, margins, *state, *codes, np.arange(k))
+    inputs = operand(Y), operand(chosen, np.int64), operand(columns), operand(margins)
     grow_all = entry(_grow, types.void(*kinds, *[types.int64] * 4, *_RULE))
-    grow_all(*map(pointer, arrays), *(n, k, m, block, *rule))
+    grow_all(*inputs, *map(pointer, (*state, *codes, np.arange(k))), *(n, k, m, block, *rule))
 
 
 def finish(state: Growing, codes: Codes) -> None:
@@ -179,7 +180,8 @@ def choose(
     )
     scores = np.empty(d, kind)
     entry(_choose, signature)(
-        *map(pointer, (products, factors, apart, scores, _as_bits(scores), best, margins)),
+        *(operand(v, kind) for v in (products, factors, apart)),
+        *map(pointer, (scores, _as_bits(scores), best, margins)),
         *(n, d, len(factors), rule.by_fit, rule.nonnegative),
     )
     return best, margins
@@ -189,8 +191,8 @@ def residuals(D: np.ndarray, Y: np.ndarray, codes: Codes, values: np.ndarray) ->
     """norm(y - D x) for codes with other values, (n, k); D has the atoms in rows."""
     (n, m), k, sizes = Y.shape, values.shape[1], np.empty(len(Y))
     signature = types.void(*[_FLOATS] * 2, *[_INTEGERS] * 2, *[_FLOATS] * 3, *[types.int64] * 4)
-    arrays = (D, Y, codes.atoms, codes.counts, values, np.empty(m), sizes)
-    entry(_residuals, signature)(*map(pointer, arrays), n, m, k, len(D))
+    inputs = operand(D), operand(Y), pointer(codes.atoms), pointer(codes.counts), operand(values)
+    entry(_residuals, signature)(*inputs, pointer(np.empty(m)), pointer(sizes), n, m, k, len(D))
     return sizes
 
 

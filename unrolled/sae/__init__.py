@@ -7,8 +7,8 @@ and the questions of this library apply: how far are its codes from the best cod
 """
 
 from unrolled._base import offer as _offer
+from unrolled.sae._formats import KINDS
 from unrolled.sae._load import *
-from unrolled.sae._load import KINDS
 from unrolled.sae._report import *
 from unrolled.sae._sae import *
 

@@ -211,10 +211,11 @@ class _Coded:
     def of(cls, sae: SAE, A: Any) -> "_Coded":
         A = np.asarray(A).astype(sae.D.dtype)
         checks.finite(A, "A", "sae.report")
-        X = np.asarray(sae.encode(A))
+        Y = np.asarray(sae.signals(A))
+        X = np.asarray(_codes(sae, Y))
         if not X.any():
             raise ValueError("sae.report: the encoder gives only zeros for the coded activations")
-        made = cls(sae, A, np.asarray(sae.signals(A)), X)
+        made = cls(sae, A, Y, X)
         if not made.variance > 0:
             raise ValueError("sae.report: the coded activations are all equal")
         return made

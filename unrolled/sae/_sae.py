@@ -35,6 +35,7 @@ class SAE(Result):
     params: Unrolled  # the params of the layer
     D: Array  # (m, d), the decoder: an atom is the direction of a feature
     center: Array  # (m,), the bias of the decoder
+    units: Array | None = None  # (d,), that divide codes for D into codes in the file's units
 
     def signals(self, A: ArrayLike) -> Array:
         """The signals of activations, A - center, (n, m), in the dtype of D."""
@@ -46,15 +47,20 @@ class SAE(Result):
         return A.astype(self.D.dtype) - self.center[None]
 
     def encode(self, A: ArrayLike) -> Array:
-        """The codes of activations, (n, m) -> (n, d)."""
-        return self.layer.encode(self.D, self.signals(A), self.params)
+        """The codes of activations, (n, m) -> (n, d), in the units of the file."""
+        return self.codes(self.layer.encode(self.D, self.signals(A), self.params))
+
+    def codes(self, X: ArrayLike) -> Array:
+        """Codes for the atoms D, such as those of `lasso_batch`, in the units of the file."""
+        return jnp.asarray(X) if self.units is None else jnp.asarray(X) / self.units[None]
 
     def decode(self, X: ArrayLike) -> Array:
-        """The activations of codes, (n, d) -> (n, m)."""
-        return jnp.asarray(X) @ self.D.T + self.center[None]
+        """The activations of codes in the units of the file, (n, d) -> (n, m)."""
+        X = jnp.asarray(X) if self.units is None else jnp.asarray(X) * self.units[None]
+        return X @ self.D.T + self.center[None]
 
     def unit(self) -> "SAE":
-        """The same autoencoder with atoms of norm 1, whose codes are in units of activations.
+        """The same autoencoder over atoms of norm 1; `encode`, `codes` keep the units of the file.
 
         Raises:
             ValueError: atoms differ in norm and the layer keeps the largest entries of a code,
@@ -70,7 +76,8 @@ class SAE(Result):
         size = jnp.where(norms > 0, norms, 1)[None]
         W, bias, theta = _per_atom(self.params.steps)
         steps = Encoder(W * size[None], bias * size, theta * size)
-        return self.replace(params=Unrolled(None, steps), D=self.D / size)
+        units = size[0] * (1 if self.units is None else self.units)
+        return self.replace(params=Unrolled(None, steps), D=self.D / size, units=units)
 
 
 @checked

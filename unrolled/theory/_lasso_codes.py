@@ -34,7 +34,7 @@ class LassoCertificate(Result):
     x: np.ndarray  # (d,) the optimum of the LASSO, in float64
     holds: Any  # whether x is optimal to the rounding of float64
     unique: Any  # whether it is proved that the only optimum has the support and the signs of x
-    distance: Any  # upper bound on norm(x_given - x*), inf unless `holds`
+    distance: Any  # upper bound on norm(x_given - x*); inf unless `holds`, or if unknown
     margin: Any  # the least lam_j - |d_j . (y - D x*)| off the support, rounded down
     repairs: Any  # number of changes of the given signs
 
@@ -80,6 +80,9 @@ def certify_lasso(
     |d_j'(y - D x)|, its rounding, and norm(d_j) times the second bound. `holds` requires less: g
     and the excess over lam_j must be at most rounding. If two atoms are equal, or if a constraint
     is met with equality (for example if lam is exactly lam_max), only `holds` can be True.
+
+    If l2 > 0, the objective is strongly convex. So a subgradient v of it at x also bounds the
+    distance, by norm(x - x*, 2) <= norm(v, 2) / l2, even if rho >= 1/2.
 
     Args:
         D: (m, d), atoms of any norm. Structured dictionaries are made dense, and the Gram matrix is
@@ -220,7 +223,7 @@ def _proved(
         if len(some):
             each = np.broadcast_to(given[some], (len(some), d))
             Z[some], holds[some], unique[some], distance[some], margin[some] = _codes_on_supports(
-                atoms, a, b[some], Y[some], X[some], Z[some], each, nonnegative
+                atoms, a, l2, b[some], Y[some], X[some], Z[some], each, nonnegative
             )
     paid = np.broadcast_to(given > 0, X.shape) | nonnegative
     changed = (np.where(paid, np.sign(Z) != np.sign(X), False)).any(1)
@@ -244,6 +247,7 @@ def _rounding(n: int) -> float:
 def _codes_on_supports(
     own: _Atoms,
     a: int,
+    l2: float,
     b: np.ndarray,
     Y: np.ndarray,
     X: np.ndarray,
@@ -281,24 +285,35 @@ def _codes_on_supports(
     error = rounded[:, None] * norms  # the rounding of every d_j . r
     most = error[rows, atoms] + 4 * _U * (np.abs(g) + 2 * ridge * np.abs(x) + 2 * weight)
     total = np.abs(g) + most
-    delta = bound * total.max(1)
+    delta = np.where(np.isfinite(bound), bound * total.max(1), np.inf)
     far = np.minimum(np.sqrt(delta * total.sum(1)) * UP, _FAR)
     c = r @ B if nonnegative else np.abs(r @ B)
     outside = np.ones((n, d + 1), bool)
     outside[rows, atoms] = outside[:, d] = False
     room = np.where(outside, w - c, np.inf)
-    lost = 4 * _U * np.where(outside, np.abs(room), 0) + UP * (error + far[:, None] * norms)
-    safe = room - lost
+    unsure = 4 * _U * np.where(outside, np.abs(room), 0) + UP * error
+    safe = room - unsure - UP * far[:, None] * norms
     kept = (signs * x >= 0).all(1) & (np.abs(g) <= most).all(1) & (room >= -error).all(1)
     sure = np.where(signs != 0, signs * x > delta[:, None], True).all(1) & np.isfinite(delta)
     code, between = np.zeros((2, n, d + 1))
-    code[rows, atoms] = x
-    between[rows, atoms] = np.where(np.isfinite(delta), delta, 0)[:, None]
+    code[rows, atoms], between[rows, atoms] = x, delta[:, None]
     code = np.ldexp(code[:, :d], -e)
-    apart = np.abs(X - code) + np.ldexp(between[:, :d], -e)
-    distance = np.hypot.reduce(apart, axis=1) * UP  # squares may underflow
+    slope = np.maximum(unsure - room, 0)  # the entries of a subgradient, and their rounding
+    slope[rows, atoms] = total
+    slope, between = np.ldexp(slope[:, :d], e), np.ldexp(between[:, :d], -e)
+    distance = _distances(np.abs(X - code), between, slope, l2)
     margin = np.ldexp(safe[:, :d], e).min(1, initial=np.inf)
     return code, kept, kept & sure & (safe > 0).all(1), distance, margin
+
+
+def _distances(apart: np.ndarray, between: np.ndarray, slope: np.ndarray, l2: float) -> np.ndarray:
+    """Bounds on norm(x_given - x*), (n,), from |x_given - x|, and |x - x*| or a subgradient at x.
+
+    Squares may underflow, so the norms come from hypot.
+    """
+    by_ridge = np.hypot.reduce(slope, axis=1) / l2 if l2 >= _TINY else np.inf
+    by_inverse = np.hypot.reduce(apart + between, axis=1)
+    return UP * np.minimum(by_inverse, np.hypot.reduce(apart, axis=1) + UP * by_ridge)
 
 
 def _supports(Z: np.ndarray) -> np.ndarray:

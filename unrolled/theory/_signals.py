@@ -9,6 +9,7 @@ import numpy as np
 from unrolled import dictionaries
 from unrolled._base import checks
 from unrolled._base.doors import ArrayLike, Result, host_function
+from unrolled._base.numbers import UP
 from unrolled.activations import Activation
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.theory import _parts
@@ -18,8 +19,6 @@ from unrolled.theory._schedules import known, tail_of
 __all__ = ["Signals", "certify_signals"]
 
 
-# The bounds themselves are computed in float64, and rounded up.
-_UP = 1 + 4 * float(np.finfo(float).eps)
 # Up to `_KEPT` atoms |W'D| is kept for all steps; for more atoms, each step forms `_COLUMNS`
 # columns of |W'D| at once.
 _KEPT, _COLUMNS = 4_000, 1_000
@@ -414,7 +413,8 @@ class MeasuredLayer(NamedTuple):
         a = entries.take(a)
         on, E, failed = a > 0, a, np.full(len(a), -1)
         nonzeros = np.full(len(a), entries.d) if every else on.sum(1)
-        errors, exact = [E.max(1, initial=0)], [~on.any(1)]
+        first = E.max(1, initial=0) * (UP if self.measured.block > 1 else 1.0)  # sizes are rounded
+        errors, exact = [first], [~on.any(1)]
         for k, (step, P) in enumerate(zip(self.measured.steps, _maps(self.measured))):
             with np.errstate(over="ignore", invalid="ignore"):
                 n = self._noise(step, E.sum(1), size, nonzeros, noise, before)
@@ -430,7 +430,7 @@ class MeasuredLayer(NamedTuple):
                 E = np.where(on, mapped + self.tail, beyond)
                 if self.tail:
                     E = E + step.rounding.of_values(self.activation, a + A + at)
-                E = np.where(failed[:, None] < 0, E * _UP, math.inf)
+                E = np.where(failed[:, None] < 0, E * UP, math.inf)
             errors.append(E.max(1, initial=0))
             exact.append(np.where(on, E < a, E == 0).all(1))
             if (failed >= 0).all():  # no later step proves anything

@@ -231,9 +231,11 @@ def _split(node: Any, name: str, records: Records) -> tuple[str, dict, dict] | N
         static = {key: value for key, value in values.items() if key not in children}
         for key, value in static.items():
             if not _is_static(value):
+                of_D = name.partition(".")[0] == "D"
                 raise TypeError(
                     f"{name}: cannot save the static field {key} of {kind}, "
                     f"{checks.brief(value)}; expected numbers, text or tuples of them"
+                    f"{', try dictionary=False, and keep the code that makes D' if of_D else ''}"
                 )
         parts = {key: value for key, value in values.items() if key in children}
         if type(node) is Conv and not any(delta > 1 for delta in node.dilation):

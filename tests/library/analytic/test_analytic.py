@@ -577,7 +577,7 @@ def test_codes_too_large_for_their_dtype_are_not_certified(dtype, per_atom):
         _, schedule = analytic.block_schedule(D, D, bound=bound, **options)
         stored = analytic.stored_thresholds(schedule.theta, dtype)
         assert schedule.holds
-        np.testing.assert_array_equal(stored, schedule.theta.astype(dtype))
+        assert (np.asarray(stored, float) >= schedule.theta).all()
 
 
 def test_chains_of_codes_too_large_for_their_dtype_are_not_certified():

@@ -403,18 +403,19 @@ def test_json_turns_what_is_not_finite_into_null(problem):
 
 def test_a_bar_in_a_name_is_no_column(result):
     renamed = result.replace(methods={"a|b": result["ALISTA"]})
-    row = renamed.table().split("\n")[2]
+    head, _, row = renamed.table().split("\n")[:3]
     assert row.startswith(r"| a\|b | ")
-    assert len(re.split(r"(?<!\\)\|", row)) == len(result.table().split("\n")[0].split("|"))
+    assert len(re.split(r"(?<!\\)\|", row)) == len(head.split("|"))
 
 
 def test_tables_have_a_row_per_method(result, methods):
-    for table in (result.table(), result.parameters_table()):
+    for table in (result.table(all=True), result.parameters_table()):
         header, rule, *rows = table.split("\n")
         assert [row.split("|")[1].strip() for row in rows] == list(methods)
         assert {line.count("|") for line in (header, rule, *rows)} == {header.count("|")}
     curve = result["ALISTA"].curve
-    (row,) = [row for row in result.table().split("\n") if row.startswith("| ALISTA |")]
+    rows = result.table(all=True).split("\n")
+    (row,) = [row for row in rows if row.startswith("| ALISTA |")]
     low, median, high = (f"{q:.1f}" for q in curve.quantiles[-1])
     errors = f"| {curve.nmse[-1]:.1f} | {curve.mean_nmse[-1]:.1f} | {low} | {median} | {high} | "
     errors += f"{curve.failure_rate[-1]:.1%} |"
@@ -735,10 +736,10 @@ def test_a_cell_without_a_certified_optimum_is_empty(problem, monkeypatch):
     monkeypatch.setattr(_inputs, "lasso_optima", spoilt)
     with pytest.warns(UserWarning, match="30 signals are not in the gaps"):
         found = compare({"codes": X}, D, Y, lam=LAM)
-    columns, _, row = (line.split(" | ") for line in found.table().splitlines()[:3])
+    columns, _, row = (line.split(" | ") for line in found.table(all=True).splitlines()[:3])
     cells = dict(zip(columns, row))
     assert cells["(F - F*) / F*"].strip() == cells["worse than zero"].strip() == ""
-    assert "nan" not in found.table()
+    assert "nan" not in found.table(all=True) and found.why == "No method was judged."
 
 
 def test_without_codes_the_objective_judges(unknown, problem):
@@ -776,7 +777,7 @@ def test_the_result_of_a_method_is_found_by_its_name(unknown):
     _, found = unknown
     assert found["ISTA"] is found.methods["ISTA"] and found["exact"] is found.exact["exact"]
     best = min(found.methods, key=lambda name: found[name].curve.gap[-1])
-    assert f"by {best};" in found.answer()
+    assert found.why.startswith(f"{best} has the smallest gap ")
     with pytest.raises(KeyError, match="unknown method 'ISTB'; expected one of ISTA, .*ISTA"):
         found["ISTB"]
 
@@ -820,7 +821,7 @@ def test_what_codes_rebuild_and_cost(unknown, problem):
     cost = found["ISTA"].cost
     assert cost.products == 2 * DEPTH and 0 < cost.seconds < 60  # D x and D'r a step
     assert set(each(found, "cost")) == {"ISTA", "LISTA-CP"}
-    row = next(line for line in found.table().splitlines() if line.startswith("| ISTA"))
+    row = next(line for line in found.table(all=True).splitlines() if line.startswith("| ISTA"))
     assert f"| {residual[-1]:.4f} | {psnr[-1]:.2f} |" in row and row.endswith("| 8 |")
 
 
@@ -879,11 +880,8 @@ def test_a_table_as_latex_csv_and_records(unknown):
     assert {record["zero_gap"] for record in records} == {found.ista_gap[0]}
     assert records[1]["ista_gap"] is not None and records[2]["ista_gap"] is None
     lines = found.table("latex").splitlines()
-    assert lines[:2] == [r"\begin{tabular}{lrrrr}", r"\toprule"]
-    assert lines[2] == r"method & (F - F*) / F* & gap (median) & relative residual & nonzeros \\"
-    assert found.table("latex") == found.table(
-        "latex", ["gap", "median_gap", "residual", "nonzeros"]
-    )
+    assert lines[0].startswith(r"\begin{tabular}{lrrr") and lines[1] == r"\toprule"
+    assert lines[2].startswith(r"method & (F - F*) / F* & gap (median) & ")
     assert "few &  & " in found.table("latex", ["K", "gap"])
     with pytest.raises(ValueError, match="unknown form 'html'; expected one of markdown, latex, "):
         found.table("html")
@@ -922,7 +920,8 @@ def test_all_layers_have_the_columns_of_the_table():
     one = made({"good": made_curve(0.1)})
     parts = [changed(one, "good", proved=Proved(share, 10)) for share in (0.0, 0.5)]
     for order in (parts, parts[::-1]):
-        rows = [row.split(" | ") for row in ChainComparison(tuple(order)).table().splitlines()[:4]]
+        table = ChainComparison(tuple(order)).table().splitlines()[:4]
+        rows = [row.strip("| ").split(" | ") for row in table]
         at = rows[0].index("proved codes, %")
         assert {len(row) for row in (rows[0], *rows[2:])} == {len(rows[0])}
         assert sorted(float(row[at]) for row in rows[2:]) == [0.0, 50.0]

@@ -104,11 +104,13 @@ def test_certified_codes_are_a_column():
     found = told()
     expected = theory.certify_code(D, Y, np.asarray(X), finish=0).certified(Y).mean()
     assert found["right"].certified == pytest.approx(expected) and expected > 0.5
-    assert "| certified codes, % |" in found.table().splitlines()[0]
+    assert "| certified codes, % |" in found.table(all=True).splitlines()[0]
     assert found.table("records")[3]["certified"] == found["right"].certified
     plain = compare({"right": X}, D, Y, X)
     assert plain["right"].certified is None
-    assert not {"certified codes, %", "seconds", "products"} & set(plain.table().split(" | "))
+    assert not {"certified codes, %", "seconds", "products"} & set(
+        plain.table(all=True).split(" | ")
+    )
 
 
 def test_held_out_signals_are_taken_as_they_are():

@@ -249,6 +249,6 @@ test_refusals = rows(
     (
         lambda: ur.training.save("x.npz", (), made()()),
         TypeError,
-        "cannot save the static field forward of Functions",
+        "cannot save the static field forward of Functions.*try dictionary=False",
     ),
 )

@@ -66,8 +66,9 @@ def test_no_two_of_very_many_names_look_the_same():
 def test_two_curves_of_a_figure_differ_without_their_markers():
     """A chart of a report has no markers; families beyond the twelfth share colours."""
     own = (name for name, family in ur.layers.FAMILIES.items() if "unrolled." in family.__module__)
-    shown = ["ISTA", "FISTA", "LISTA-CP, analytic", "LISTA-CP, learned", "BCD, untrained"]
-    for names in ([*shown, "BCD, learned", "ISTA, learned"], [*own]):
+    kinds = [(family, kind) for family in ("ISTA", "LISTA-CP", "BCD") for kind in ("", "learned")]
+    shown = {f"{i}": kind for i, kind in enumerate([*kinds, ("BCD", "untrained"), ("FISTA", "")])}
+    for names in (shown, [*own]):
         looks = plots.styles(names).values()
         assert len({(look["color"], look["linestyle"]) for look in looks}) == len(names)
     assert len({look["color"] for look in plots.styles(shown).values()}) == 4  # families

@@ -1,5 +1,6 @@
 """Orthogonal matching pursuit against scikit-learn, planted codes, degenerate inputs."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.optimize import nnls
 from sklearn.linear_model import orthogonal_mp
 
 from unrolled import dictionaries, pursuit, theory
-from unrolled.pursuit import _omp_batch, pursue
+from unrolled.pursuit import _active_set, _omp_batch, pursue
 
 EPS = np.finfo(float).eps
 M, N = 20, 40
@@ -388,3 +389,22 @@ def test_sparse_codes_are_the_nonzeros_of_the_codes(options, tmp_path):
         np.testing.assert_array_equal(getattr(sparse, field), getattr(whole, field))
     with pytest.raises(ValueError, match="omp_batch: expected one of sparse and out"):
         pursuit.omp_batch(D, Y, 5, sparse=True, out=out)
+
+
+@pytest.mark.parametrize("options", [{}, dict(sparse=True), dict(nonnegative=True)])
+@pytest.mark.parametrize("gram", [True, False])
+def test_signals_in_fortran_order_have_the_same_codes(options, gram, monkeypatch):
+    monkeypatch.setattr(_omp_batch, "gram_pays", lambda *_: gram)
+    rng = np.random.default_rng(6)
+    D, Y = rng.normal(size=(12, 20)), rng.normal(size=(30, 12))
+    for dtype in (np.float32, np.float64):
+        chex.assert_trees_all_equal(
+            pursuit.omp_batch(D.astype(dtype), np.asfortranarray(Y, dtype), 3, **options),
+            pursuit.omp_batch(D.astype(dtype), Y.astype(dtype), 3, **options),
+        )
+
+
+def test_a_kernel_refuses_an_array_that_it_would_read_in_the_wrong_order():
+    for array in (np.eye(3, 4).T, np.ones(3, ">f8"), np.ones(3, "float16")):
+        with pytest.raises(ValueError, match="^pointer: .* try operand"):
+            _active_set.pointer(array)

@@ -167,6 +167,27 @@ def test_a_ridge_leaves_the_distance_relative_to_the_code(l2):
     assert (proof.distance <= 1e-12 * np.linalg.norm(given, axis=1)).all()
 
 
+def test_the_distance_is_true_if_only_the_ridge_bounds_the_inverse():
+    finite = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        D = rng.standard_normal((3, 8)) * 10.0 ** rng.uniform(-12, 12, 8)
+        y = rng.standard_normal(3) * 10.0 ** rng.uniform(-12, 12)
+        lam = np.abs(D.T @ y) * rng.uniform(0.05, 1.2, 8)
+        x = certify_lasso(D, y, rng.standard_normal(8), lam, repairs=200, l2=2.0**-10).x
+        proof = certify_lasso(D, y, x, lam, repairs=200, l2=2.0**-10)
+        stacked = np.vstack([D, 2.0**-5 * np.eye(8)]), np.append(y, np.zeros(8))  # without rounding
+        if not proof.holds or np.count_nonzero(proof.x) in (0, 8):
+            continue
+        S, z, strict, _ = exact_code(*stacked, proof.x, lam)
+        if strict and np.isfinite(proof.distance):
+            full = dict(zip(S, z))
+            squares = sum((Fraction(v) - full.get(i, 0)) ** 2 for i, v in enumerate(x))
+            assert squares <= Fraction(float(proof.distance)) ** 2
+            finite += 1
+    assert finite >= 20
+
+
 def spoilt(how):
     rows = np.arange(BATCH)
 

@@ -312,6 +312,15 @@ def test_wrong_noise_is_refused(fault):
         ur.theory.certify_signals(LAYER, params, D, np.eye(12), noise=0.1, **options)
 
 
+def test_bounds_on_moduli_are_rounded_up():
+    D = ur.dictionaries.Complex.of(np.eye(200, dtype="complex64"))
+    z = np.random.default_rng(4).normal(size=(200, 2)).astype(np.float32)
+    X = np.diag(z[:, 0] + 1j * z[:, 1])
+    errors = ur.theory.certify_signals(LAYER, LAYER.init(None, D), D, X).errors[:, 0]
+    for (a, b), error in zip(z, errors):
+        assert Fraction(float(a)) ** 2 + Fraction(float(b)) ** 2 <= Fraction(float(error)) ** 2
+
+
 def test_stored_thresholds_are_rounded_up():
     theta = np.array([0.1, 0.5, 1e39, 0.0])
     stored = _signals.stored_up(theta, np.float32)

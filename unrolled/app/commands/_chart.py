@@ -1,6 +1,7 @@
 """SVG of lines over steps, with names at their ends, in the colours of a light or dark page."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -20,16 +21,15 @@ class _Form(NamedTuple):
     name: str  # the class of the figure in the page
     width: int
     height: int
-    right: int  # width for the names
     font: int
     line: int  # height of a line of text
-    broken: bool  # whether a name takes two lines
+    longest: int  # characters in a line of a name
 
 
-_FORMS = (
-    _Form("broad", 1000, 440, 245, 15, 19, False),
-    _Form("narrow", 360, 420, 128, 13, 16, True),
-)
+_FORMS = (_Form("broad", 1000, 440, 15, 19, 30), _Form("narrow", 360, 420, 13, 16, 14))
+# Widths of characters, in sizes of the font: above those of the widest usual fonts.
+_CAPITAL, _SMALL = 0.78, 0.6
+_STROKE = 20  # width for the strokes between lines and names
 # The left margin holds "0.001" in the widest fonts.
 _LEFT, _TOP, _BOTTOM = 58, 30, 42
 
@@ -43,7 +43,9 @@ def _drawn(overview: Overview, form: _Form) -> str:
     height = {n: _heights(line, overview.log) for n, line in overview.lines.items()}
     low, high = _limits([height[name] for name in overview.shown])
     steps = max(len(line) for line in height.values()) - 1
-    width, tall = form.width - _LEFT - form.right, form.height - _TOP - _BOTTOM
+    labels = {name: _label(overview, name, form) for name in overview.shown}
+    right = _STROKE + max((_wide(row, form) for rows in labels.values() for row in rows), default=0)
+    width, tall = form.width - _LEFT - right, form.height - _TOP - _BOTTOM
 
     def x(k: float) -> float:
         return round(_LEFT + width * k / max(1, steps), 1)
@@ -59,7 +61,7 @@ def _drawn(overview: Overview, form: _Form) -> str:
     for k in _ticks(0, steps, False, (1, 2, 4, 5, 10)):
         parts.append(f'<text class="mid" x="{x(k)}" y="{_TOP + tall + 20}">{k:g}</text>')
     parts.append(f'<text class="mid" x="{x(steps / 2)}" y="{form.height - 3}">step</text>')
-    looks = plots.styles(height)
+    looks = plots.styles({name: overview.kinds.get(name, (name, "")) for name in height})
     # An inner drawing clips the lines at its borders.
     parts.append(f'<svg x="{_LEFT}" y="{_TOP}" width="{width + 2}" height="{tall}">')
     order = sorted(height, key=lambda name: (name in overview.shown, name == overview.best))
@@ -67,8 +69,8 @@ def _drawn(overview: Overview, form: _Form) -> str:
         points = [(x(k) - _LEFT, y(v) - _TOP) for k, v in enumerate(height[name]) if np.isfinite(v)]
         parts.append(_line(points, looks[name], name in overview.shown, name == overview.best))
     parts.append("</svg>")
-    parts += _names(overview, height, looks, form, x, y)
-    words = escape(f"{overview.caption} {overview.sentence}.", quote=True)
+    parts += _names(overview, labels, height, looks, form, right, x, y)
+    words = escape(f"{overview.caption} {overview.sentence}", quote=True)
     return (
         f'<svg class="{form.name}" viewBox="0 0 {form.width} {form.height}" role="img" '
         f'font-size="{form.font}" aria-label="{words}">{"".join(parts)}</svg>'
@@ -87,25 +89,44 @@ def _line(points: Sequence[tuple], look: Mapping[str, Any], shown: bool, best: b
     )
 
 
-def _names(overview: Overview, height: Any, looks: Any, form: _Form, x: Any, y: Any) -> list[str]:
+def _label(overview: Overview, name: str, form: _Form) -> list[str]:
+    """The name and the last value of a line, in lines of text."""
+    value = overview.lines[name][-1]
+    number = f"{value:.2g}" if overview.log else f"{value:.0f}".replace("-", "\u2212")
+    return textwrap.wrap(f"{name} {number}", form.longest)
+
+
+def _wide(text: str, form: _Form) -> int:
+    """A bound on the width of a text."""
+    sizes = (_CAPITAL if c.isupper() or c in "mw" else _SMALL for c in text)
+    return math.ceil(form.font * sum(sizes))
+
+
+def _names(
+    overview: Overview,
+    labels: Mapping[str, list[str]],
+    height: Any,
+    looks: Any,
+    form: _Form,
+    right: int,
+    x: Any,
+    y: Any,
+) -> list[str]:
     """The names at the ends of the lines, moved apart; a stroke joins each line to its name."""
     ends = {name: (len(height[name]) - 1, y(height[name][-1])) for name in overview.shown}
-    apart = form.line * (2 if form.broken else 1) + 3
-    low, high = _TOP + form.line / 2, form.height - _BOTTOM
+    lines = max(map(len, labels.values()), default=1)
+    apart, half = form.line * lines + 3, form.line * lines / 2
+    low, high = _TOP + half, form.height - _BOTTOM
     places = _apart([at for _, at in ends.values()], apart, low, high)
     parts = []
     for (name, (k, at)), place in zip(ends.items(), places):
-        right, begin = form.width - form.right + 20, x(k) + 3
-        value = overview.lines[name][-1]
-        number = f"{value:.2g}" if overview.log else f"{value:.0f}".replace("-", "\u2212")
-        family, _, kind = name.partition(", ")
-        rows = [f"{family},", f"{kind} {number}"] if form.broken and kind else [f"{name} {number}"]
+        left, begin, rows = form.width - right + _STROKE, x(k) + 3, labels[name]
         colour = looks[name]["color"]
         weight = ' font-weight="700"' if name == overview.best else ""
-        parts.append(f'<path d="M{begin} {at}L{right - 4} {place}" stroke="{colour}"/>')
+        parts.append(f'<path d="M{begin} {at}L{left - 4} {place}" stroke="{colour}"/>')
         for i, row in enumerate(rows):
             below = place + form.font / 3 + (i - (len(rows) - 1) / 2) * form.line
-            parts.append(f'<text x="{right}" y="{below:.1f}"{weight}>{escape(row)}</text>')
+            parts.append(f'<text x="{left}" y="{below:.1f}"{weight}>{escape(row)}</text>')
     return parts
 
 

@@ -109,8 +109,9 @@ def run(arguments: argparse.Namespace) -> None:
         unrolled compare --signals one.png two.png
     """
     require("compare", "matplotlib")
-    say, folder = progress_printer(), arguments.output
-    asked = _asked(arguments, say)
+    say: Say = print  # replaced once the number of stages is known
+    asked, folder = _asked(arguments, lambda message: say(message)), arguments.output
+    say = progress_printer(_stages(arguments, asked))
     # Check before any work: the report would overwrite these pictures.
     drawn = [folder / name for name in ("signals.png", "signals-2.png")]
     _report.check_not_read([folder, *drawn], arguments.signals or [])
@@ -121,15 +122,18 @@ def run(arguments: argparse.Namespace) -> None:
     }
     with _report.output_folder(folder):
         sections = _sections(arguments.dictionary or [], arguments.signals, asked)
+        say("measuring the costs")
+        sections = [*map(_report.with_costs, sections)]
         say("writing the report")
         report = _report.write_report(folder, _TITLE, _SUMMARY, sections, facts)
     if arguments.json:
         print((folder / _report.RESULTS).read_text())
     else:
         for section in sections:
-            print(f"\n# {section.title}\n\n{section.text.strip()}")
-        print(f"\nReport: {report}")
-    say("done")
+            print(f"\n{section.title}\n\n{section.short}")
+        print(f"\nReport: {report}, with every number in report.md and {_report.RESULTS}")
+        say("done")
+        print(f"\n{sections[0].answer}")
 
 
 # Arguments
@@ -240,6 +244,23 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
 
 
 # Studies, and their sections
+
+
+def _stages(arguments: argparse.Namespace, asked: Asked) -> int:
+    """The number of messages of a command: the studies', and three of its own."""
+    methods, chained = asked.both["methods"], len(arguments.dictionary or []) > 1
+    families = [name for name in methods if name not in ("ista", "fista")]
+    pursuits, certify = len(asked.both["pursuits"]), int(asked.both["certify"])
+    classical = (len(methods) - len(families)) * chained
+    known = classical + 2 * len(families) + pursuits + 1
+    trained = 2 if methods == BY_DEFAULT else len(families) + ("ista" in methods)
+    unknown = 1 + pursuits + certify + trained
+    own = 3  # costs, report, end
+    if arguments.signals is not None:
+        return own + (known if arguments.signals[0].suffix == ".npz" else unknown)
+    if arguments.dictionary:
+        return own + known + (0 if chained else 3)
+    return own + 1 + known + 2 + len(_PROVED) + 1 + unknown + 1
 
 
 def _sections(paths: list[Path], signals: list[Path] | None, asked: Asked) -> list[Section]:

@@ -27,6 +27,7 @@ Say = Callable[[str], None]
 Tell = Callable[[str, int, int, str], None]
 _SILENCE = 4.0  # seconds
 _EVERY = 20.0  # seconds between two lines of a run
+_REWRITE = "\r\x1b[K"  # what a terminal takes as "write this line again"
 _OWNER_ONLY = 0o700  # anyone who can write into the folder can run code as its owner
 
 
@@ -37,6 +38,7 @@ class _Line:
     text: str
     at: float
     shown: float  # when a line was last printed
+    rewritten: bool = False  # whether the next line replaces it
 
 
 _LATEST: ContextVar[_Line | None] = ContextVar("latest", default=None)
@@ -96,23 +98,38 @@ def tolerant_streams() -> Iterator[None]:
         yield
 
 
-def progress_printer() -> Say:
-    """A function `say(message)` that prints a line on standard error, with the seconds elapsed."""
-    began = time.perf_counter()
+def progress_printer(stages: int | None = None) -> Say:
+    """A function `say(message)` that prints a line on standard error, with the seconds elapsed.
+
+    If the number of `stages` is given, each message begins a stage: its line says "i of n", and
+    from the second stage on about how long the rest takes, as if all stages were equally long. On
+    a terminal each line of a stage then replaces the line before it.
+    """
+    began, begun, lock = time.perf_counter(), 0, threading.Lock()
+    rewritten = stages is not None and sys.stderr.isatty()
 
     def say(message: str) -> None:
-        line = f"[{time.perf_counter() - began:5.1f} s] {message}\n"
-        # In one call, because several threads may print.
-        print(line, end="", file=sys.stderr, flush=True)
-        note_output(message)
+        nonlocal begun
+        with lock:  # several threads may print
+            begun += 1
+            spent = time.perf_counter() - began
+            line = f"[{spent:5.1f} s] {message}"
+            if stages is not None:
+                n = max(stages, begun)
+                line = f"[{spent:5.1f} s] {begun} of {n}: {message}"
+                if 1 < begun < n:
+                    line += f", about {time_left(spent / (begun - 1) * (n - begun + 1))} left"
+            end = "" if rewritten and begun < (stages or 0) else "\n"
+            print(_REWRITE * rewritten + line, end=end, file=sys.stderr, flush=True)
+            note_output(message, rewritten)
 
     return say
 
 
-def note_output(message: str | None = None) -> None:
+def note_output(message: str | None = None, rewritten: bool = False) -> None:
     """Note that a command has just printed a line, so that `never_silent` waits."""
     if (line := _LATEST.get()) is not None:
-        line.shown = time.monotonic()
+        line.shown, line.rewritten = time.monotonic(), rewritten
         if message is not None:
             line.text, line.at = message, line.shown
 
@@ -143,14 +160,17 @@ def _watch(line: _Line, silence: float, over: threading.Event) -> None:
         now = time.monotonic()
         if now - line.shown >= silence:
             line.shown = now
-            print(f"... {line.text}: {now - line.at:.0f} s", file=sys.stderr, flush=True)
+            text = f"... {line.text}: {now - line.at:.0f} s"
+            lead, end = (_REWRITE, "") if line.rewritten else ("", "\n")
+            print(lead + text, end=end, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Print each warning as one line that says what is wrong, without the place in the code."""
     usual = warnings.formatwarning
-    warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
+    lead = _REWRITE if sys.stderr is not None and sys.stderr.isatty() else ""
+    warnings.formatwarning = lambda message, *place, **line: f"{lead}warning: {message}\n"
     try:
         yield
     finally:

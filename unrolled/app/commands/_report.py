@@ -24,7 +24,7 @@ from unrolled._base.files import check_writable, claimed, whole_file, write_whol
 from unrolled._base.packages import is_installed
 from unrolled._base.text import Grid, comma_separated, to_json
 from unrolled.app.commands._chart import chart
-from unrolled.app.studies import Overview
+from unrolled.app.studies import Compared, Overview
 
 RESULTS = "results.json"
 _DPI = 150
@@ -42,8 +42,9 @@ class Section(NamedTuple):
     figures: Mapping[str, Callable[[], Any]]  # caption -> function that draws the figure
     rows: tuple[Sequence[str], Sequence[Sequence]] = ((), ())  # header and rows of its CSV
     data: Any = None  # for the JSON
-    answer: str = ""  # in one sentence
-    overview: Callable[[], Overview] | None = None  # makes the first screen, in the first section
+    answer: str = ""  # the result in words
+    short: str = ""  # a table for a terminal
+    study: Any = None  # in the first section, its `overview` makes the first screen
 
     @property
     def text(self) -> str:
@@ -112,8 +113,18 @@ def section_of(study: Any, title: str, slug: str) -> Section:
     """The section of a study with figures, rows and an answer."""
     figures = {f"{title}: {shown}": draw for shown, draw in study.figures().items()}
     parts, rows, data = study.parts(), study.rows(), study.to_dict()
-    overview = getattr(study, "overview", None)
-    return Section(title, slug, parts, figures, rows, data, study.answer(), overview)
+    return Section(title, slug, parts, figures, rows, data, study.answer(), study.short(), study)
+
+
+def with_costs(section: Section) -> Section:
+    """A section whose answer, short table and first screen have the CPU times of its methods.
+
+    Call it when no other thread computes.
+    """
+    if not isinstance(section.study, Compared):
+        return section
+    timed = section.study.timed()
+    return section._replace(answer=timed.answer(), short=timed.short(), study=timed)
 
 
 def write_report(
@@ -128,7 +139,14 @@ def write_report(
         The path of `report.html`.
     """
     machine = environment()
-    lines = [f"# {title}", "", summary, ""]
+    answers = [section.answer for section in sections if section.answer]
+    lines = [
+        f"# {title}",
+        "",
+        *(part for answer in answers[:1] for part in (answer, "")),
+        summary,
+        "",
+    ]
     figures: dict[str, Callable[[], Any]] = {}
     for section in sections:
         lines += [f"## {section.title}", "", section.text.strip(), ""]
@@ -180,7 +198,8 @@ def write_html(
     if answers:
         shown.append(("What this is", summary.split("\n\n"), {}))
     command = shlex.join(["unrolled", *sys.argv[1:]])  # as a user types it
-    overview = sections[0].overview() if sections and sections[0].overview else None
+    first: Any = sections[0].study if sections else None
+    overview = first.overview() if hasattr(first, "overview") else None
     text = page(title, (answers or [summary])[0], shown, facts, command, overview)
     report = folder / "report.html"
     write_text(report, text)
@@ -253,7 +272,7 @@ def page(
     body.append(_section(len(body), "Repeat", repeat, {}))
     return _PAGE.substitute(
         title=escape(title),
-        answer=_inline(answer if overview is None else f"{overview.sentence.removesuffix('.')}."),
+        answer=_inline(answer if overview is None else overview.sentence),
         first="" if overview is None else _first(overview),
         body="\n".join(body),
     )

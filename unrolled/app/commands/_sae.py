@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     same decoder, at equal numbers of nonzeros. Print the unexplained variance and the time of each.
 
     Flags:
-        weights: a folder of SAELens or dictionary_learning, or a file of weights (.safetensors or
-            .npz)
+        weights: a folder of SAELens, dictionary_learning, sparsify, Gemma Scope or Llama Scope, or
+            a file of weights (.safetensors, .npz, or .pt if torch is installed)
         data: activations of shape (n, m), as .npy or .npz (entry Y); float16 is possible
         --kind: the kind of the encoder (default: as the configuration says)
         --k: number of nonzeros of a topk code (default: likewise)

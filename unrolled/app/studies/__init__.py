@@ -25,6 +25,7 @@ from unrolled.app.studies._steps import (
     seldom,
     silent,
 )
+from unrolled.app.studies._study import Compared
 from unrolled.app.studies._unknown_codes import *
 
 _offer(

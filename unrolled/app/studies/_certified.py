@@ -11,7 +11,7 @@ import numpy as np
 from unrolled import analytic, dictionaries, layers, plots, problems, theory
 from unrolled._base import checks
 from unrolled._base.doors import Key, Result, checked
-from unrolled._base.text import markdown
+from unrolled._base.text import aligned, markdown
 from unrolled.app.studies._steps import Say, silent
 from unrolled.app.studies._study import Measured
 from unrolled.dictionaries import Dictionary, as_dictionary
@@ -79,6 +79,12 @@ class CertifiedRegime(Measured):
             "",
             markdown(_COLUMNS, map(self._row, self.runs)),
         ]
+
+    def short(self) -> str:
+        """A row for each run: the weights, their sparsities, and the errors under their bounds."""
+        kept = [_COLUMNS.index(n) for n in ("weights", "s", *_COLUMNS[6:])]
+        rows = [self._row(run) for run in self.runs]
+        return aligned([_COLUMNS[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
     def _row(self, run: CertifiedRun) -> list[str]:
         schedule = run.schedule
@@ -286,13 +292,17 @@ class CertifiedChain(Measured):
             "the printed proof, which assume the exact x_1, layer 2 diverges. The table has the "
             "largest l1 error of layer 2:",
             "",
-            markdown(
-                _CHAIN_COLUMNS,
-                [
-                    [str(K), *(f"{e:.2e}" for e in (r.bounds[1][-1], r.measured[1][-1], r.printed))]
-                    for K, r in self.slow.items()
-                ],
-            ),
+            markdown(_CHAIN_COLUMNS, self._slow()),
+        ]
+
+    def short(self) -> str:
+        """The bounds and the errors of layer 2 if layer 1 contracts slowly."""
+        return aligned(_CHAIN_COLUMNS, self._slow())
+
+    def _slow(self) -> list[list[str]]:
+        return [
+            [str(K), *(f"{e:.2e}" for e in (r.bounds[1][-1], r.measured[1][-1], r.printed))]
+            for K, r in self.slow.items()
         ]
 
     def answer(self) -> str:

@@ -12,17 +12,16 @@ from unrolled._base import threads
 from unrolled._base.doors import Key, checked
 from unrolled._base.text import markdown
 from unrolled.app.studies import _steps
-from unrolled.app.studies._overview import Overview, of_known, to_show
+from unrolled.app.studies._overview import Overview, of_known
 from unrolled.app.studies._steps import Plan, Samples, Say, timed
 from unrolled.app.studies._study import Compared
-from unrolled.comparison import with_seconds
+from unrolled.comparison import Method, named, with_seconds
 from unrolled.layers import Layer, Unrolled
 
 __all__ = ["KnownChain", "KnownCodes", "known_codes"]
 
 
 _CALIBRATED_ON = 512  # signals to calibrate ISTA on
-_FEW = "ALISTA-SS"  # also has analytic params for fewer nonzeros than the codes have
 
 
 class KnownCodes(Compared):
@@ -30,7 +29,7 @@ class KnownCodes(Compared):
 
     samples: Samples  # the signals and codes of the study
     caution: str  # why the analytic thresholds are not certified; "" if they are
-    methods: dict[str, tuple[Layer, Unrolled]]  # layers and params by name
+    methods: dict[str, Method]  # layers and params by name
     covered: int  # the most nonzeros that the worst case covers
     caption = "distance to the true codes, failures, support and thresholds, step by step"
 
@@ -44,7 +43,7 @@ class KnownCodes(Compared):
             f"steps{self.samples.noise()}. Calibration and the choice of ISTA's penalty "
             f"use {len(self.samples.chosen_on[0])} other signals.",
             "",
-            self.comparison.table(),
+            self.comparison.table(all=True),
             "",
             *self.remarks,
             "",
@@ -60,17 +59,22 @@ class KnownCodes(Compared):
             _steps.spent(self.seconds),
         ]
 
+    def timed(self) -> "KnownCodes":
+        """The study with the CPU times of its methods, which differ from run to run."""
+        result = with_seconds(
+            self.comparison, self.methods, self.samples.D, self.samples.tested_on[0]
+        )
+        return self.replace(comparison=result)
+
     def overview(self) -> Overview:
-        """Make the first screen of a report, and time the methods on the screen."""
+        """The first screen of a report."""
         D, (Y, X) = self.samples.D, self.samples.tested_on
-        timed = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
-        result = with_seconds(self.comparison, timed, D, Y)
         setting = (
             f"{self.depth} steps on {len(Y):,} test signals: {D.shape[0]} measurements, "
             f"{D.shape[1]} entries{dictionaries.in_parts(D, D.shape[1])}, about "
             f"{_steps.nonzeros(D, X):.0f} of them nonzero{self.samples.noise()}."
         )
-        return of_known(result, self.methods, setting, self.covered, self.answer())
+        return of_known(self.comparison, setting, self.covered)
 
     def rows(self) -> tuple[list[str], list[list]]:
         """Header and rows of a table with the errors of every method after every step."""
@@ -102,7 +106,7 @@ class KnownChain(Compared):
             "If a layer has more nonzeros than theory certifies, the thresholds that theory sets "
             "grow until they make every entry zero.",
             "",
-            self.comparison.table(),
+            self.comparison.table(all=True),
             "",
             *(part for remark in self.remarks for part in (remark, "")),
             "The weights, and the relative distance by which training moved each array of weights:",
@@ -191,7 +195,7 @@ def known_codes(
     say("comparing on the test signals" + (", and proving their codes" if certify else ""))
     options = dict(sampled=sampled, certify=certify, predict=predict)
     result = _steps.compared({**made, **run.weights}, samples.D, *samples.tested_on, **options)
-    layered = {name: method for name, method in made.items() if isinstance(method, tuple)}
+    layered = {name: method for name, method in made.items() if isinstance(method, Method)}
     return KnownCodes(run.depth, result, remarks, seconds, samples, caution, layered, covered)
 
 
@@ -251,41 +255,47 @@ def _methods(
     most nonzeros that the worst case covers.
     """
     D, (Y, X), K = samples.D, samples.chosen_on, run.depth
-    methods: dict[str, Any] = {}
+    made: list[Method] = []
     broken: list[str] = []
     lam = _steps.best_lam(samples, K) if run.lam is None else run.lam
     ista, ista_params = layers.ista(K), analytic.ista(D, lam, K)
     penalties = [f"ISTA uses lam = {lam:g}"]
     if "ista" in run.methods:
-        methods["ISTA"] = (ista, ista_params)
-        rows = slice(_CALIBRATED_ON)
-        calibrated = analytic.calibrate(ista, ista_params, D, Y[rows], X[rows])
-        methods["ISTA, calibrated"] = (ista, calibrated)
+        made.append(Method(ista, ista_params, origin="untrained", title="ISTA"))
+        rows = Y[:_CALIBRATED_ON], X[:_CALIBRATED_ON]
+        calibrated = analytic.calibrate(ista, ista_params, D, *rows)
+        n = len(rows[0])
+        made.append(Method(ista, calibrated, origin="calibrated", title="ISTA", sample=n))
     if "fista" in run.methods:
         fista_lam = _steps.best_lam(samples, K, "fista") if run.lam is None else run.lam
-        methods["FISTA"] = (layers.fista(K), analytic.ista(D, fista_lam, K))
+        fista = layers.fista(K), analytic.ista(D, fista_lam, K)
+        made.append(Method(*fista, origin="untrained", title="FISTA"))
         penalties.append(f"FISTA uses lam = {fista_lam:g}")
     of_pursuits: list[str] = []
     pursued = _steps.pursuit_codes((D,), samples.tested_on, run, seconds, of_pursuits, lam)
-    methods |= {name: codes for name, (codes,) in pursued.items()}
-    made = threads.each(partial(_made, samples, run), list(_families(run).values()))
-    of = _steps.from_theory(samples, layers.alista(K), *(one.start.layer for one in made))
-    few = of  # the params for as many nonzeros as theory covers
-    if of.caution and of.covered:
-        few = _steps.from_theory(samples, *of.params, sparsity=of.covered)
-    for title, start, learned, spent, breaks in made:
+    families = threads.each(partial(_made, samples, run), list(_families(run).values()))
+    of = _steps.from_theory(samples, layers.alista(K), *(one.start.layer for one in families))
+    theories = [of]
+    if of.caution and of.covered:  # the params for as many nonzeros as theory covers
+        theories.insert(0, _steps.from_theory(samples, *of.params, sparsity=of.covered))
+    for title, start, learned, spent, breaks in families:
         layer = start.layer
-        if layer in of.params:
-            methods[f"{title}, analytic"] = (layer, of.params[layer])
-        if few is not of and layer in few.params and title == _FEW:
-            methods[f"{title}, analytic, s = {of.covered}"] = (layer, few.params[layer])
-        methods[f"{title}, {_kind(layer)}"] = (layer, start.params)
+        method = partial(Method, layer, title=title)
+        made += [
+            method(each.params[layer], origin="analytic", sparsity=each.sparsity, bound=each.bound)
+            for each in theories
+            if layer in each.params
+        ]
+        kind = _kind(layer)
+        sample = len(Y) if kind == "calibrated" else None
+        made.append(method(start.params, origin=kind, sample=sample))
         if learned is not None:
-            methods[f"{title}, learned"] = (layer, learned.best)
+            made.append(method(learned.best, origin="learned", steps=run.steps))
         seconds |= spent
         broken += breaks
-    shown = any(name.endswith(", analytic") for name in methods)
+    shown = any(method.origin == "analytic" for method in made)
     remarks = [f"{', '.join(penalties)}.", *of_pursuits, of.remark, *broken]
+    methods = named(made) | {name: codes for name, (codes,) in pursued.items()}
     return methods, remarks, of.caution if shown else "", of.covered
 
 
@@ -319,32 +329,34 @@ def _sparsity_table(Ds: Any, Xs: Any) -> str:
 
 def _chain_methods(
     samples: Samples, run: Plan, seconds: dict[str, float], remarks: list[str]
-) -> dict[str, tuple[networks.Network, Any]]:
-    methods: dict[str, tuple[networks.Network, Any]] = {}
+) -> dict[str, Method]:
+    made: list[Method] = []
     classical: dict[str, tuple[str, Layer]] = {
         "ista": ("ISTA", layers.ista(run.depth)),
         "fista": ("FISTA", layers.fista(run.depth)),
     }
-    for name, layer in (classical[m] for m in classical if m in run.methods):
-        run.say(f"{name}: choosing its penalties")
-        methods[name] = _made_in_chain(samples, partial(_ista, run, layer))
+    for title, layer in (classical[m] for m in classical if m in run.methods):
+        run.say(f"{title}: choosing its penalties")
+        chain = _made_in_chain(samples, partial(_ista, run, layer))
+        made.append(Method(*chain, origin="untrained", title=title))
     for title, family, options in _families(run).values():
         run.say(f"{title}: calibrating")
         with timed(seconds, f"{title}, before training"):
             network, start = _made_in_chain(
                 samples, partial(_start_by_recipe, run, family, options)
             )
+        first = network.layers[0]
         if layers.FAMILIES[family].from_theory is not None:
-            methods[f"{title}, analytic"] = _made_in_chain(
-                samples, partial(_analytic, network.layers[0])
-            )
-        methods[f"{title}, {_kind(network.layers[0])}"] = network, start
-        if network.layers[0].recipe.rate:
+            chain = _made_in_chain(samples, partial(_analytic, first))
+            made.append(Method(*chain, origin="analytic", title=title))
+        made.append(Method(network, start, origin=_kind(first), title=title))
+        if first.recipe.rate:
             run.say(f"{title}: training {run.steps} steps")
             with timed(seconds, f"{title}, learned"):
                 learned = _steps.train(network, start, samples, run, title, remarks)
-            methods[f"{title}, learned"] = network, learned.best
-    return methods
+            of = network, learned.best
+            made.append(Method(*of, origin="learned", title=title, steps=run.steps))
+    return named(made)
 
 
 def _made_in_chain(samples: Samples, make: Make) -> tuple[networks.Network, Any]:

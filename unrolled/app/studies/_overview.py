@@ -3,27 +3,18 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
+from unrolled import comparison
 from unrolled._base.results import Result
 from unrolled._base.text import Grid, markdown, short
-from unrolled.comparison import Comparison, microseconds
-from unrolled.layers import Layer, Unrolled
-from unrolled.training import trainable
+from unrolled.comparison import About, Comparison, microseconds
 
 __all__ = ["Overview"]
 
 
-_MOST = 5  # the most rows, and lines with a label
-_CLASSICAL = ("ISTA", "FISTA")  # the methods that learned methods are compared with
-# The params of a family before training, by the last word of their name.
-_STARTS = {
-    "untrained": "without training",
-    "analytic": "with analytic params",
-    "calibrated": "only calibrated",
-}
-_FOR_LASSO = "the dictionary, lam"  # the information that a method for the LASSO uses
+_MOST = 6  # the most rows, and lines with a label
+_FOR_LASSO = "the dictionary, lam"  # the information that an exact solver uses
 
 
 class Overview(Result):
@@ -32,6 +23,7 @@ class Overview(Result):
     sentence: str  # the result
     lead: str  # the setting of the measurement, and the proofs
     lines: dict[str, np.ndarray]  # errors after 0, ..., K steps by method
+    kinds: dict[str, tuple[str, str]]  # the title and the variant of each method
     shown: tuple[str, ...]  # the methods that have a label; lines of other methods are faint
     best: str  # the method with the smallest final error
     ylabel: str  # the label of the axis of errors, with the unit
@@ -40,33 +32,23 @@ class Overview(Result):
     table: Grid  # a row for each method that is shown, six columns at most
 
 
-def of_known(
-    result: Comparison,
-    methods: Mapping[str, tuple[Layer, Unrolled]],
-    setting: str,
-    covered: int,
-    fallback: str,
-) -> Overview:
+def of_known(result: Comparison, setting: str, covered: int) -> Overview:
     """The overview of methods on signals whose codes are known.
 
     Args:
-        result: the comparison, with the seconds of the methods that are shown.
-        methods: layers and params by name.
+        result: the comparison, with the seconds of its methods.
         setting: a sentence about the signals.
         covered: the most nonzeros that the worst case covers.
-        fallback: the sentence if ISTA or FISTA is best, or if there is neither.
     """
     lines = {name: np.concatenate([[0.0], curve.nmse]) for name, curve in _running(result)}
-    ends = _ends(lines, result)
-    shown, best = _shown(ends), min(ends, key=ends.__getitem__, default="")
-    texts = {name: f"{end:.1f} dB" for name, end in ends.items()}
-    sentence = _sentence(best, "an error of", texts, methods, result) or fallback
+    shown, ends = to_show(result), comparison.ends_of(result)
     proved = {name: of.share for name in shown if (of := result[name].proved) is not None}
+    medians = {name: result[name].curve.quantiles[-1, 1] for name in shown}
     columns = {
         "Method": list(shown),
-        "Information used": [_knows(name, methods) for name in shown],
-        "Error, dB": [f"{ends[name]:.1f}" for name in shown],
-        "Signals above \u221220 dB": [f"{result[n].curve.failure_rate[-1]:.1%}" for n in shown],
+        "Information used": [_knows(result, name) for name in shown],
+        "Error (median), dB": [f"{ends[name]:.1f} ({medians[name]:.1f})" for name in shown],
+        "Failures": [f"{result[name].curve.failure_rate[-1]:.1%}" for name in shown],
         "Codes proved": ["" if proved.get(n) is None else f"{proved[n]:.0%}" for n in shown],
         "CPU microseconds a signal": [_microseconds(result, name) for name in shown],
     }
@@ -79,43 +61,37 @@ def of_known(
         words += f"{none}, so the results below are measured, not proved."
         del columns["Codes proved"]
     return Overview(
-        sentence,
+        result.why,
         f"{setting} {words}",
         lines,
+        _kinds(result),
         shown,
-        best,
+        min(ends, key=ends.__getitem__, default=""),
         "error of the code, dB",
         False,
         "Error of the code after each step: the energy of the error divided by the energy of the "
-        "codes, both summed over all test signals.",
+        "codes, both summed over all test signals. A failure is a signal with an error above "
+        "\u221220 dB.",
         _table(columns),
     )
 
 
-def of_unknown(
-    result: Comparison, methods: Mapping[str, tuple[Layer, Unrolled]], setting: str, fallback: str
-) -> Overview:
+def of_unknown(result: Comparison, setting: str) -> Overview:
     """The overview of methods that are judged by the LASSO; the arguments are as in `of_known`."""
     zero = np.nan if result.ista_gap is None else float(result.ista_gap[0])
     lines = {name: np.concatenate([[zero], curve.gap]) for name, curve in _running(result)}
-    ends = _ends(lines, result)
-    shown, best = _shown(ends), min(ends, key=ends.__getitem__, default="")
-    texts = {name: f"{end:.2g}" for name, end in ends.items()}
-    sentence = _sentence(best, "a gap to the optimum of", texts, methods, result) or fallback
-    exact = result.exact
-    worse = [result[n].curve.worse for n in (*shown, *exact)]
+    shown, ends, exact = to_show(result), comparison.ends_of(result), result.exact
+    rows = {name: result[name].curve for name in (*shown, *exact)}
     columns = {
-        "Method": [*shown, *exact],
-        "Information used": [
-            *(_knows(n, methods, _FOR_LASSO) for n in shown),
-            *[_FOR_LASSO] * len(exact),
-        ],
+        "Method": list(rows),
+        "Information used": [*(_knows(result, n) for n in shown), *[_FOR_LASSO] * len(exact)],
         "Gap to the optimum": [
-            *(f"{ends[name]:.2g}" for name in shown),
-            *("" if of.curve.gap is None else f"{of.curve.gap[-1]:.2g}" for of in exact.values()),
+            "" if of.gap is None else f"{of.gap[-1]:.2g}" for of in rows.values()
         ],
-        "Signals worse than zero": [f"{v[-1]:.1%}" for v in worse if v is not None],
-        "CPU microseconds a signal": [_microseconds(result, name) for name in (*shown, *exact)],
+        "Signals worse than zero": [
+            "" if of.worse is None else f"{of.worse[-1]:.1%}" for of in rows.values()
+        ],
+        "CPU microseconds a signal": [_microseconds(result, name) for name in rows],
     }
     words = result.payoff()
     if len(set(columns["Signals worse than zero"])) == 1:
@@ -123,11 +99,12 @@ def of_unknown(
         number = "no signal" if share == "0.0%" else f"{share} of the signals"
         words += f" With every method, the final code of {number} is worse than the zero code."
     return Overview(
-        sentence,
+        result.why,
         f"{setting} {words}",
         lines,
+        _kinds(result),
         shown,
-        best,
+        min(ends, key=ends.__getitem__, default=""),
         "(F - F*) / F*",
         True,
         "Gap to the optimum of the LASSO after each step, over all test signals.",
@@ -136,9 +113,14 @@ def of_unknown(
 
 
 def to_show(result: Comparison) -> tuple[str, ...]:
-    """The methods that an overview shows and times."""
-    lines = {name: curve.nmse if result.known else curve.gap for name, curve in _running(result)}
-    return _shown(_ends(lines, result))
+    """The methods of the headline, then the best method of each other family, best first."""
+    ends = {n: end for n, end in comparison.ends_of(result).items() if not result[n].given}
+    order = sorted(ends, key=ends.__getitem__)
+    titles = {_kinds(result)[name][0]: name for name in reversed(order)}
+    told = [name for name in comparison.told(result) if name in ends]
+    wanted = [*told, *sorted(titles.values(), key=order.index), *order]
+    chosen = list(dict.fromkeys(wanted))[:_MOST]
+    return tuple(name for name in ends if name in chosen)
 
 
 def _running(result: Comparison) -> list[tuple[str, Any]]:
@@ -150,83 +132,15 @@ def _running(result: Comparison) -> list[tuple[str, Any]]:
     ]
 
 
-def _ends(lines: Mapping[str, np.ndarray], result: Comparison) -> dict[str, float]:
-    """The error of every method after its last step, without methods that diverge."""
-    ends = {name: float(v[-1]) for name, v in lines.items() if result[name].diverged is None}
-    return {name: end for name, end in ends.items() if np.isfinite(end)}
+def _kinds(result: Comparison) -> dict[str, tuple[str, str]]:
+    """The title and the origin of each method, for its colour and its name."""
+    abouts = {name: of.about or About(name, "") for name, of in result.methods.items()}
+    return {name: (of.title, of.variant) for name, of in abouts.items()}
 
 
-def _shown(ends: Mapping[str, float]) -> tuple[str, ...]:
-    """ISTA, FISTA, the best family with its start, the best calibrated method, other families."""
-    order = sorted(ends, key=ends.__getitem__)
-    chosen = [name for name in _CLASSICAL if name in ends]
-    calibrated = [name for name in order if name.endswith(", calibrated")]
-    families = {_family(name): name for name in reversed(order)}
-    own = [name for name in order if _family(name) == _family(order[0])]  # with its start
-    wanted = [*own[:2], *calibrated[:1], *sorted(families.values(), key=order.index), *order]
-    chosen = list(dict.fromkeys([*chosen, *wanted]))[:_MOST]
-    return tuple(name for name in ends if name in chosen)
-
-
-def _family(name: str) -> str:
-    return name.partition(",")[0].removesuffix("-SS")
-
-
-def _sentence(
-    best: str,
-    measure: str,
-    ends: Mapping[str, str],
-    methods: Mapping[str, tuple[Layer, Unrolled]],
-    result: Comparison,
-) -> str:
-    """The end of the best method, of the same family before training, and of ISTA or FISTA.
-
-    The sentence is empty if the best method is ISTA or FISTA, or if there is neither.
-    """
-    rival = next((name for name in reversed(_CLASSICAL) if name in ends), None)
-    if rival is None or best in _CLASSICAL or best not in ends:
-        return ""
-    sentence = f"{_subject(best, methods)} ends at {measure} {ends[best]}"
-    for kind, how in _STARTS.items():
-        start = f"{best.partition(', ')[0]}, {kind}"
-        if start in ends and start != best:
-            sentence += f", and {how} it ends at {ends[start]}"
-    sentence += f"; {rival} ends at {ends[rival]}"
-    own, of_rival = (microseconds(result[name], result.signals) for name in (best, rival))
-    if own and of_rival:
-        sentence += f" and takes {_times(of_rival / own)} times the CPU time"
-    return sentence
-
-
-def _subject(name: str, methods: Mapping[str, tuple[Layer, Unrolled]]) -> str:
-    family, _, kind = name.partition(", ")
-    if kind == "learned":
-        return f"{family} with {_numbers(*methods[name]):,} learned numbers"
-    return f"{family}, calibrated on a sample," if kind == "calibrated" else name
-
-
-def _knows(
-    name: str, methods: Mapping[str, tuple[Layer, Unrolled]], start: str = "the dictionary"
-) -> str:
-    """The information that a method uses; `start` is the information for untrained params."""
-    kind = name.partition(", ")[2]
-    if kind not in ("learned", "calibrated"):
-        others = start if name in methods else "its file"
-        return _FOR_LASSO if name in _CLASSICAL else others
-    few = kind == "calibrated"
-    count = f"a sample; {_numbers(*methods[name], few=few):,} numbers"
-    return f"{count}, no gradients" if few else count
-
-
-def _numbers(layer: Layer, params: Unrolled, few: bool = False) -> int:
-    """The count of trained numbers; if `few`, of calibrated numbers: one per step and field."""
-    leaves = zip(jax.tree.leaves(params), jax.tree.leaves(trainable(params)))
-    sizes = [int(np.size(leaf)) for leaf, trained in leaves if trained]
-    return sum(size for size in sizes if not few or size <= layer.depth)
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.2g}"
+def _knows(result: Comparison, name: str) -> str:
+    about = result[name].about
+    return "" if about is None else about.knows
 
 
 def _microseconds(result: Comparison, name: str) -> str:

@@ -120,6 +120,7 @@ def split(D: Any, Y: Array | np.ndarray, X: Any) -> Samples:
         >>> [len(Y) for Y, X in (samples.chosen_on, samples.tested_on)]
         [8, 2]
     """
+    Y, X = jax.tree.map(checks.as_array, (Y, X))
     D, signals = as_dictionaries(D, "split"), Y
     chained = isinstance(D, tuple)
     if chained and not (isinstance(X, tuple | list) and len(X) == len(D)):
@@ -329,6 +330,8 @@ class Starts(Result):
     remark: str  # sentences about the start, or ""
     caution: str  # part of the remark: why the thresholds are not certified; "" if they are
     covered: int  # the most nonzeros that the worst case covers
+    sparsity: int  # s, for which the params are made
+    bound: float  # B, the largest entry of the sample, for atoms of norm 1
 
 
 @checked
@@ -365,7 +368,7 @@ def from_theory(samples: Samples, *models: Layer, sparsity: int | None = None) -
         remark += " The atoms were normalised for the theory, and the params were scaled back."
     params = {m: m.from_theory(W, theta) for m in models if m.from_theory is not None}
     covered = theory.max_sparsity(certified.mu_W, D.shape[1])
-    return Starts(params, remark, caution, covered)
+    return Starts(params, remark, caution, covered, s, bound)
 
 
 def _divided(W: Any, norms: Array) -> Any:
@@ -442,6 +445,7 @@ def train(
         key=training_key(plan),
         loss=loss or training.mostly_last,
         evaluate_every=max(1, min(_EVALUATE_EVERY, plan.steps)),
+        progress=False,  # the plan's `say` tells it
     )
     run = partial(training.fit, layer, params, samples.D, samples.sample, **options)
     return unless_broken(run, name, remarks)

@@ -1,7 +1,7 @@
 """How studies show themselves: as text, tables, figures and data."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from unrolled._base.results import Result
 from unrolled._base.text import screen, table_of
@@ -27,6 +27,10 @@ class Study(Result):
     def __repr__(self) -> str:
         """The text, shortened to fit on a screen."""
         return screen(self.text().splitlines())
+
+    def short(self) -> str:
+        """A table for a terminal, at most six columns and 100 characters wide; may be empty."""
+        return ""
 
     def figures(self) -> dict[str, Callable[[], Any]]:
         """The functions that draw the figures, by caption."""
@@ -55,16 +59,24 @@ class Compared(Study):
     seconds: dict[str, float]  # the seconds of calibration and training
 
     def answer(self) -> str:
-        """The best method, its error, and whether theory guarantees this error."""
-        return self.comparison.answer()
+        """The best learned, calibrated and analytic params, and what theory covers."""
+        return self.comparison.why
+
+    def timed(self) -> Self:
+        """The study with the CPU times of its methods, which differ from run to run."""
+        return self
+
+    def short(self) -> str:
+        """A row for each method: error and median, or gap; failures; costs; proofs."""
+        return self.comparison.table("text")
 
     def __repr__(self) -> str:
         """The comparison, shortened to fit on a screen."""
         return repr(self.comparison)
 
-    def table(self, form: str = "markdown") -> Any:
+    def table(self, form: str = "markdown", *, all: bool = False) -> Any:
         """`Comparison.table`, in any of its forms."""
-        return self.comparison.table(form)
+        return self.comparison.table(form, all=all)
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison and the seconds that calibration and training took."""

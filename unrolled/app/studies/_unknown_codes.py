@@ -23,10 +23,10 @@ from unrolled import (
 from unrolled._base import checks, threads
 from unrolled._base.doors import Array, Key, checked
 from unrolled.app.studies import _steps
-from unrolled.app.studies._overview import Overview, of_unknown, to_show
+from unrolled.app.studies._overview import Overview, of_unknown
 from unrolled.app.studies._steps import Pictures, Plan, Samples, Say
 from unrolled.app.studies._study import Compared
-from unrolled.comparison import with_seconds
+from unrolled.comparison import Method, named, with_seconds
 from unrolled.dictionaries import Dictionary, Operator
 from unrolled.layers import Layer, Unrolled
 from unrolled.pursuit import default_lam, lasso_optima
@@ -42,7 +42,7 @@ _DEEP = 0.5
 
 _CALIBRATED = "alista", "alista_ss"  # left out by default, because known codes calibrate them
 
-Methods = dict[str, tuple[Layer, Unrolled]]
+Methods = dict[str, Method]
 
 
 class UnknownCodes(Compared):
@@ -74,7 +74,7 @@ class UnknownCodes(Compared):
             f"{rebuilt}. Learned methods minimise the LASSO "
             "objective itself on the training signals, and need no codes.",
             "",
-            self.comparison.table(),
+            self.comparison.table(all=True),
             "",
             *(p for remark in self.remarks for p in (remark, "")),
             _remark(D),
@@ -86,17 +86,20 @@ class UnknownCodes(Compared):
             _steps.spent(self.seconds),
         ]
 
+    def timed(self) -> "UnknownCodes":
+        """The study with the CPU times of its methods and exact solvers."""
+        result = with_seconds(self.comparison, self.methods, self.D, self.tested, self.seconds)
+        return self.replace(comparison=result)
+
     def overview(self) -> Overview:
-        """Make the first screen of a report, and time its methods and exact solvers."""
+        """The first screen of a report."""
         m, d = self.D.shape
-        shown = {n: self.methods[n] for n in to_show(self.comparison) if n in self.methods}
-        result = with_seconds(self.comparison, shown, self.D, self.tested, self.seconds)
         setting = (
             f"{self.depth} steps on {len(self.tested):,} signals that training did not use, "
             f"dictionary {m} x {d}, lam = {self.lam:.4g}; the optimal codes have "
             f"{_steps.nonzeros(self.D, self.optimum.x):.1f} nonzeros on average."
         )
-        return of_unknown(result, self.methods, setting, self.answer())
+        return of_unknown(self.comparison, setting)
 
     @property
     def psnr(self) -> dict[str, list[float]]:
@@ -128,8 +131,8 @@ class UnknownCodes(Compared):
             return {}
         tiles, shown = jnp.asarray(patches), {"original": patches}
         for name in dict.fromkeys(["ISTA", list(self.methods)[-1]]):
-            layer, params = self.methods[name]
-            codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, self.D, tiles)
+            of = self.methods[name]
+            codes = jax.jit(jax.vmap(of.layer.apply, (None, None, 0)))(of.params, self.D, tiles)
             rows = problems.synthesize(self.D, codes)
             shown[f"{name}, PSNR {float(metrics.psnr(rows, tiles)):.2f} dB"] = np.asarray(rows)
         return {
@@ -232,7 +235,9 @@ def unknown_codes(
     result = _steps.compared(
         {**trained, **classical, **run.weights}, D, some, lam=lam, certify=certify
     )
-    learned = {name: (*m, D) for name, m in trained.items() if name.endswith(", learned")}
+    learned = {
+        name: (of.layer, of.params, D) for name, of in trained.items() if of.origin == "learned"
+    }
     for name, fit in run.weights.items():
         assert isinstance(fit.model, Layer)  # `compared` refuses a network next to a layer
         learned[name] = fit.model, fit.best, D if fit.D is None else fit.D
@@ -253,7 +258,8 @@ def _trained_on_lasso(
     """ISTA and FISTA, and learned methods trained on the LASSO objective."""
     D, K = samples.D, run.depth
     params = analytic.ista(D, lam, K)
-    methods: Methods = {"ISTA": (layers.ista(K), params), "FISTA": (layers.fista(K), params)}
+    classical = {"ISTA": layers.ista(K), "FISTA": layers.fista(K)}
+    made = [Method(of, params, origin="untrained", title=n) for n, of in classical.items()]
     families = _families(lam, sparsity, run)
     objective = training.lasso_loss(lam)
 
@@ -270,7 +276,7 @@ def _trained_on_lasso(
             "name these methods."
         )
 
-    def trained(family: str) -> tuple[Methods, dict[str, float], list[str]]:
+    def trained(family: str) -> tuple[list[Method], dict[str, float], list[str]]:
         name, layer, rate = families[family]
         spent: dict[str, float] = {}
         broken: list[str] = []
@@ -283,15 +289,17 @@ def _trained_on_lasso(
                 # lfista_cp returns the best code of all steps: the loss of the last is enough.
                 aim = objective if family == "lfista_cp" else loss
                 learned = _steps.train(layer, start, samples, run, name, broken, aim, rate)
-        kind = "untrained" if name == family or family == "bcd" else "analytic"
-        made = {} if name in ("ISTA", "LFISTA-CP") else {f"{name}, {kind}": (layer, start)}
-        return made | {f"{name}, learned": (layer, learned.best)}, spent, broken
+        method, n = partial(Method, layer, title=name), len(samples.chosen_on[0])
+        fitted = [method(learned.best, origin="learned", sample=n, steps=run.steps)]
+        if name not in ("ISTA", "LFISTA-CP"):
+            fitted.insert(0, method(start, origin="untrained"))
+        return fitted, spent, broken
 
-    for made, spent, broken in threads.each(trained, [n for n in families if n in names]):
-        methods |= made
+    for fitted, spent, broken in threads.each(trained, [n for n in families if n in names]):
+        made += fitted
         seconds |= spent
         remarks += broken
-    return methods
+    return named(made)
 
 
 def _families(lam: float, sparsity: int, run: Plan) -> dict[str, tuple[str, Layer, float | None]]:
@@ -321,6 +329,7 @@ def _by_recipe(
 ) -> training.Fit:
     """A family, trained by `training.unsupervised`."""
     options: dict[str, Any] = dict(family=family, steps=run.steps, key=_steps.training_key(run))
+    options |= dict(progress=False)
     train = partial(training.unsupervised, samples.D, samples.sample, lam, run.depth, **options)
     return _steps.unless_broken(train, name, remarks)
 

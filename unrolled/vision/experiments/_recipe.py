@@ -28,7 +28,7 @@ ML_CSC = ("cnn", "ml-ista", "ml-fista", "ml-lista", "layered-bp", "all-free")
 MODELS = (*CLASSIFICATION, *SEGMENTATION, *ML_CSC)
 
 _OPTIONS = {
-    "unet": ("width",),
+    **dict.fromkeys(("unet", "vgg11"), ("width",)),
     "res-csc": ("width", "blocks", "unfoldings"),
     "msd-csc": ("width", "blocks", "growth", "depth", "unfoldings"),
     **dict.fromkeys(ML_CSC, ("unfoldings", "constrained")),
@@ -256,7 +256,7 @@ def build_model(recipe: Recipe, shape: tuple[int, ...], classes: int, rngs: nnx.
     if name == "lenet5":
         return models.LeNet5(classes, activation, side=shape[0], **common)
     if name == "vgg11":
-        return models.VGG11(classes, activation, **common)
+        return models.VGG11(classes, activation, **options, **common)
     if name == "res-csc":
         width = options.pop("width", 16)
         widths = width, 2 * width, 4 * width

@@ -103,7 +103,7 @@ class LeNet5(nnx.Module):
         return self.dense3(x)
 
 
-_FILTERS = (64, 128, 256, 256, 512, 512, 512, 512)
+_FILTERS = (1, 2, 4, 4, 8, 8, 8, 8)  # times the width
 _POOLED = (0, 1, 3, 5, 7)  # maxima over 2 x 2 pixels follow these blocks
 _SIDE = 32
 
@@ -113,15 +113,16 @@ class VGG11(nnx.Module):
 
     .. math:: x_j = \rho(BN(D_j' * p_j(x_{j-1}) + b_j)), \quad j = 1, \dots, 8,
 
-    with 64, 128, 256, 256, 512, 512, 512, 512 filters of 3 x 3 pixels and padding 1. The maps p_j
+    with 1, 2, 4, 4, 8, 8, 8, 8 times `width` filters of 3 x 3 pixels and padding 1. The maps p_j
     take maxima over 2 x 2 pixels after the blocks 1, 2, 4, 6 and 8. The network has 9,231,114
-    params for ten classes and pictures of 32 x 32 x 3. Weights and biases are drawn uniformly from
-    [-1, 1] / sqrt(fan-in), as in PyTorch by default. Derivatives use reverse mode (`jax.grad`,
-    `jax.vjp`).
+    params for width 64, ten classes and pictures of 32 x 32 x 3. Weights and biases are drawn
+    uniformly from [-1, 1] / sqrt(fan-in), as in PyTorch by default. Derivatives use reverse mode
+    (`jax.grad`, `jax.vjp`).
 
     Args:
         classes: number of outputs.
         activation: rho, an activation of `unrolled.activations`, its name or any function.
+        width: number of filters of the first block; 64 in the paper.
         channels: number of channels of the pictures.
         rngs: the nnx.Rngs that draws the params.
 
@@ -154,15 +155,18 @@ class VGG11(nnx.Module):
         classes: int = 10,
         activation: str | Callable[[Array], Array] = relu,
         *,
+        width: int = 64,
         channels: int = 3,
         rngs: nnx.Rngs,
     ):
-        classes, self.channels = checks.as_sizes("VGG11", classes=classes, channels=channels)
+        sizes = dict(classes=classes, width=width, channels=channels)
+        classes, width, self.channels = checks.as_sizes("VGG11", **sizes)
         activation = by_name(activation)
         _layers.check_rngs(rngs, "VGG11")
-        sizes = zip((self.channels, *_FILTERS), _FILTERS)
-        self.blocks = nnx.List([ConvolutionBlock(*n, activation, rngs=rngs) for n in sizes])
-        self.dense = Dense(_FILTERS[-1], classes, rngs=rngs)
+        filters = [width * n for n in _FILTERS]
+        pairs = zip((self.channels, *filters), filters)
+        self.blocks = nnx.List([ConvolutionBlock(*n, activation, rngs=rngs) for n in pairs])
+        self.dense = Dense(filters[-1], classes, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """The logits of pictures.
