@@ -240,7 +240,7 @@ def own(tmp_path, folder, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:fit. ")
+@pytest.mark.filterwarnings("ignore:unsupervised. ")
 def test_a_family_of_your_own_trains_and_encodes_where_it_is_imported(own, folder, tmp_path):
     files = ("--dictionary", folder / "D.npy", "--signals", folder / "Y.npy", "--output", "w.npz")
     train = ("train", "--family", "my_family", "--depth", 2, "--steps", 4, *files)
@@ -263,7 +263,7 @@ REFUSED = {
     "train T --output D.npy": "D.npy: expected a file of weights, whose name ends in .npz",
     "train T --output plain.npz --signals plain.npz": "plain.npz: is read by this command",
     "train T --seed x": "--seed must be an integer, got 'x'",
-    "train T --family my_family": "unknown family 'my_family'.* a family of your own needs rates",
+    "train T --family my_family": "unknown family 'my_family'.*a family of your own needs rates",
     "train T --dictionary gone.npy": "gone.npy: no such file",
     "train T --signals nan.npy": "nan.npy: has NaN or infinite entries .in rows 3, 7.",
     "train T --signals columns.npy": r"columns.npy: .*\(8, 40\).*transpose them",
