@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,8 @@ from jax.sharding import Mesh
 
 import unrolled as ur
 from unrolled._base.processes import Processes, processes_of
+
+GUIDE = Path(__file__).parents[3] / "notebooks" / "guide" / "train_in_a_script.md"
 
 SETUP = """
 import json, os, signal, sys, threading
@@ -242,25 +246,26 @@ def test_one_process_waits_for_no_other():
     assert signals == []
 
 
-JOINED = """
-import json
-from unrolled._base.processes import join
-joined = join(None, None, None, 60)
-import jax, numpy as np
-print(json.dumps([jax.process_index(), joined.gathered(np.array(jax.process_index())).tolist()]))
-"""
-
-
 @pytest.mark.slow
-def test_processes_of_slurm_find_each_other():
-    """By the variables of its jobs alone; the coordinator is on the first host of the list."""
-    variables = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_NODELIST="localhost")
-    started = []
-    for i in ("0", "1"):
-        own = dict(SLURM_NTASKS="2", SLURM_PROCID=i, SLURM_LOCALID=i, JAX_PLATFORMS="cpu")
-        command = (sys.executable, "-W", "ignore", "-c", JOINED)
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(subprocess.Popen(command, env=os.environ | variables | own, **pipes))
-    for i, process in enumerate(started):
-        out, err = process.communicate(timeout=100)
-        assert json.loads(out.splitlines()[-1]) == [i, [0, 1]], err
+def test_the_script_of_the_guide_trains_in_processes_of_slurm(tmp_path):
+    """By the variables of its jobs alone; one process without a mesh has the same bits."""
+    D = ur.dictionaries.gaussian(0, 10, 20)
+    np.save(tmp_path / "D.npy", D)
+    np.save(tmp_path / "Y.npy", ur.problems.sampler(D, 200)(0)[0])
+    script = re.findall(r"```py\n(.*?)```", GUIDE.read_text(), re.DOTALL)[-1]
+    pipes = dict(stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
+    slurm = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2")
+
+    def started(script, **own):
+        command = (sys.executable, "-W", "ignore", "-c", script)
+        return subprocess.Popen(command, env=variables | own, **pipes)
+
+    def bits(*processes):
+        for process in processes:
+            assert not process.communicate(timeout=200)[1] and process.returncode == 0
+        return ur.training.digest(ur.training.restore(tmp_path / "weights.npz").params)
+
+    pair = bits(*(started(script, SLURM_PROCID=i, SLURM_LOCALID=i, **slurm) for i in "01"))
+    alone = script.replace("jax.distributed.initialize()", "").replace('"shared"', '"alone"')
+    assert bits(started(alone)) == pair

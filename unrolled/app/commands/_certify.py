@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         unrolled certify D.npy --sparsity 11 --output report
         unrolled certify D.npy --sparsity 3 --signals Y.npy
         unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json
-        unrolled certify run/weights.npz --sparsity 10,2
+        unrolled certify weights.npz --sparsity 10,2
         unrolled certify D.npy --code X.npy --signals Y.npy
     """
     if arguments.figure is not None or arguments.output is not None:

@@ -82,9 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
             proved code and 0 for any other code
 
     Examples:
-        unrolled encode run/weights.npz Y.npy --output codes.npy
+        unrolled encode weights.npz Y.npy --output codes.npy
         unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy
-        unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy
+        unrolled encode --import my_module weights.npz Y.npy --output codes.npy
     """
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from unrolled import training
 from unrolled._base.text import plain
 from unrolled.app.commands import _inputs
-from unrolled.app.commands._console import add_command, note_output, progress_printer, show
+from unrolled.app.commands._console import Say, add_command, note_output, progress_printer, show
 from unrolled.app.commands._report import check_folder, check_not_read
 from unrolled.dictionaries import Operator, block_of
 from unrolled.networks import worse
@@ -144,10 +144,11 @@ def train(
         options |= {} if lam is None else {"lam": lam}
         fit = training.by_recipe(family or _WITH_CODES, D, (Y, X), **options).fit
     else:
-        lam = _lam(D, Y) if lam is None else lam
+        say = progress_printer()
+        lam = _lam(D, Y, say) if lam is None else lam
         saved = training.Checkpoint(steps_folder)
         noted = [lambda record, params: note_output()]
-        with _told_if_stopped():
+        with _told_if_stopped(say):
             fit = training.unsupervised(
                 D, Y, lam, family=family, checkpoint=saved, callbacks=noted, **options
             )
@@ -172,17 +173,17 @@ def _checked(output: Path, read: list[Path], resume: bool) -> Path:
     return folder
 
 
-def _lam(D: Operator, Y: Any) -> float:
+def _lam(D: Operator, Y: Any, say: Say) -> float:
     lam = float(f"{default_lam(D, Y):.3g}")
-    progress_printer()(f"lam = {lam:g}, {DEFAULT_LAM}")
+    say(f"lam = {lam:g}, {DEFAULT_LAM}")
     return lam
 
 
 @contextmanager
-def _told_if_stopped() -> Iterator[None]:
+def _told_if_stopped(say: Say) -> Iterator[None]:
     """Say, after a signal has ended a run and its last step is saved, how to continue the run."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        print("stopped; --resume continues from here", file=sys.stderr)
+        say("stopped; --resume continues from here")
         raise
