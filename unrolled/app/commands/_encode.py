@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     signal as zero, and prints the number of such signals.
 
     Flags:
-        weights: a file written by `unrolled train`, or a run folder; the folder of an unfinished
-            run gives the best params at its newest checkpoint; omit with --method
+        weights: a file written by `unrolled train`, or the folder of saved steps of a run, whose
+            newest step has the best params so far; omit with --method
         signals: signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the
             signals are complex or pairs of real numbers, and the codes have the same form
         --output: codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of
@@ -114,7 +114,7 @@ def _check_source(
         allowed = _PENALTY if certify and {"lam", "ratio"} & set(options) else ()
         if needing := [option for option in options if option not in allowed]:
             raise ValueError(f"encode: --{', --'.join(needing)} needs --method")
-        return _inputs.weights_of(weights)
+        return weights
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
     checks.one_of(method, _inputs.names(), "method", "encode")

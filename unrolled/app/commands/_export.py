@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     any number of signals. To run the program, install only jax and flatbuffers.
 
     Flags:
-        weights: a file of weights, or a run folder
+        weights: a file of weights, or the folder of saved steps of a run
         --output: file to write
         --dictionary: D, as .npy or .npz (entry D), for weights that were saved without D; for a
             chain, give the option once for each layer
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
     Example:
         unrolled export weights.npz --output net.stablehlo
     """
-    weights, given = _inputs.weights_of(arguments.weights), arguments.dictionary or []
+    weights, given = arguments.weights, arguments.dictionary or []
     check_not_read([arguments.output], [weights, *given])
     model = _inputs.restore_model(weights, given)
     path = export.save(

@@ -26,7 +26,6 @@ from unrolled.networks import Network
 from unrolled.pursuit import CHAIN, PURSUITS, pursue
 from unrolled.vision import datasets
 
-WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
 CODES = "codes.npz"  # codes that were computed for the run
 _APART = 10  # a larger ratio between norms of atoms gives a warning
 
@@ -217,12 +216,6 @@ def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Opera
     return Xs if chained else Xs[0]
 
 
-def weights_of(path: Path) -> Path:
-    """The path of a weights file; for a run folder, the weights in it, or else the checkpoints."""
-    inside = (path / WEIGHTS, path / CHECKPOINTS)
-    return next((file for file in inside if file.exists()), path)
-
-
 def check_length(path: Path, Y: np.ndarray, D: Operator | tuple[Operator, ...]) -> None:
     """Raise ValueError unless Y is (signals, m), for a chain with the m of its first dictionary."""
     D = D[0] if isinstance(D, tuple) else D
@@ -341,7 +334,9 @@ def restore_model(
     """
     saved = training.restore(weights)
     if saved.layer is None:
-        raise ValueError(f"{weights}: it names no layer, as the files of `unrolled train` do")
+        raise ValueError(
+            f"{weights}: it names no layer; expected weights that `ur.save(..., layer=layer)` wrote"
+        )
     if dictionaries:
         Ds: Any = tuple(map(read_dictionary, dictionaries))
         if isinstance(saved.layer, Layer):
