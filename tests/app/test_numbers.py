@@ -82,17 +82,6 @@ def test_the_check_of_doctor_is_below_its_certified_bound():
     assert 0 <= _doctor._certified_error() <= schedule.error[-1] + rounding
 
 
-def test_doctor_checks_the_folder_that_a_run_would_write(monkeypatch, tmp_path, capsys):
-    for name, found in {"_measured": list, "_certified_error": lambda: 1e-7}.items():
-        monkeypatch.setattr(_doctor, name, found)
-    assert main(["doctor", "--json", "--output", str(tmp_path / "new")]) == 0
-    found = strict_json(capsys.readouterr().out)
-    assert found["write check"] == f"{tmp_path / 'new'} is writable"
-    (tmp_path / "file").write_text("")
-    assert main(["doctor", "--json", "--output", str(tmp_path / "file")]) == 2
-    assert "file" in capsys.readouterr().err
-
-
 def test_the_memory_of_a_device_is_told_where_it_knows_it(monkeypatch):
     device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 3 * 2**29})
     monkeypatch.setattr(_doctor.jax, "devices", lambda: [device])

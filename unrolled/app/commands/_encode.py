@@ -4,7 +4,7 @@ import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -376,48 +376,38 @@ def _lasso(
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
     """Write the codes of all chunks into the file, and return the lines of the chunks."""
-    lines, headers, archived = [], job.headers, output.suffix == ".npz"
+    lines, archived, folder = [], output.suffix == ".npz", target(output).parent
     with ExitStack() as stack:
-        parts = _temporary(stack, output, headers) if archived else {"": file}
-        for part, header in zip(parts.values(), headers.values()):
-            np.lib.format.write_array_header_1_0(part, header)
+        parts: dict[str, Any] = {
+            name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) if archived else file
+            for name in job.headers
+        }
+        for name, header in job.headers.items():
+            np.lib.format.write_array_header_1_0(parts[name], header)
         for arrays, line in _chunks(job, say):
-            for part, name in zip(parts.values(), headers):
+            for name, part in parts.items():
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
             lines.append(line)
         if archived:  # its entries are written one after another
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():
-                _copy(part, archive, name)
+                part.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    shutil.copyfileobj(part, entry, 2**20)
     return lines
 
 
 def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
-    """Write the nonzeros of all codes in the format of `scipy.sparse.save_npz`; return the lines.
+    """Write the nonzeros of all codes, which memory holds, and return the lines of the chunks."""
+    from scipy.sparse import csr_matrix, save_npz, vstack
 
-    Memory holds one chunk of codes and a number per signal.
-    """
-    lines, counts = [], [np.zeros(1, int)]
+    lines, rows = [], []
     name, header = next(iter(job.headers.items()))
-    dtypes = {"data": header["descr"], "indices": "<i8"}
-    with ExitStack() as stack:
-        parts = _temporary(stack, output, dtypes)
-        for arrays, line in _chunks(job, say):
-            codes = np.ascontiguousarray(arrays[name], "<f4").view(dtypes["data"])
-            rows, columns = np.nonzero(codes)
-            counts.append(np.count_nonzero(codes, axis=1))
-            for part, values in (("data", codes[rows, columns]), ("indices", columns)):
-                parts[part].write(np.ascontiguousarray(values, dtypes[part]).data)
-            lines.append(line)
-        starts = np.cumsum(np.concatenate(counts))
-        whole = {"indptr": starts, "format": np.array(b"csr"), "shape": np.array(header["shape"])}
-        archive = stack.enter_context(zipfile.ZipFile(file, "w"))
-        for part, array in whole.items():
-            with archive.open(f"{part}.npy", "w") as entry:
-                np.lib.format.write_array(entry, array)
-        for part, source in parts.items():
-            shape = {"descr": dtypes[part], "fortran_order": False, "shape": (int(starts[-1]),)}
-            _copy(source, archive, part, shape)
+    for arrays, line in _chunks(job, say):
+        codes = np.ascontiguousarray(arrays[name], "<f4").view(header["descr"])
+        rows.append(csr_matrix(codes))
+        lines.append(line)
+    save_npz(file, vstack(rows, "csr"), compressed=False)
     return lines
 
 
@@ -427,21 +417,6 @@ def _chunks(job: _Job, say: Say) -> Iterator[tuple[dict[str, np.ndarray], Line]]
     for first in range(0, n, _CHUNK):
         yield job.chunk(first, _rows(job.Y, job.path, first))
         now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
-
-
-def _temporary(stack: ExitStack, output: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Temporary files next to the output, by name."""
-    folder = target(output).parent
-    return {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}
-
-
-def _copy(part: BinaryIO, archive: zipfile.ZipFile, name: str, header: Any = None) -> None:
-    """Copy a temporary file, after a header if it has none, into an archive."""
-    part.seek(0)
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-        if header is not None:
-            np.lib.format.write_array_header_1_0(entry, header)
-        shutil.copyfileobj(part, entry, 2**20)
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
