@@ -148,7 +148,7 @@ def train(
         lam = _lam(D, Y, say) if lam is None else lam
         saved = training.Checkpoint(steps_folder)
         noted = [lambda record, params: note_output()]
-        with _told_if_stopped(say):
+        with _told_if_stopped(steps_folder, say):
             fit = training.unsupervised(
                 D, Y, lam, family=family, checkpoint=saved, callbacks=noted, **options
             )
@@ -180,10 +180,11 @@ def _lam(D: Operator, Y: Any, say: Say) -> float:
 
 
 @contextmanager
-def _told_if_stopped(say: Say) -> Iterator[None]:
+def _told_if_stopped(folder: Path, say: Say) -> Iterator[None]:
     """Say, after a signal has ended a run and its last step is saved, how to continue the run."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        say("stopped; --resume continues from here")
+        if folder.exists():  # a signal may come before the first step
+            say("stopped; --resume continues from here")
         raise
