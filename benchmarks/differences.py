@@ -68,6 +68,19 @@ def differences(cells):
                     yield f"{run}{name} of layer {j}", of
 
 
+def counted(rows):
+    """What a run of a table costs, and the differences whose intervals exclude 0."""
+    seconds = [row["seconds"] for row in rows.values()]
+    parameters = {f"{row['parameters']:,}" for row in rows.values()}
+    found = [of for _, of in differences(experiments.summarize(rows))]
+    clear = [sum(of.excludes_zero for of in each) for each in (found, experiments.holm(found))]
+    return (
+        f"{len(rows)} runs of {min(seconds):.0f} to {max(seconds):.0f} seconds; "
+        f"{', '.join(sorted(parameters))} parameters. Of the intervals of {len(found)} differences "
+        f"of scores and features, {clear[0]} exclude 0, and {clear[1]} by Holm's procedure."
+    )
+
+
 def title(recipe):
     """The options that differ from the recipe of the paper, without activation, gamma and seed."""
     paper = experiments.paper_recipe(experiments.task_of(recipe.model), recipe.data)
@@ -156,17 +169,18 @@ def percent(of, sign=""):
 
 def main():
     rows = experiments.read_rows(FOLDER)
+    groups = by_title(rows)
     tables = {
         name: with_features(group)
         if "cifar10, lenet5" in name
         else experiments.scores_table(experiments.summarize(group))
-        for name, group in by_title(rows).items()
+        for name, group in groups.items()
     }
     if wanted := sys.argv[1:]:
         print(*(tables[name] for name in wanted), sep="\n\n")
         return
     for name, table in tables.items():
-        print(f"\n{name}\n\n{table}")
+        print(f"\n{name}\n\n{table}\n\n{counted(groups[name])}")
     print("\nDifferences from gamma = 0 of the comparisons with a pursuit:\n")
     tables = {}
     for table, name, of in beside_a_pursuit(rows):

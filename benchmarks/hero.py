@@ -25,6 +25,7 @@ class Line(NamedTuple):
     trained: bool = False
     offset: tuple[int, int] = (6, 0)  # from the end of the line to the label, points
     side: str = "left"  # side of the label next to the line
+    dashes: str = "-"
 
     def text(self, numbers: int) -> str:
         return f"{self.label}: {numbers:,} numbers" if self.trained else self.label
@@ -34,6 +35,7 @@ GREY = ("#6A6A6A", "#9A9A9A")
 LINES = {
     "ISTA": Line("ISTA", GREY, offset=(6, 3)),
     "FISTA": Line("FISTA", GREY, offset=(6, -5)),
+    "ALISTA-SS, analytic": Line("ALISTA, from theory alone", ("#B84F00", "#FF8A3D"), dashes="--"),
     "LISTA-SS": Line("LISTA", ("#0072B2", "#56B4E9"), trained=True),
     "ALISTA-SS": Line("ALISTA", ("#B84F00", "#FF8A3D"), trained=True),
     "OAT": Line(
@@ -66,7 +68,8 @@ def draw(scheme: str):
         for name, (products, errors, choice) in lines().items():
             line, strong = LINES[name], name == "ALISTA-SS"
             colour = line.colours[scheme == "dark"]
-            panel.plot(products, errors, color=colour, linewidth=3.2 if strong else 2)
+            look = dict(color=colour, linestyle=line.dashes, linewidth=3.2 if strong else 2)
+            panel.plot(products, errors, **look)
             panel.annotate(
                 line.text(choice["numbers"]),
                 (products[-1], errors[-1]),

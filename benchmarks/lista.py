@@ -102,6 +102,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "LIHT": ("liht", {}),
 }
 ORACLE, LIMIT = "oracle", "Bayes limit"  # least squares on the true support; VAMP-BG with K = 32
+# ALISTA-SS with the params of Theorem 12 for the most nonzeros that it covers, and the largest
+# entry of 512 codes; without noise only.
+ANALYTIC = "ALISTA-SS, analytic"
 MAIN = {
     "noiseless": Cell(),
     "SNR 40": Cell(snr=40.0),
@@ -155,6 +158,8 @@ def rows(cells: list[str]) -> Iterator[Row]:
     designed = [cell for cell in cells if cell in DESIGN]
     for cell, name in (*itertools.product(main, names), *itertools.product(others, names)):
         yield Row(cell, name)
+    if "noiseless" in main:
+        yield Row("noiseless", ANALYTIC)
     for cell, name in itertools.product(designed, FAMILIES):
         yield Row(cell, name)
     for seed, i, name, cell in itertools.product(SEEDS, DICTIONARIES, names, main):
@@ -347,6 +352,18 @@ def oracle(D: jax.Array, Y: jax.Array, X: jax.Array) -> np.ndarray:
 # Rows
 
 
+def from_theory(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
+    """The params of `ANALYTIC`: what they are made for, and the layer with its params."""
+    X = sampler(cell, D, 512)(jax.random.key(row.seed))[1]
+    layer = ur.alista(cell.depth, support=(0.12 * cell.probability, 1.3 * cell.probability))
+    s = ur.theory.max_sparsity(ur.analytic.certified_weights(D).mu_W, cell.d)
+    bound = float(jnp.abs(X).max())
+    params = ur.analytic.alista(D, depth=cell.depth, sparsity=s, bound=bound)
+    products = ur.comparison.products(layer, params, D, jnp.ones(cell.m, jnp.float32))
+    made_for = {"layer": repr(layer), "sparsity": s, "bound": round(bound, 3), "numbers": 0}
+    return made_for | {"seconds": 0.0, "products": products}, (layer, params)
+
+
 def made(row: Row, cell: Cell, D: jax.Array) -> tuple[dict[str, Any], Any]:
     """Make a family by its recipe: the choices, and the layer with its params."""
     family, options = FAMILIES.get(row.family, FAMILIES["VAMP-BG"])
@@ -387,7 +404,7 @@ def measured(row: Row, write: Any) -> None:
         Y, X = test_signals(cell, D, row)
         write(row, test=scores(oracle(D, Y, X), X))
         return
-    choice, (layer, params) = made(row, cell, D)
+    choice, (layer, params) = (from_theory if row.family == ANALYTIC else made)(row, cell, D)
     write(row, choice=choice)
     Y, X = test_signals(cell, D, row)
     errors = squares(layer, params, D, Y, X)

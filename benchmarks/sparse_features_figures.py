@@ -3,7 +3,10 @@
     python benchmarks/sparse_features_figures.py
     python benchmarks/sparse_features_figures.py --pictures FOLDER     of the runs: figures 4 and 6
     python benchmarks/sparse_features_figures.py --tables              prints Tables 4 and 5
-    python benchmarks/sparse_features_figures.py --features unet       prints the penalised features
+    python benchmarks/sparse_features_figures.py --features TITLE      prints the penalised features
+    python benchmarks/sparse_features_figures.py --losses TITLE        prints the training losses
+
+TITLE is a title that `differences.py` prints, such as "ecssd, unet, epochs 20, width 16".
 
 Rows keep numbers, not pictures: the masks of figures 4 and 6 are in the folder that
 `unrolled experiment segmentation --output` wrote. All of its runs show the same first five test
@@ -14,22 +17,17 @@ did not learn are left out.
 import argparse
 from pathlib import Path
 
+import numpy as np
 from differences import CHANCE, FOLDER, LABELS, MEASURES, by_title, kind_of, score
 
 from unrolled.vision import experiments
 
 SHOWN = 5  # pictures
 LENET5 = "cifar10, lenet5, epochs 20, test held-out"
-VGG11 = "cifar10, vgg11, "
-UNET = "ecssd, unet, "
+VGG11 = "cifar10, vgg11, epochs 5, rate 0.01, test held-out, width 16"
+UNET = "ecssd, unet, epochs 20, width 16"
 SCORES = {"pixel accuracy, % (deviation over pictures)": "pixel_accuracy"}
 SCORES |= {"mPA, %": "mean_class_precision", "mean IoU, %": "mean_iou"}
-
-
-def longest(tables, beginning):
-    """The rows with the most epochs, or else the most rows, of tables whose titles begin alike."""
-    alike = [[*rows.values()] for title, rows in tables.items() if title.startswith(beginning)]
-    return max(alike, key=lambda rows: (rows[0]["recipe"]["epochs"], len(rows)))
 
 
 def masks(folder, activation):
@@ -84,22 +82,50 @@ def features(rows):
     return "\n".join([*lines, "", *(apart if len(apart) > 2 else [])])
 
 
+def losses(rows):
+    """Means over seeds of the training loss by epoch, and differences from gamma = 0."""
+    lines = ["| activation | gamma | seeds | training loss by epoch | difference from gamma = 0 |"]
+    lines.append("|" + "---|" * 5)
+    by_run = {
+        (*kind_of(row), row["recipe"]["seed"]): [line["train"]["loss"] for line in row["curve"]]
+        for row in rows
+    }
+    for activation, gamma in dict.fromkeys(map(kind_of, rows)):
+        seeds = [s for *kind, s in by_run if kind == [activation, gamma]]
+        found = np.array([by_run[activation, gamma, s] for s in seeds])
+        apart = found - np.array([by_run[activation, 0.0, s] for s in seeds])
+        line = [LABELS[activation], f"{gamma:g}", f"{len(seeds)}"]
+        line.append(" / ".join(f"{loss:.3f}" for loss in found.mean(0)))
+        line.append("")
+        if len(seeds) > 1 and gamma:
+            paired = map(experiments.interval, apart.T)
+            line[-1] = " / ".join(f"{of.mean:+.3f} ± {of.half:.3f}" for of in paired)
+        lines.append(f"| {' | '.join(line)} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pictures", type=Path, help="folder of the runs of segmentation")
     parser.add_argument("--tables", action="store_true", help="print Tables 4 and 5 alone")
-    parser.add_argument("--features", choices=("unet", "vgg11"), help="print the features alone")
+    parser.add_argument("--features", metavar="TITLE", help="print the features of a table alone")
+    parser.add_argument("--losses", metavar="TITLE", help="print the losses of a table alone")
     options = parser.parse_args()
-    tables = by_title(experiments.read_rows(FOLDER))
+    tables = {
+        title: sorted(rows.values(), key=lambda row: [*LABELS].index(kind_of(row)[0]))
+        for title, rows in by_title(experiments.read_rows(FOLDER)).items()
+    }
     if options.tables:
-        print(table(longest(tables, UNET)))
+        print(table(tables[UNET]))
         return
     if options.features:
-        print(features(longest(tables, UNET if options.features == "unet" else VGG11)))
+        print(features(tables[options.features]))
         return
-    trained = [row for row in tables[LENET5].values() if score(row) > CHANCE]
-    lenet5 = sorted(trained, key=lambda row: [*LABELS].index(row["recipe"]["activation"]))
-    vgg11, unet = (longest(tables, beginning) for beginning in (VGG11, UNET))
+    if options.losses:
+        print(losses(tables[options.losses]))
+        return
+    lenet5 = [row for row in tables[LENET5] if score(row) > CHANCE]
+    vgg11, unet = tables[VGG11], tables[UNET]
     figures = {
         "figure_1": experiments.score_in_training(lenet5),
         "figure_2": experiments.training_loss(lenet5),

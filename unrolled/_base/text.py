@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -139,42 +140,38 @@ def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for a terminal: the first column begins, and the others end, at one place.
+    """A table for a terminal: words begin, and numbers end, at one place of a column.
 
-    A head that is wider than the cells below it takes two lines.
+    A head that is wider than the cells below it takes several lines.
 
     Example:
         >>> from unrolled._base.text import aligned
         >>> print(aligned(["method", "NMSE dB"], [["ISTA", "-9.5"], ["FISTA", "-10.5"]]))
-        method   NMSE
-                   dB
+                 NMSE
+        method     dB
         ISTA     -9.5
         FISTA   -10.5
     """
     rows = [list(row) for row in rows]
-    heads = [
-        _in_two(name, max((len(row[i]) for row in rows), default=0)) if i else ("", name)
-        for i, name in enumerate(columns)
-    ]
-    lines = [*zip(*heads), *rows]
-    lines = lines if any(lines[0]) else lines[1:]
+    heads = [_broken(name, [row[i] for row in rows]) for i, name in enumerate(columns)]
+    high = max(map(len, heads), default=0)
+    first = [[""] * (high - len(head)) + head for head in heads]
+    lines = [*zip(*first), *rows]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
+    words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(widths))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
+            cell.ljust(width) if word else cell.rjust(width)
+            for cell, width, word in zip(line, widths, words)
         ).rstrip()
         for line in lines
     )
 
 
-def _in_two(name: str, width: int) -> tuple[str, str]:
-    """The two lines of a head, as even as its words allow if one line exceeds the width."""
-    words = name.split()
-    cuts = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(len(words))]
-    if len(name) <= width:
-        return cuts[0]
-    return min(cuts, key=lambda parts: max(map(len, parts)))
+def _broken(name: str, cells: Sequence[str]) -> list[str]:
+    """The lines of a head, as wide as its longest word or the cells below it."""
+    widest = max(map(len, [*name.split(), *cells]), default=1)
+    return textwrap.wrap(name, widest) or [""]
 
 
 def comma_separated(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:

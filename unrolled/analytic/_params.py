@@ -9,7 +9,7 @@ import numpy as np
 
 from unrolled import layers
 from unrolled._base import checks
-from unrolled._base.doors import Array, DTypeLike, checked, host_function
+from unrolled._base.doors import Array, ArrayLike, DTypeLike, checked, host_function
 from unrolled.activations import Activation, relu
 from unrolled.analytic import _schedules
 from unrolled.analytic._schedules import HypothesisWarning
@@ -60,7 +60,7 @@ def lista_cp(
     *,
     depth: int,
     sparsity: int,
-    bound: float,
+    bound: ArrayLike | Any,
     noise: float = 0.0,
     W: Dictionary | None = None,
     activation: Activation | Callable | str = relu,
@@ -74,7 +74,8 @@ def lista_cp(
         D: (m, d), unit atoms.
         depth: K.
         sparsity, bound, noise: s, B and delta. Codes have at most s nonzeros of magnitude at most
-            B, and the noise has an l1 norm of at most delta.
+            B, and the noise has an l1 norm of at most delta. Pass codes (n, d) as `bound` to take
+            the size of their largest entry; `bound_remark` says which share of codes exceeds B.
         W: (m, d), weights with w_i . d_i near 1; by default D or `frobenius_weights(D)`, whichever
             has the smaller mu_W.
         activation: the activation of the layer.
@@ -114,7 +115,7 @@ def alista(
     *,
     depth: int,
     sparsity: int,
-    bound: float,
+    bound: ArrayLike | Any,
     noise: float = 0.0,
     W: Dictionary | None = None,
     activation: Activation | Callable | str = relu,
@@ -165,7 +166,7 @@ def dsc(
     *,
     depths: Sequence[int],
     sparsities: Sequence[int],
-    bounds: Sequence[float],
+    bounds: Sequence[ArrayLike | Any],
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
     activations: Sequence[Activation | Callable | str] | None = None,

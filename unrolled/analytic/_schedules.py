@@ -11,7 +11,7 @@ import numpy as np
 
 from unrolled import dictionaries, theory
 from unrolled._base import checks, text
-from unrolled._base.doors import Array, Result, host_function, program
+from unrolled._base.doors import Array, ArrayLike, Result, host_function, program
 from unrolled._base.numbers import UP, largest, wide_dtype
 from unrolled._base.text import line, screen, table_of
 from unrolled.activations import Activation, by_name, relu
@@ -23,6 +23,7 @@ __all__ = [
     "WeightsRow",
     "WeightsTable",
     "block_schedule",
+    "bound_remark",
     "certified_weights",
     "chain_schedules",
     "plan",
@@ -134,11 +135,55 @@ def _measured(W: Dictionary, D: Dictionary) -> tuple[Array, ...]:
 
 
 @host_function
+def bound_remark(D: Dictionary, X: Any, bound: ArrayLike | Any) -> str:
+    """A sentence if codes exceed the bound B of a class, with the share of these codes; else "".
+
+    The theorems cover a code only if no entry, or no part, is larger than B.
+
+    Args:
+        D: (m, d).
+        X: (n, d), codes, or these codes in another form that D accepts.
+        bound: B, a number or codes as in `lista_cp`.
+
+    Raises:
+        ValueError: codes do not fit to D or are not finite, or the bound is negative or NaN.
+
+    Example:
+        >>> ur.analytic.bound_remark(jnp.eye(2), jnp.array([[0.5, 0.0], [0.0, -4.1]]), 1.0)
+        'bound 1.0, entries reach 4.1: Theorem 12 does not cover 50 % of these signals'
+    """
+    sizes = theory.codes_of(X, D, "bound_remark").max(axis=1, initial=0.0)
+    bound = _bound(D, bound, "bound_remark")
+    beyond = int(np.sum(sizes > bound * (1 + np.finfo(np.float32).eps)))
+    if not beyond:
+        return ""
+    share = 100.0 if beyond == len(sizes) else min(99.9, 100 * beyond / len(sizes))
+    what = "entries" if dictionaries.block_of(D) == 1 else "parts"
+    return (
+        f"bound {_two_digits(bound)}, {what} reach {_two_digits(sizes.max())}: Theorem 12 does not "
+        f"cover {share:.3g} % of these signals"
+    )
+
+
+def _two_digits(size: float) -> str:
+    """A size with two digits; a whole number has the digit .0."""
+    return str(float(f"{size:.2g}"))
+
+
+def _bound(D: Dictionary, bound: Any, where: str) -> float:
+    """B, a number; for codes (n, d) the size of their largest entry or part."""
+    if np.ndim(bound):
+        return float(theory.codes_of(bound, D, where).max(initial=0.0))
+    checks.nonnegative(bound, "bound", where)
+    return checks.as_number(bound, "bound", where)
+
+
+@host_function
 def plan(
     Ds: Sequence[Dictionary],
     *,
     sparsities: Sequence[int],
-    bounds: Sequence[float],
+    bounds: Sequence[ArrayLike | Any],
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
     tol: float,
@@ -164,6 +209,7 @@ def plan(
     Ds, Ws, certified = _chain(
         Ds, Ws, "analytic.plan", sparsities=sparsities, bounds=bounds, noises=noises
     )
+    bounds = [_bound(D, B, "analytic.plan") for D, B in zip(Ds, bounds)]
     drifts = [c.drift(s) for c, s in zip(certified, sparsities)]
     sizes = [s * B for s, B in zip(sparsities, bounds)]
     deltas = (0.0,) * len(Ds) if noises is None else noises
@@ -191,7 +237,7 @@ def block_schedule(
     *,
     depth: int,
     sparsity: int,
-    bound: float,
+    bound: ArrayLike | Any,
     noise: float = 0.0,
     noise_norm: str | Any = "l1",
     per_atom: bool = False,
@@ -216,7 +262,7 @@ def block_schedule(
     _check_sparsity(D, sparsity)
     if not isinstance(noise_norm, str) or noise_norm not in ("l1", "l2"):
         raise ValueError(f'analytic: unknown noise_norm {noise_norm!r}; expected "l1" or "l2"')
-    problem = dict(sparsity=sparsity, bound=bound, depth=depth)
+    problem = dict(sparsity=sparsity, bound=_bound(D, bound, "analytic"), depth=depth)
     if per_atom:
         if rho != relu:
             raise ValueError(
@@ -235,7 +281,7 @@ def chain_schedules(
     *,
     depths: Sequence[int],
     sparsities: Sequence[int],
-    bounds: Sequence[float],
+    bounds: Sequence[ArrayLike | Any],
     noises: Sequence[float] | None = None,
     Ws: Sequence[Dictionary | None] | None = None,
     activations: Sequence[Activation | Callable | str] | None = None,
@@ -255,6 +301,7 @@ def chain_schedules(
     columns: dict[str, Any] = dict(depths=depths, bounds=bounds, noises=noises)
     columns |= dict(sparsities=sparsities, activations=activations)
     Ds, Ws, certified = _chain(Ds, Ws, "analytic.dsc", **columns)
+    bounds = [_bound(D, B, "analytic.dsc") for D, B in zip(Ds, bounds)]
     noises = (0.0,) * len(Ds) if noises is None else noises
     activations = (relu,) * len(Ds) if activations is None else tuple(map(by_name, activations))
     schedules, inherited, before, block = [], 0.0, 0, 1

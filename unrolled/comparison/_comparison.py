@@ -92,8 +92,8 @@ class Comparison(Result):
     ) -> Any:
         """A table of the last errors, the share of failures, and the costs.
 
-        The table has at most seven columns: the method, and those of the error, its median, the
-        failures, the CPU time, the count of learned numbers and the share of proved codes in which
+        The table has at most seven columns: the method, the error, its median and the failures, and
+        those of the CPU time, the count of learned numbers and the share of proved codes in which
         the methods differ. A note below the table names each method that diverges, and each method
         whose codes are all zero, which has no row. If the LASSO has been solved, the table also has
         a row for each exact solver.
@@ -149,6 +149,7 @@ class Comparison(Result):
         diverged = self._values("diverged")
         far = [f"{name} diverges: {how.reason}." for name, how in diverged.items()]
         quiet = "; ".join(name for name, of in self.methods.items() if of.silent)
+        far += [f"{name}: {of.beyond}." for name, of in self.methods.items() if of.beyond]
         notes = [*far, *([f"These methods return only zeros: {quiet}."] if quiet else [])]
         notes += self.remarks
         if n := self.uncertified:
@@ -401,7 +402,7 @@ _COLUMNS = {
     "residual": ("relative residual", ".4g"),
     "psnr": ("PSNR dB", ".2f"),
     "nonzeros": ("nonzeros", ".1f"),
-    "microseconds": ("microseconds per signal", "us"),
+    "microseconds": ("CPU us per signal", "us"),
     "seconds": ("seconds", ".2g"),
     "numbers": ("numbers learned", ",d"),
     "products": ("products", "d"),
@@ -457,8 +458,9 @@ def _fields(layers: Sequence[Comparison], all: bool) -> list[str]:
     for field in (f for f in (_SHORT_KNOWN if known else _SHORT_UNKNOWN) if f in defined):
         texts[field] = {row[1] for layer in layers for row in layer._errors([field], False)[1]}
     several = sum(len(layer._errors([], False)[1]) for layer in layers) > 1
-    judged = _SHORT_KNOWN[0] if known else _SHORT_UNKNOWN[0]
-    differ = [f for f, cells in texts.items() if len(cells) > 1 or not several or f == judged]
+    # The ratio of sums, the median and the failures mislead if one of them stands alone.
+    always = _SHORT_KNOWN[:3] if known else _SHORT_UNKNOWN[:2]
+    differ = [f for f, cells in texts.items() if len(cells) > 1 or not several or f in always]
     return differ[:_MOST]
 
 

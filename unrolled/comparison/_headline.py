@@ -7,7 +7,6 @@ from typing import Any
 from unrolled._base.text import short
 from unrolled.comparison._method import CLASSICAL, About
 from unrolled.comparison._payoff import microseconds
-from unrolled.comparison._results import MethodResult
 
 _LEADS = ("learned", "calibrated", "analytic")  # the headline is about the first that exists
 
@@ -86,36 +85,36 @@ def _text(name: str, ends: Mapping[str, float], result: Any) -> str:
     if not result.known:
         return f"{ends[name]:.2g}"
     share = float(result[name].curve.failure_rate[-1])
-    return f"{ends[name]:.1f} dB" + (f" ({share:.1%} failures)" if share > 0 else "")
+    return f"{ends[name]:.1f} dB" + (f" ({100 * share:.2g} % failures)" if share > 0 else "")
 
 
 def _subject(about: About) -> str:
     """A method in a sentence, with the numbers that were chosen for it."""
     if about.origin not in _LEADS:
         return about.name
-    facts = (
-        [
-            f"{about.numbers:,} learned numbers"
-            if about.origin == "learned"
-            else f"{about.numbers:,} numbers"
-        ]
-        if about.numbers
-        else []
-    )
+    facts = [f"{about.numbers:,} numbers"] if about.numbers else []
     facts += [f"{about.steps:,} training steps"] if about.steps else []
     facts += [f"s = {about.sparsity}"] if about.sparsity is not None else []
     facts += [f"B = {about.bound:.3g}"] if about.bound is not None else []
-    return f"{about.origin} {about.title}" + (f" ({', '.join(facts)})" if facts else "")
+    return _plain(about) + (f" ({', '.join(facts)})" if facts else "")
+
+
+def _plain(about: About) -> str:
+    """A method in a sentence."""
+    return f"{about.origin} {about.title}" if about.origin in _LEADS else about.name
 
 
 def _costs(names: list[str], result: Any) -> str:
     """The CPU times of methods, and of the exact solvers."""
-    rows: dict[str, MethodResult] = {n: result[n] for n in names} | result.exact
+    rows = {_plain(about_of(result, n)): result[n] for n in names}
+    rows |= {"exact codes" if n == "exact" else n: of for n, of in result.exact.items()}
     times = {n: t for n, of in rows.items() if (t := microseconds(of, result.signals))}
-    if names[0] not in times:
+    if next(iter(rows)) not in times:
         return ""
-    parts = [f"{short(time)} by {name}" for name, time in times.items()]
-    return f"Microseconds of CPU time per signal: {', '.join(parts)}."
+    (first, time), *others = times.items()
+    text = f"A signal takes {short(time)} microseconds of CPU time with {first}"
+    parts = [f"{short(time)} with {name}" for name, time in others]
+    return " and ".join([", ".join([text, *parts[:-1]]), *parts[-1:]]) + "."
 
 
 def _covered(result: Any) -> str:
@@ -126,7 +125,8 @@ def _covered(result: Any) -> str:
         return ""
     guarantee, proved = result[names[0]].guarantee, result[names[0]].proved
     assert guarantee is not None
-    text = f"Theorem 12 covers {100 * guarantee.covered:.3g} % of the signals for {names[0]}"
+    text = f"Theorem 12 covers {100 * guarantee.covered:.3g} % of the signals"
+    text += f" with {_plain(about_of(result, names[0]))}"
     if proved is not None and proved.share:
         text += f", and theory proves {proved.text()} codes one by one"
     return f"{text}."

@@ -12,6 +12,7 @@ import numpy as np
 from unrolled import metrics, problems
 from unrolled._base.checks import Array
 from unrolled._base.numbers import largest, ldexp, norm
+from unrolled.analytic import bound_remark
 from unrolled.comparison import _promises
 from unrolled.comparison._comparison import Comparison
 from unrolled.comparison._costs import products, timed
@@ -141,10 +142,17 @@ def _results(method: Method, sample: Sample, class_of: ClassOf, asked: Asked) ->
                 thresholds=thresholds(stacked),
                 coupling=coupling(weights, stacked, shared_part(Ds[j])),
                 guarantee=certified[j],
+                beyond=_beyond(method, sample),
                 proved=proved[j],
             )
         )
     return results
+
+
+def _beyond(method: Method, sample: Sample) -> str:
+    """A sentence if known codes of one layer exceed the bound that its params are made for."""
+    covered = method.bound is None or method.chained or not sample.known
+    return "" if covered else bound_remark(sample.Ds[0], sample.Xs[0], method.bound)
 
 
 def _untrained(method: Method, sample: Sample, codes: Any) -> tuple[float | None, float | None]:

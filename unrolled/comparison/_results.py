@@ -163,6 +163,7 @@ class MethodResult(Result):
     reference: str | None = None  # the method from whose params `changes` are measured
     changes: tuple[Change, ...] = ()  # the distance of each leaf from the reference
     guarantee: Guarantee | None = None  # for families with a certificate
+    beyond: str = ""  # a sentence if codes exceed the bound B that analytic params are made for
     proved: Proved | None = None  # if codes are known
     sampled: Sampled | None = None  # if asked for
     certified: float | None = None  # share of codes that `theory.certify_code` proves

@@ -38,7 +38,7 @@ def costs(
     fig, panels = figure(1, 1, width=6.4, height=4.2)
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    panel, looks = panels[0, 0], styles(list(lines))
+    panel, looks = panels[0, 0], styles(lines)
     for name, (spent, gaps) in lines.items():
         panel.plot(spent, gaps, label=name, **looks[name])
     panel.set(xscale="log", yscale="log")

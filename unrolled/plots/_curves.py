@@ -84,7 +84,7 @@ def styles(names: Iterable[str] | Mapping[str, tuple[str, str]]) -> dict[str, di
 
     Args:
         names: names of the curves of a figure; each is its own family, unless `names` is a dict
-            that gives the family and the variant of each name.
+            with a tuple (family, variant) for each name.
 
     Returns:
         Options of the matplotlib function `plot`, by name.
@@ -98,13 +98,16 @@ def styles(names: Iterable[str] | Mapping[str, tuple[str, str]]) -> dict[str, di
         >>> looks["s = 2"]
         {'color': '#D55E00', 'linestyle': ':', 'marker': 's', 'markersize': 4}
     """
-    kinds = names if isinstance(names, Mapping) else {name: (name, "") for name in names}
+    given = isinstance(names, Mapping) and all(isinstance(k, tuple) for k in names.values())
+    kinds: Any = names if given else {name: (name, "") for name in names}
     most = len(COLOURS) * len(_PAIRS)
     if len(kinds) > most:
         raise ValueError(f"styles: expected at most {most} names, got {len(kinds)}")
     families = list(dict.fromkeys(family for family, _ in kinds.values()))
     looks: dict[str, _Look] = {}
-    for name in sorted(kinds, key=lambda name: kinds[name][1] not in _VARIANTS):
+    # The look of a variant is for the first name that has it.
+    first = {kind: name for name, kind in reversed(list(kinds.items())) if kind[1] in _VARIANTS}
+    for name in sorted(kinds, key=lambda name: first.get(kinds[name]) != name):
         family, variant = kinds[name]
         colour = COLOURS[families.index(family) % len(COLOURS)]
         wanted = colour, *_VARIANTS.get(variant, _VARIANTS[""])
@@ -199,8 +202,7 @@ def curves(
         lines: values (K,) by name.
         title, ylabel: texts of the panel.
         log: whether the vertical axis is logarithmic.
-        looks: line styles by name, the same for all panels of a figure; by default, those of
-            `styles` for the names.
+        looks: line styles by name, the same for all panels of a figure; by default `styles(lines)`.
         top: the largest value to draw, if at least one line stays below it.
         bottom: the smallest value to draw, if a line ends above it.
 
@@ -211,7 +213,7 @@ def curves(
         >>> len(panels[0, 0].lines)
         2
     """
-    looks = styles(list(lines)) if looks is None else looks
+    looks = styles(lines) if looks is None else looks
     values = {name: np.asarray(line, float) for name, line in lines.items()}
     colours = {}
     for i, (name, line) in enumerate(values.items()):

@@ -47,7 +47,7 @@ def use(codes: dict[str, ArrayLike]) -> "Figure":
         if count := int((shares[name] == 0).sum()):
             unused.append(f"{name} {count} of {X.shape[1]}")
     fig, panels = _curves.figure(1, 2, width=4.6, height=3.2)
-    looks = styles(list(codes))
+    looks = styles(codes)
     titles = ("Signals that use an atom", "Mean magnitude of its entries")
     for panel, lines, title, label in zip(
         panels[0], (shares, sizes), titles, ("share", "mean |x|")
@@ -114,7 +114,7 @@ def learning(histories: dict[str, Sequence[Any]], *, log: bool = False) -> "Figu
             f"{', '.join(f'{len(steps)} of {name}' for name, steps in histories.items()) or 'none'}"
         )
     fig, panels = _curves.figure(1, 1, width=6.4, height=4.0)
-    panel, looks = panels[0, 0], styles(list(histories))
+    panel, looks = panels[0, 0], styles(histories)
     lines, colours, replaced = {}, {}, []
     for i, (name, history) in enumerate(histories.items()):
         seconds, values = np.array([(s.seconds, s.objective) for s in history], float).T

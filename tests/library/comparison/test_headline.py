@@ -110,3 +110,13 @@ def test_a_method_refuses_an_origin_that_is_not_known():
     layer = ur.alista(2)
     fault = Fault(lambda: Method(layer, None, origin="guessed"), ValueError, "guessed")
     fault.check()
+
+
+def test_a_note_says_which_codes_exceed_the_bound_of_analytic_params():
+    D, layer = ur.dictionaries.identity_hadamard(16), ur.alista(3)
+    params = ur.analytic.alista(D, depth=3, sparsity=1, bound=1.0)
+    X = np.eye(32)[:4] * np.array([[0.5], [1.0], [1.5], [4.1]])
+    method = Method(layer, params, origin="analytic", sparsity=1, bound=1.0)
+    notes = ur.compare({"theory": method}, D, X @ np.asarray(D).T, X).notes()
+    said = "bound 1.0, entries reach 4.1: Theorem 12 does not cover 50 % of these signals"
+    assert f"theory: {said}." in notes

@@ -139,7 +139,7 @@ class DrawnProofs(Study):
         """The ratios of the supports, and the bounds on the errors of codes, with matplotlib."""
         fig, panels = plots.figure(1, 2)
         left, right = panels[0]
-        looks = plots.styles(list(self.ratios))
+        looks = plots.styles(self.ratios)
         for name, ratios in self.ratios.items():
             shares = np.arange(1, len(ratios) + 1) / len(ratios)
             left.plot(np.sort(ratios), shares, **looks[name] | dict(marker="", label=name))
