@@ -26,7 +26,6 @@ from unrolled.networks import Network
 from unrolled.pursuit import CHAIN, PURSUITS, pursue
 from unrolled.vision import datasets
 
-CODES = "codes.npz"  # codes that were computed for the run
 _APART = 10  # a larger ratio between norms of atoms gives a warning
 
 
@@ -155,14 +154,14 @@ def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
 
 
 def open_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray | MappedRows:
-    """`read_given`, but the rows of a large or shared `.npy` file stay in the file.
+    """`read_given`, but the rows of a large `.npy` file stay in the file.
 
     Raises:
         ValueError: signals do not fit D, or float32 would lose a signal of a file that is read
             completely.
     """
     Y = open_signals(path, D)
-    if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
+    if not isinstance(Y, np.memmap) or Y.nbytes <= LARGEST_BYTES:
         return read_given(path, D)
     check_length(path, Y, D)
     return MappedRows(Y, np.float32, f"{path}:")
