@@ -6,35 +6,6 @@ import os
 # Of the environment of a process, which otherwise compiles as the tests do; see conftest.py.
 AS_USERS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
 
-# Trains a chain of three layers, of which the second starts from theory.
-CHAIN = """
-output = "chain-run"
-
-[problem]
-dictionary = ["D_1.npy", "D_2.npy", "D_3.npy"]
-signals = "chain_signals.npz"
-
-[[model]]
-family = "lista_cp"
-depth = 3
-tied = false
-
-[[model]]
-family = "ista"
-depth = 2
-start = "analytic"
-
-[[model]]
-family = "alista"
-depth = 2
-support = [0.1, 0.3]
-
-[training]
-steps = 4
-batch = 8
-evaluate_every = 2
-"""
-
 
 def devices(n):
     """Of the environment of a process with n devices, beside the flags of conftest.py."""

@@ -66,7 +66,6 @@ REFUSED = {
     "ur.export.save('x.zip', layer, params, D)": (
         "needs flatbuffers, not installed; try pip install '.[export]' in the clone"
     ),
-    "run('train')": f"train: needs matplotlib and tomli_w, not installed; {BASE}",
     "run('compare')": f"compare: needs matplotlib, not installed; {BASE}",
     "run('learn', 'Y.npy', '--atoms', '4')": f"learn: needs matplotlib, not installed; {BASE}",
 }

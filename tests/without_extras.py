@@ -5,7 +5,7 @@
 
 import sys
 
-ABSENT = {"flax", "orbax", "rich", "tomli_w", "matplotlib", "sklearn", "PIL"}
+ABSENT = {"flax", "orbax", "rich", "matplotlib", "sklearn", "PIL"}
 ABSENT |= {"flatbuffers", "threadpoolctl"}
 
 

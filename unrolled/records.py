@@ -399,7 +399,7 @@ class Interned(Record):
 
 @checked
 def to_plain(record: Any, write: Callable[[Any], Any] | None = None) -> dict[str, Any]:
-    """The options of a record as JSON and TOML can store them, with lists instead of tuples.
+    """The options of a record as JSON can store them, with lists instead of tuples.
 
     Args:
         record: the record.

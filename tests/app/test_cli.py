@@ -92,7 +92,8 @@ def test_pursuits_stand_beside_layers(run, folder, tmp_path, method):
     with table.open() as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == name]
     assert [row["step"] for row in rows] == [""] * (1 + (name == "project"))
-    assert re.search(rf"^\|( \d \|)? {name} \|", out, re.M) and f"\n{name}: " in out
+    assert re.search(rf"^(\d +)?{name} +[-\d]", out, re.M)
+    assert f"\n{name}: " in (tmp_path / "report.md").read_text()
     if name == "omp":
         D = np.load(folder / "D.npy").astype(np.float32)
         with np.load(folder / "YX.npz") as archive:
@@ -115,7 +116,7 @@ def test_a_pursuit_of_ones_own_is_a_method(run, folder, tmp_path):
         options = ("--method", "ista,halved", "--theta", 0.1, "--depth", 2, "--steps", 0)
         files = ("--dictionary", "D.npy", "--signals", "Y.npy", "--output", tmp_path / "table")
         status, out, err = run("compare", *options, *files)
-        assert status == 0 and "| halved |" in out, err
+        assert status == 0 and re.search(r"^halved +\d", out, re.M), err
     finally:
         del pursuit.PURSUITS["halved"]
     D, Y, X = np.load(folder / "D.npy"), np.load(folder / "Y.npy"), np.load(tmp_path / "X.npy")
@@ -359,13 +360,13 @@ def test_sae_prints_the_table_of_its_codes(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_doctor(run, tmp_path):
-    status, out, err = run("doctor", "--output", tmp_path / "new")
-    assert status == 0 and not list(tmp_path.iterdir()), err  # a folder that was not there is gone
+def test_doctor(run):
+    status, out, err = run("doctor")
+    assert status == 0, err
     found = dict(re.split(r" {2,}", line, maxsplit=1) for line in out.splitlines() if "  " in line)
     assert found["jax"] == jax.__version__
     assert {"JAX_PLATFORMS", "memory", "compilation cache"} <= set(found)
-    assert f"{tmp_path / 'new'} is writable" in out and re.search("certified check .*passed", out)
+    assert re.search("certified check .*passed", out)
     assert re.fullmatch(r"cpu:0: \d+ GFLOP/s in .*two runs agree to the bit", found["device 0"])
 
 
@@ -588,7 +589,6 @@ REFUSED = {
     "certify D.npy --sampled -1": "sampled must be at least 0, got -1",
     "certify D.npy paley.npy --sampled 9": "--sampled needs one D",
     "certify D.npy --tolerance -1": "certify: tolerance must be non-negative and not NaN",
-    "doctor --output D.npy": "D.npy: is a file",
     "compare --dictionary D.npy --signals faint.npy": "faint.npy: leaves the range of float32 .in "
     "rows .*, where entries become 0 or infinite; try numbers near 1",
     "compare --dictionary D.npy I.npy --signals faint.npz": "faint.npz: leaves the range of float3",
@@ -656,7 +656,7 @@ def test_one_line_says_what_to_mend(run, tmp_path, command):
 
 
 def test_an_interrupt_is_one_line_too(run, monkeypatch):
-    def interrupt(folder):
+    def interrupt():
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unrolled.app.commands._doctor.doctor", interrupt)
@@ -667,7 +667,7 @@ def test_a_stream_that_lacks_a_character_has_it_escaped(monkeypatch):
     narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", narrow)
     monkeypatch.setattr(
-        "unrolled.app.commands._doctor.doctor", lambda folder: {"folder": "rü", "measured": []}
+        "unrolled.app.commands._doctor.doctor", lambda: {"folder": "rü", "measured": []}
     )
     assert main(["doctor"]) == 0 and narrow.errors == "strict"
     narrow.flush()
@@ -676,7 +676,7 @@ def test_a_stream_that_lacks_a_character_has_it_escaped(monkeypatch):
 
 def test_a_closed_standard_error_stops_nothing(run, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
-    monkeypatch.setattr("unrolled.app.commands._doctor.doctor", lambda folder: {"measured": []})
+    monkeypatch.setattr("unrolled.app.commands._doctor.doctor", lambda: {"measured": []})
     assert run("doctor", "--json")[:2] == (0, '{\n "measured": []\n}\n') and sys.stderr is None
     assert run("certify", "gone.npy")[:2] == (2, "")  # no message in place of a result
 
@@ -716,7 +716,7 @@ def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(run, monkeypatch, t
         gc.callbacks.remove(collected)
         raise KeyboardInterrupt
 
-    def interrupt(folder):
+    def interrupt():
         gc.callbacks.append(collected)
         gc.collect()
         time.sleep(10)
@@ -729,7 +729,7 @@ def test_an_interrupt_in_a_collection_of_garbage_is_not_lost(run, monkeypatch, t
 
 
 def test_what_memory_does_not_hold_is_said_in_one_line(run, monkeypatch):
-    def large(folder):
+    def large():
         return unrolled.problems.exact_sparse(0, (10**9, 10**9), 3)
 
     monkeypatch.setattr("unrolled.app.commands._doctor.doctor", large)

@@ -1,6 +1,5 @@
 """Numbers that commands show and write are those of direct calls of the library."""
 
-import dataclasses
 import sys
 from types import SimpleNamespace
 
@@ -25,10 +24,7 @@ from unrolled.app.commands import (
     _inputs,
     _learn,
     _report,
-    _setup,
 )
-from unrolled.app.commands._config import load
-from unrolled.app.studies import Samples, Starts
 
 pytestmark = pytest.mark.usefixtures("float32_by_default")
 
@@ -84,17 +80,6 @@ def test_the_check_of_doctor_is_below_its_certified_bound():
     _, schedule = ur.analytic.block_schedule(D, depth=_doctor._DEPTH, sparsity=2, bound=1.0)
     rounding = 128 * 2.0**-24  # the signal has two entries, and a code of 128
     assert 0 <= _doctor._certified_error() <= schedule.error[-1] + rounding
-
-
-def test_doctor_checks_the_folder_that_a_run_would_write(monkeypatch, tmp_path, capsys):
-    for name, found in {"_measured": list, "_certified_error": lambda: 1e-7}.items():
-        monkeypatch.setattr(_doctor, name, found)
-    assert main(["doctor", "--json", "--output", str(tmp_path / "new")]) == 0
-    found = strict_json(capsys.readouterr().out)
-    assert found["write check"] == f"{tmp_path / 'new'} is writable"
-    (tmp_path / "file").write_text("")
-    assert main(["doctor", "--json", "--output", str(tmp_path / "file")]) == 2
-    assert "file" in capsys.readouterr().err
 
 
 def test_the_memory_of_a_device_is_told_where_it_knows_it(monkeypatch):
@@ -399,162 +384,6 @@ def test_the_certified_section_ends_with_what_is_proved_signal_by_signal(quick, 
     assert _compare._certified_regime(D, given) == [section]
     studied.runs = ()
     assert _compare._certified_regime(D, given) == []
-
-
-# train
-
-
-@pytest.mark.parametrize("kind", ["gaussian", "ill_conditioned"])
-def test_a_dictionary_that_is_made_is_that_of_its_seed_and_its_signals_are_planted(kind):
-    flags = dict(dictionary=kind, m="8", d="12", dictionary_seed="3", test_signals="20")
-    flags |= dict(kappa="50") if kind == "ill_conditioned" else {}
-    config = load(None, flags | dict(probability="0.2", snr="30", batch="4", depth="2"))
-    D, key = _setup._dictionary(config), jax.random.key(3)
-    made = (
-        ur.dictionaries.gaussian(key, 8, 12)
-        if kind == "gaussian"
-        else ur.dictionaries.ill_conditioned(key, 8, 12, 50.0)
-    )
-    np.testing.assert_array_equal(D, made)
-    chosen, tested = jax.random.split(jax.random.key(0))
-    problem, validation = _setup._problem(config, D, chosen, tested, lambda message: None)
-    options = dict(probability=0.2, snr=30.0)
-    expected = jax.jit(ur.problems.sampler(D, 20, **options))(tested)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        tuple(problem.tested_on),
-        tuple(expected),
-    )
-    assert validation is None and problem.sample(chosen)[0].shape == (4, 8)
-
-
-def test_codes_that_are_made_are_kept_and_read_again(folder, tmp_path, monkeypatch):
-    """They are those of the LASSO with the lam of the run; what misses its tolerance is said."""
-    D, Y, X = arrays(folder, "D", "Y", "X")
-    config = SimpleNamespace(output=tmp_path, problem=SimpleNamespace(lam=0.1))
-    asked, said = [], []
-
-    def solved(*given):
-        asked.append(given)
-        return SimpleNamespace(x=X, converged=np.arange(40) != 7)
-
-    monkeypatch.setattr(_setup, "lasso_batch", solved)
-    made = _setup._made_codes(config, D, Y, said.append)
-    again = _setup._made_codes(config, D, Y, said.append)
-    np.testing.assert_array_equal(made, X), np.testing.assert_array_equal(again, X)
-    assert len(asked) == 1 and asked[0][2] == 0.1
-    assert said[0] == "solving 40 LASSO problems, lam = 0.1" and len(said) == 2
-    nonzeros = f"{np.count_nonzero(X) / 40:.1f}"
-    assert said[1].startswith(f"codes with {nonzeros} nonzeros on average: ")
-    assert "; 1 miss their tolerance" in said[1] and "7" in said[1].rpartition(";")[2]
-
-
-@pytest.mark.parametrize("start", ["init", "recipe", "analytic", "calibrated", "by the loss"])
-def test_a_layer_begins_as_its_start_says(start, folder, monkeypatch):
-    D, Y, X = arrays(folder, "D", "Y", "X")
-    layer, said, key = ur.lista_cp(2, tied=False), [], jax.random.key(1)
-    problem = Samples(D, None, (Y, None if start == "by the loss" else X), (None, None))
-    section = SimpleNamespace(layer=layer, start=start, set_on_signals=start != "init")
-    asked = []
-
-    def prepare(*given, **options):
-        asked.append((given, options))
-        return SimpleNamespace(layer="a layer", params="params")
-
-    def calibrated(layer, begun, problem, loss):
-        asked.append((len(begun), loss))
-        return begun[-1]
-
-    monkeypatch.setattr(_setup.training, "prepare", prepare)
-    monkeypatch.setattr(_setup, "_calibrated", calibrated)
-    theory = SimpleNamespace(params="of theory")
-    monkeypatch.setattr(
-        _setup,
-        "from_theory",
-        lambda problem, layer: Starts({layer: theory}, "a remark", "", 1, 1, 1.0),
-    )
-    found, params = _setup._layer_start(section, problem, key, "loss", said.append)
-    if start == "recipe":
-        assert (found, params) == ("a layer", "params") and len(said) == 1
-        (((family, *rest), options),) = asked
-        assert family is ur.lista_cp and all(a is b for a, b in zip(rest, (D, Y, X)))
-        assert options == dict(depth=2, key=key, tied=False)
-        return
-    assert found is layer
-    if start in ("init", "by the loss"):
-        jax.tree.map(np.testing.assert_array_equal, params, layer.init(key, D))
-    else:
-        assert params is theory
-    by_loss = "calibrating on 40 signals, by the loss: their codes are not known"
-    assert (said, asked) == {
-        "init": ([], []),
-        "analytic": (["a remark"], []),
-        "calibrated": (["calibrating on 40 signals"], [(2, "loss")]),
-        "by the loss": ([by_loss], [(1, "loss")]),
-    }[start]
-
-
-def test_of_calibrated_starts_the_one_with_the_least_error_is_kept(folder, monkeypatch):
-    D, Y, X = arrays(folder, "D", "Y", "X")
-    layer, problem = ur.layers.ista(2), Samples(D, None, (Y, X), (None, None))
-    made, asked = [ur.analytic.ista(D, lam, 2) for lam in (0.1, 10.0, 0.2)], []
-
-    def calibrate(layer, params, D, Y, X, loss=None):
-        asked.append((X is None, loss))
-        return params
-
-    monkeypatch.setattr(_setup.analytic, "calibrate", calibrate)
-    run = jax.jit(jax.vmap(layer.apply, (None, None, 0)))
-    errors = [float(((run(params, D, Y) - X) ** 2).sum()) for params in made]
-    assert _setup._calibrated(layer, made, problem, "loss") is made[int(np.argmin(errors))]
-    broken = jax.tree.map(lambda leaf: leaf * np.nan, made[0])
-    assert _setup._calibrated(layer, [broken, made[1]], problem, "loss") is made[1]
-    unknown = problem._replace(chosen_on=(Y, None))
-    assert _setup._calibrated(layer, made[:1], unknown, "loss") is made[0]
-    assert asked[-1] == (True, "loss") and set(asked[:-1]) == {(False, None)}
-
-
-def test_the_options_of_a_layer_are_those_that_are_not_its_defaults():
-    assert _setup._own_options(ur.lista_cp(3)) == {}
-    assert _setup._own_options(ur.lista_cp(3, lam=0.25, tied=False)) == {
-        name: value
-        for name, value in (("lam", 0.25), ("tied", False))
-        if value != next(f for f in dataclasses.fields(ur.lista_cp) if f.name == name).default
-    }
-
-
-def test_layers_of_a_chain_start_on_the_codes_of_the_layer_before_and_say_which_they_are(
-    folder, monkeypatch
-):
-    D, Y, X, eye = arrays(folder, "D", "Y", "X", "I")
-    layer, given, said = ur.layers.ista(2), [], []
-
-    def start(section, problem, key, loss, say):
-        given.append((section, problem.D, problem.chosen_on, key))
-        say("calibrating")
-        return layer, layer.init(None, problem.D)
-
-    monkeypatch.setattr(_setup, "_layer_start", start)
-    sections = [SimpleNamespace(set_on_signals=True), SimpleNamespace(set_on_signals=False)]
-    config = SimpleNamespace(layers=sections)
-    problem = Samples((D, eye), None, (Y, (X, 2 * X)), (None, None))
-    key = jax.random.key(5)
-    model, params = _setup._start(config, None, problem, key, None, said.append)
-    assert model.layers == (layer, layer) and said == [
-        "layer 1: calibrating",
-        "layer 2: calibrating",
-    ]
-    assert [g[0] for g in given] == sections
-    assert given[0][2][0] is Y and given[0][2][1] is X
-    np.testing.assert_array_equal(given[1][2][1], 2 * X)
-    codes = jax.vmap(layer.apply, (None, None, 0))(params[0], D, Y)
-    np.testing.assert_allclose(given[1][2][0], codes, atol=1e-5)
-    for j, (*_, of_layer) in enumerate(given):
-        assert of_layer == jax.random.fold_in(key, j)
-    given.clear()
-    config.layers = [sections[1]] * 2
-    _setup._start(config, None, problem, key, None, said.append)
-    assert [g[2] for g in given] == [(None, None)] * 2
 
 
 # experiment

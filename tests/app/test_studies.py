@@ -202,7 +202,7 @@ def test_codes_that_are_worse_than_zero_are_told_what_a_guard_makes_of_them():
     study = studies.unknown_codes(KEY, D, studies.Pictures(Y[:30], Y[30:]), **options)
     (told,) = [remark for remark in study.remarks if "`guard=0.1`" in remark]
     safe = {name: fit.replace(model=guarded) for name, fit in kept.items()}
-    safe = {"lamp, learned": (guarded, study.methods["lamp, learned"][1]), **safe}
+    safe = {"lamp, learned": (guarded, study.methods["lamp, learned"].params), **safe}
     curves = each(ur.compare(safe, D, study.tested, lam=FEW["lam"]), "curve")
     listed = "; ".join(f"{name} {float(curve.gap[-1]):.2e}" for name, curve in curves.items())
     assert told.endswith(f"with the guard: {listed}.")
@@ -236,14 +236,15 @@ def test_bcd_comes_nearer_by_the_recipe_than_before_training_and_its_ranks_do_no
     assert gaps["BCD, learned"] < gaps["BCD, untrained"] and "BCD, learned" in study.seconds
     seen = study.overview()
     numbers = 16 + 3 * FEW["depth"]  # step sizes of atoms, and three numbers a step
-    first, last = (f"{gaps[f'BCD, {kind}']:.2g}" for kind in ("learned", "untrained"))
-    assert seen.sentence.startswith(
-        f"BCD with {numbers} learned numbers ends at a gap to the optimum of {first}, and without "
-        f"training it ends at {last}; FISTA ends at {gaps['FISTA']:.2g} and takes "
+    rival = min(("ISTA", "FISTA"), key=gaps.__getitem__)
+    assert seen.sentence == (
+        "After 2 steps, the gap to the optimum of the LASSO is "
+        f"{gaps['BCD, learned']:.2g} for learned BCD ({numbers} numbers, 50 training steps) "
+        f"and {gaps[rival]:.2g} for {rival}."
     )
     rows = {row[0]: row[1] for row in seen.table.rows}
-    assert rows["BCD, learned"] == f"a sample; {numbers} numbers"
-    assert rows["BCD, untrained"] == "the dictionary, lam"
+    assert rows["BCD, learned"] == "30 signals, 50 steps"
+    assert rows["BCD, untrained"] == "the dictionary"
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import pkgutil
 import re
 import shlex
 import sys
-import tomllib
 import warnings
 from contextlib import ExitStack
 from functools import cache
@@ -162,12 +161,6 @@ def test_the_options_of_calls_exist(path):
                 assert open_ended or used <= set(known), ast.unparse(call)
 
 
-@each(PAGES)
-def test_the_configurations_are_read(path):
-    for text in blocks(path, "toml"):
-        assert tomllib.loads(text)["problem"]
-
-
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The files that the pages speak of."""
@@ -207,7 +200,7 @@ SHORT = {
     "export",
     "sklearn",
     "start",
-    "train_from_a_file",
+    "train_in_a_script",
     "trouble",
 }
 

@@ -5,12 +5,7 @@ in the next exchange: `on_all` makes all processes fail, with the message of the
 """
 
 import json
-import os
-import socket
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -124,72 +119,6 @@ def copy_of(leaf: Any) -> np.ndarray:
     for shard in leaf.addressable_shards:
         whole[shard.index] = shard.data
     return whole
-
-
-def join(coordinator: str | None, count: int | None, index: int | None, wait: int) -> Processes:
-    """Join the processes of a distributed training, before JAX touches a device.
-
-    Without arguments, JAX finds the processes through SLURM, Open MPI or another cluster that it
-    knows.
-
-    Raises:
-        ValueError: only some of the three arguments are given, or the index is not below the count.
-        OSError: no coordinator answers, or JAX finds no cluster.
-    """
-    cluster = coordinator, count, index
-    if any(part is None for part in cluster) != all(part is None for part in cluster):
-        raise ValueError(
-            "--coordinator, --processes and --process go together; expected all three, or none "
-            "of them under SLURM"
-        )
-    if coordinator is not None and count is not None and index is not None:
-        if not 0 <= index < count:
-            raise ValueError(f"--process must be at least 0 and below {count}, got {index}")
-        if index:
-            _answers(coordinator, wait)
-    try:
-        jax.distributed.initialize(coordinator, count, index, initialization_timeout=wait)
-        with _said_apart():
-            joined = Processes(jax.process_count() > 1)
-            joined.gathered(np.array(0))
-    except Exception as error:
-        raise OSError(
-            f"cannot join the processes: {in_line(error)}; under no cluster that JAX knows, give "
-            "--coordinator HOST:PORT, --processes N and --process I"
-        ) from error
-    return joined
-
-
-@contextmanager
-def _said_apart() -> Iterator[None]:
-    """Send the output of libraries at the first exchange to standard error, not into a report."""
-    sys.stdout.flush()
-    own = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(own, 1)
-        os.close(own)
-
-
-def _answers(coordinator: str, wait: int) -> None:
-    """Wait for the coordinator: JAX would end this process if no coordinator answered."""
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdigit()):
-        raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}")
-    end = time.monotonic() + wait
-    while True:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-            return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise OSError(
-                    f"no coordinator at {coordinator} after {wait} s ({error}); is process 0 "
-                    "running, and can this host reach it?"
-                ) from error
-            time.sleep(0.2)
 
 
 def processes_of(mesh: Mesh | None, where: str) -> Processes:

@@ -20,7 +20,7 @@ __all__ = ["Restored", "restore", "save"]
 
 
 class Restored(Result):
-    """The contents of a weights file or a run folder."""
+    """The contents of a weights file or a folder of saved steps."""
 
     params: Any  # the params of the layer or network
     D: Any  # the dictionary, a tuple for a network; None if it was not saved
@@ -119,8 +119,8 @@ def load(
 ) -> Restored:
     """Read a file written by `save`, bit for bit, in the saved dtypes, after checking every hash.
 
-    `ur.load` and `training.restore` are this function. If `path` is a run folder, `load` reads the
-    best params of a saved step.
+    `ur.load` and `training.restore` are this function. If `path` is the folder of a
+    `Checkpoint`, `load` reads the best params of a saved step.
 
     Args:
         path: the file, or the folder.

@@ -367,14 +367,14 @@ def test_a_lam_of_zero_trains_and_one_that_silences_all_signals_is_told():
 
 @pytest.mark.parametrize(
     "command",
-    ["train --loss lasso --dictionary D.npy --signals", "compare --dictionary D.npy --signals"]
+    ["train --dictionary D.npy --signals", "compare --dictionary D.npy --signals"]
     + ["encode --method omp --sparsity 2 --dictionary D.npy", "learn --atoms 3"],
 )
 def test_grey_values_of_a_file_are_refused(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("D.npy", D)
     np.save("grey.npy", np.abs(Y).astype(np.uint8))
-    output = "codes.npy" if command.startswith("encode") else "folder"
+    output = {"encode": "codes.npy", "train": "w.npz"}.get(command.split()[0], "folder")
     assert main([*command.split(), "grey.npy", "--output", output]) == 2
     told = capsys.readouterr().err
     assert "grey.npy: signals are uint8; expected real numbers near 1, try Y / 255" in told

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,8 @@ from jax.sharding import Mesh
 
 import unrolled as ur
 from unrolled._base.processes import Processes, processes_of
-from unrolled.app.cli import main
+
+GUIDE = Path(__file__).parents[3] / "notebooks" / "guide" / "train_in_a_script.md"
 
 SETUP = """
 import json, os, signal, sys, threading
@@ -243,83 +246,26 @@ def test_one_process_waits_for_no_other():
     assert signals == []
 
 
-def command(index, port, folder, *options):
-    arguments = ("--family", "lista_cp", "--depth", "2", "--batch", "7", "--loss", "lasso")
-    arguments += ("--dictionary", f"{folder.parent}/D.npy", "--signals", f"{folder.parent}/Y.npy")
-    arguments += ("--steps", "6", "--evaluate-every", "2", "--accumulate", "4", "--json")
-    arguments += ("--output", str(folder), *options)
-    if index is not None:
-        joined = ("--coordinator", f"localhost:{port}", "--processes", "2", "--process", str(index))
-        arguments += ("--distributed", *joined)
-    code = (sys.executable, "-W", "ignore", "-m", "unrolled", "train", *arguments)
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(code, **pipes)
-
-
 @pytest.mark.slow
-def test_a_command_in_two_processes_writes_what_one_writes(tmp_path):
-    """One process has the signals in memory; two read those that they draw."""
+def test_the_script_of_the_guide_trains_in_processes_of_slurm(tmp_path):
+    """By the variables of its jobs alone; one process without a mesh has the same bits."""
     D = ur.dictionaries.gaussian(0, 10, 20)
     np.save(tmp_path / "D.npy", D)
-    np.save(tmp_path / "Y.npy", ur.problems.sampler(D, 50)(0)[0])
-    port = free_port()
-    pair = [command(i, port, tmp_path / "two") for i in (0, 1)]
-    first, second = (process.communicate(timeout=300) for process in pair)
-    assert [process.returncode for process in pair] == [0, 0], (first, second)
-    assert "validation" in json.loads(first[0]) and not second[0]
-    assert "training 6 steps" in first[1] and "training 6 steps" not in second[1]
-    one = command(None, port, tmp_path / "one")
-    assert one.communicate(timeout=300)[0] and one.returncode == 0
-    bits = [
-        ur.training.digest(ur.training.restore(tmp_path / name / "weights.npz").params)
-        for name in ("one", "two")
-    ]
-    assert bits[0] == bits[1]
+    np.save(tmp_path / "Y.npy", ur.problems.sampler(D, 200)(0)[0])
+    script = re.findall(r"```py\n(.*?)```", GUIDE.read_text(), re.DOTALL)[-1]
+    pipes = dict(stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    variables = os.environ | {"JAX_PLATFORMS": "cpu"}
+    slurm = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2")
 
+    def started(script, **own):
+        command = (sys.executable, "-W", "ignore", "-c", script)
+        return subprocess.Popen(command, env=variables | own, **pipes)
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--coordinator", "a:1"], "go with --distributed"),
-        (["--distributed", "--processes", "2"], "go together"),
-        (
-            ["--distributed", *"--coordinator a --processes 2 --process 1".split()],
-            "--coordinator must be HOST:PORT, got 'a'",
-        ),
-        (
-            ["--distributed", *"--coordinator a:1 --processes 2 --process 2".split()],
-            "--process must be at least 0 and below 2, got 2",
-        ),
-        (
-            "--distributed --coordinator localhost:1 --processes 2 --process 1 --wait 0".split(),
-            "no coordinator at localhost:1 after 0 s",
-        ),
-    ],
-)
-def test_processes_that_cannot_meet_are_refused(options, message, tmp_path, capsys):
-    assert main(["train", "--output", str(tmp_path / "run"), *options]) == 2
-    assert message in capsys.readouterr().err
+    def bits(*processes):
+        for process in processes:
+            assert not process.communicate(timeout=200)[1] and process.returncode == 0
+        return ur.training.digest(ur.training.restore(tmp_path / "weights.npz").params)
 
-
-JOINED = """
-import json
-from unrolled._base.processes import join
-joined = join(None, None, None, 60)
-import jax, numpy as np
-print(json.dumps([jax.process_index(), joined.gathered(np.array(jax.process_index())).tolist()]))
-"""
-
-
-@pytest.mark.slow
-def test_processes_of_slurm_find_each_other():
-    """By the variables of its jobs alone; the coordinator is on the first host of the list."""
-    variables = dict(SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_NODELIST="localhost")
-    started = []
-    for i in ("0", "1"):
-        own = dict(SLURM_NTASKS="2", SLURM_PROCID=i, SLURM_LOCALID=i, JAX_PLATFORMS="cpu")
-        command = (sys.executable, "-W", "ignore", "-c", JOINED)
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(subprocess.Popen(command, env=os.environ | variables | own, **pipes))
-    for i, process in enumerate(started):
-        out, err = process.communicate(timeout=100)
-        assert json.loads(out.splitlines()[-1]) == [i, [0, 1]], err
+    pair = bits(*(started(script, SLURM_PROCID=i, SLURM_LOCALID=i, **slurm) for i in "01"))
+    alone = script.replace("jax.distributed.initialize()", "").replace('"shared"', '"alone"')
+    assert bits(started(alone)) == pair

@@ -11,7 +11,6 @@ from faults import rows
 from small_training import D, run, sample
 
 import unrolled as ur
-from unrolled.app.commands._config import all_options
 from unrolled.training import Run, by_recipe, curriculum, search, unsupervised
 from unrolled.training._options import OptionsWithoutProgress, RunOptions
 
@@ -24,7 +23,6 @@ DOORS = {
     "search": search,
     "unrolled": ur.dictionary_learning.unrolled,
     "online": ur.dictionary_learning.online,
-    "train": None,
 }
 OF_A_TRAINING = {*Run.__signature__.parameters, "validation", "trainable", "learn_dictionary"}
 # Why a function lacks an option.
@@ -37,19 +35,12 @@ REASONS = {
     ("unsupervised", "`dictionary_learning.unrolled` learns D without codes"): {"learn_dictionary"},
     ("by_recipe", "a recipe calibrates all params on one D"): {"mask"},
     ("unrolled", "it always learns D"): {"learn_dictionary"},
-    ("train", "the command sets it: folder, history, bar, devices and held-back signals"): {
-        *("checkpoint", "callbacks", "log", "progress", "mesh", "validation")
-    },
-    ("train", "a file has whole signals, and a family says which params it trains"): {
-        *("mask", "trainable")
-    },
 }
 
 
 def taken(door):
     """The options that a function takes."""
-    function = DOORS[door]
-    return all_options() if function is None else inspect.signature(function).parameters
+    return inspect.signature(DOORS[door]).parameters
 
 
 def test_every_function_takes_every_option_or_has_a_reason_not_to():
@@ -57,7 +48,7 @@ def test_every_function_takes_every_option_or_has_a_reason_not_to():
     cells = {(door, name) for door in DOORS for name in OPTIONS if name in taken(door)}
     assert lacks | cells == {(door, name) for door in DOORS for name in OPTIONS}
     assert not lacks & cells
-    assert len(cells) >= 74
+    assert len(cells) >= 69
 
 
 def test_type_checkers_see_the_names_and_types_of_the_record():

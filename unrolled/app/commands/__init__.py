@@ -6,6 +6,7 @@ from unrolled.app.commands import (
     _doctor,
     _encode,
     _experiment,
+    _export,
     _learn,
     _recommend,
     _sae,
@@ -27,7 +28,7 @@ COMMANDS = (
     _sae.add_parser,
     _train.add_parser,
     _encode.add_parser,
-    _encode.add_export_parser,
+    _export.add_parser,
     _experiment.add_parser,
     _doctor.add_parser,
 )

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     Flags:
         dictionaries: D of shape (m, d), as .npy or .npz (entry D); for a chain, one such file for
-            each layer, in order; or a file of weights; or a run folder
+            each layer, in order; or a file of weights; or a folder of saved steps
         --sparsity: number s of nonzeros of a code; for a chain, s_1,s_2,... (default: the largest
             admissible s; for the weights of a chain, 1 in every layer)
         --bound: bound B on the magnitudes of the entries of a code (default 1)
@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         unrolled certify D.npy --sparsity 11 --output report
         unrolled certify D.npy --sparsity 3 --signals Y.npy
         unrolled certify D_1.npy D_2.npy --sparsity 10,2 --json
-        unrolled certify run/weights.npz --sparsity 10,2
+        unrolled certify weights.npz --sparsity 10,2
         unrolled certify D.npy --code X.npy --signals Y.npy
     """
     if arguments.figure is not None or arguments.output is not None:
@@ -269,9 +269,7 @@ def _run_on_weights(arguments: argparse.Namespace, asked: dict[str, Any]) -> Non
     if idle:
         raise ValueError(f"{path}: holds weights, which {', '.join(idle)} does not go with")
     # Further files are the dictionaries of weights that were saved without dictionaries.
-    model = _inputs.restore_model(
-        _inputs.weights_of(path), others, "its file after the file of the weights"
-    )
+    model = _inputs.restore_model(path, others, "its file after the file of the weights")
     certificate = studies.certify_weights(model.layer, model.params, model.D, **asked)
     show(arguments.json, certificate.to_dict(), f"{path}: {certificate.text()}")
     _write_report(

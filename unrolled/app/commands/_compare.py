@@ -66,7 +66,7 @@ def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         metavar="NAMES",
         help=f"comma-separated layers ({','.join(METHODS)}, or any other family; default: all but "
         "lista; for signals without codes, ista, fista, lista_cp and bcd), files of weights or "
-        "folders of `unrolled train`, and pursuits, shown as horizontal lines "
+        "folders of saved steps, and pursuits, shown as horizontal lines "
         f"({','.join(_pursuits())})",
     )
     parser = add_command(commands, "compare", run, {**_ARGUMENTS, "--method": method})
@@ -234,8 +234,8 @@ def _restored(paths: list[Path], D: list[Path]) -> dict[str, training.Fit]:
     """
     fits = {}
     for path in paths:
-        has_D = training.restore(_inputs.weights_of(path)).D is not None
-        saved = _inputs.restore_model(_inputs.weights_of(path), [] if has_D else D)
+        has_D = training.restore(path).D is not None
+        saved = _inputs.restore_model(path, [] if has_D else D)
         model: Any = saved.layer
         history = training.History(np.zeros(0), ())
         fit = training.Fit(saved.params, saved.params, saved.D, history, model)

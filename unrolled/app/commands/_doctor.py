@@ -3,7 +3,6 @@
 import argparse
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ import numpy as np
 
 from unrolled import analytic, dictionaries, layers
 from unrolled._base import checks
-from unrolled._base.files import check_writable
 from unrolled.app.commands._console import add_command, show
 from unrolled.app.commands._report import check_folder, environment
 
@@ -29,12 +27,7 @@ _SIDE, _SHAPE, _BATCH, _STEPS, _RUNS = 1024, (250, 500), 1000, 4, 3
 
 def add_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     """The parser of `unrolled doctor`."""
-    return add_command(
-        commands,
-        "doctor",
-        run,
-        {"--output": dict(type=Path, metavar="DIR", help="a folder to check for write access")},
-    )
+    return add_command(commands, "doctor", run, {})
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -46,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     Example:
         unrolled doctor --json
     """
-    report = doctor(arguments.output)
+    report = doctor()
     lines = {name: value for name, value in report.items() if name != "measured"}
     lines |= {f"device {i}": device.text() for i, device in enumerate(report["measured"])}
     text = "\n".join(f"{name:18} {value}" for name, value in lines.items())
@@ -76,14 +69,12 @@ class Measured(NamedTuple):
         )
 
 
-def doctor(folder: Path | None) -> dict[str, Any]:
+def doctor() -> dict[str, Any]:
     """The installed versions, the devices, and the results of checks that they work.
 
     Raises:
-        OSError: the folder cannot be written.
         ArithmeticError: float32 products of the device have errors larger than rounding.
     """
-    check_writable(Path(tempfile.gettempdir()) if folder is None else folder)
     error = _certified_error()
     if not error < _LARGEST_ERROR:
         raise ArithmeticError(
@@ -99,7 +90,6 @@ def doctor(folder: Path | None) -> dict[str, Any]:
         "precision": _precision(),
         "cores": str(os.cpu_count()),
         "compilation cache": _cache(),
-        "write check": f"{folder or 'the temporary folder'} is writable",
         "certified check": f"passed, l1 error {error:.1e} after {_DEPTH} steps",
         "measured": _measured(),
     }

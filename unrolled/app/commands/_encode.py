@@ -1,12 +1,10 @@
-"""`unrolled encode` computes codes of signals in a file with saved weights or a pursuit; `unrolled
-export` writes saved weights as a program in one file that runs without this library.
-"""
+"""`unrolled encode`: codes of signals in a file, with saved weights or a pursuit."""
 
 import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -14,8 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-import unrolled
-from unrolled import export, pursuit
+from unrolled import pursuit
 from unrolled._base import checks
 from unrolled._base.files import check_writable, target, whole_file
 from unrolled._base.text import in_rows
@@ -24,8 +21,6 @@ from unrolled.app.commands._certify import CertifiedCodes, ProvedCodes, proved, 
 from unrolled.app.commands._console import Say, add_command, progress_printer, show
 from unrolled.app.commands._inputs import CHUNK as _CHUNK
 from unrolled.app.commands._inputs import nonzeros
-from unrolled.app.commands._partial import Partial
-from unrolled.app.commands._report import check_not_read
 from unrolled.app.studies import seldom
 from unrolled.dictionaries import Operator, block_of
 from unrolled.vision import datasets
@@ -68,12 +63,11 @@ def run(arguments: argparse.Namespace) -> None:
     or run a pursuit with --method. A .npy file can hold any number of signals. If no option
     has the units of the signals, as with --ratio or --sparsity alone, a signal whose norm is
     below 8 roundings (float32) of the largest norm counts as zero: the command codes the
-    signal as zero, and prints the number of such signals. If a run is interrupted after some
-    seconds, the same command continues after the codes that exist.
+    signal as zero, and prints the number of such signals.
 
     Flags:
-        weights: a file written by `unrolled train`, or a run folder; the folder of an unfinished
-            run gives the best params at its newest checkpoint; omit with --method
+        weights: a file written by `unrolled train`, or the folder of saved steps of a run, whose
+            newest step has the best params so far; omit with --method
         signals: signals of shape (signals, m), as .npy or .npz (entry Y); if D is complex, the
             signals are complex or pairs of real numbers, and the codes have the same form
         --output: codes of shape (signals, d), as .npy or .npz (entry X); for a chain, the codes of
@@ -88,9 +82,9 @@ def run(arguments: argparse.Namespace) -> None:
             proved code and 0 for any other code
 
     Examples:
-        unrolled encode run/weights.npz Y.npy --output codes.npy
+        unrolled encode weights.npz Y.npy --output codes.npy
         unrolled encode --method omp --sparsity 5 --dictionary D.npy Y.npy --output codes.npy
-        unrolled encode --import my_module run/weights.npz Y.npy --output codes.npy
+        unrolled encode --import my_module weights.npz Y.npy --output codes.npy
     """
     paths, options = arguments.dictionary or [], _inputs.given_options(arguments)
     result = encode(
@@ -120,7 +114,7 @@ def _check_source(
         allowed = _PENALTY if certify and {"lam", "ratio"} & set(options) else ()
         if needing := [option for option in options if option not in allowed]:
             raise ValueError(f"encode: --{', --'.join(needing)} needs --method")
-        return _inputs.weights_of(weights)
+        return weights
     if weights is not None:
         raise ValueError(f"encode: --method takes no weights, got {weights}")
     checks.one_of(method, _inputs.names(), "method", "encode")
@@ -211,7 +205,6 @@ class _Job(NamedTuple):
     problem: Callable[[np.ndarray], dict[str, Any] | None]  # the LASSO of some signals
     least: float  # signals of a smaller norm are negligible next to the largest
     is_complex: bool  # whether the files have complex signals and codes
-    partial: Partial  # the chunks that an earlier run has left
 
     @property
     def headers(self) -> dict[str, dict[str, Any]]:
@@ -266,9 +259,6 @@ def encode(
 ) -> Encoded:
     """Write the codes of signals, chunk by chunk, completely or not at all.
 
-    A run that is interrupted after some seconds leaves its chunks in a folder next to the output,
-    and the next run of the same job continues after them.
-
     If no option has the units of the signals, as with a ratio or a sparsity, a pursuit would code
     rounding errors like a signal. In this case a signal is coded as zero if its norm is below a few
     roundings of the largest norm.
@@ -292,23 +282,12 @@ def encode(
     """
     inputs = [source] if isinstance(source, Path) else []
     _check_output(output, [*inputs, signals, *dictionaries])
-    chunks = Partial(
-        output,
-        [*inputs, signals, *dictionaries],
-        dict(
-            source=str(source),
-            certify=certify,
-            rows=_CHUNK,
-            version=unrolled.__version__,
-            **options,
-        ),
-    )
-    job = _job(source, signals, output.suffix, dictionaries, options, certify, chunks)
+    job = _job(source, signals, output.suffix, dictionaries, options, certify)
     if sparse and (job.coder.chained or output.suffix != ".npz"):
         what = "a chain" if job.coder.chained else str(output)
         raise ValueError(f"encode: --sparse needs one dictionary and an output in .npz, got {what}")
     target(output).parent.mkdir(parents=True, exist_ok=True)
-    with job.partial.kept_if_interrupted(), whole_file(output) as file:
+    with whole_file(output) as file:
         lines = (_written_sparse if sparse else _written)(job, file, output, say)
     return _summed(lines, job, source, output)
 
@@ -357,7 +336,6 @@ def _job(
     dictionaries: list[Path],
     options: dict[str, Any],
     certify: bool,
-    chunks: Partial,
 ) -> _Job:
     """The job, with its files read and checked."""
     coder = (
@@ -382,7 +360,7 @@ def _job(
     name = source if isinstance(source, str) else "lasso"
     problem = partial(_lasso, name, options, Ds[0])
     is_complex = np.iscomplexobj(datasets.open_array(signals, "Y", with_complex=True))
-    return _Job(coder, Y, signals, columns, certify, problem, least, is_complex, chunks)
+    return _Job(coder, Y, signals, columns, certify, problem, least, is_complex)
 
 
 def _lasso(
@@ -398,48 +376,38 @@ def _lasso(
 
 def _written(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
     """Write the codes of all chunks into the file, and return the lines of the chunks."""
-    lines, headers, archived = [], job.headers, output.suffix == ".npz"
+    lines, archived, folder = [], output.suffix == ".npz", target(output).parent
     with ExitStack() as stack:
-        parts = _temporary(stack, output, headers) if archived else {"": file}
-        for part, header in zip(parts.values(), headers.values()):
-            np.lib.format.write_array_header_1_0(part, header)
+        parts: dict[str, Any] = {
+            name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) if archived else file
+            for name in job.headers
+        }
+        for name, header in job.headers.items():
+            np.lib.format.write_array_header_1_0(parts[name], header)
         for arrays, line in _chunks(job, say):
-            for part, name in zip(parts.values(), headers):
+            for name, part in parts.items():
                 part.write(np.ascontiguousarray(arrays[name], "<f4").data)
             lines.append(line)
         if archived:  # its entries are written one after another
             archive = stack.enter_context(zipfile.ZipFile(file, "w"))
             for name, part in parts.items():
-                _copy(part, archive, name)
+                part.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    shutil.copyfileobj(part, entry, 2**20)
     return lines
 
 
 def _written_sparse(job: _Job, file: BinaryIO, output: Path, say: Say) -> list[Line]:
-    """Write the nonzeros of all codes in the format of `scipy.sparse.save_npz`; return the lines.
+    """Write the nonzeros of all codes, which memory holds, and return the lines of the chunks."""
+    from scipy.sparse import csr_matrix, save_npz, vstack
 
-    Memory holds one chunk of codes and a number per signal.
-    """
-    lines, counts = [], [np.zeros(1, int)]
+    lines, rows = [], []
     name, header = next(iter(job.headers.items()))
-    dtypes = {"data": header["descr"], "indices": "<i8"}
-    with ExitStack() as stack:
-        parts = _temporary(stack, output, dtypes)
-        for arrays, line in _chunks(job, say):
-            codes = np.ascontiguousarray(arrays[name], "<f4").view(dtypes["data"])
-            rows, columns = np.nonzero(codes)
-            counts.append(np.count_nonzero(codes, axis=1))
-            for part, values in (("data", codes[rows, columns]), ("indices", columns)):
-                parts[part].write(np.ascontiguousarray(values, dtypes[part]).data)
-            lines.append(line)
-        starts = np.cumsum(np.concatenate(counts))
-        whole = {"indptr": starts, "format": np.array(b"csr"), "shape": np.array(header["shape"])}
-        archive = stack.enter_context(zipfile.ZipFile(file, "w"))
-        for part, array in whole.items():
-            with archive.open(f"{part}.npy", "w") as entry:
-                np.lib.format.write_array(entry, array)
-        for part, source in parts.items():
-            shape = {"descr": dtypes[part], "fortran_order": False, "shape": (int(starts[-1]),)}
-            _copy(source, archive, part, shape)
+    for arrays, line in _chunks(job, say):
+        codes = np.ascontiguousarray(arrays[name], "<f4").view(header["descr"])
+        rows.append(csr_matrix(codes))
+        lines.append(line)
+    save_npz(file, vstack(rows, "csr"), compressed=False)
     return lines
 
 
@@ -447,28 +415,8 @@ def _chunks(job: _Job, say: Say) -> Iterator[tuple[dict[str, np.ndarray], Line]]
     """The codes of every chunk and their counts, with messages on the progress."""
     n, now_and_then = len(job.Y), seldom(say, _PERIOD)
     for first in range(0, n, _CHUNK):
-        if kept := job.partial.read(first):
-            yield kept[0], Line(**kept[1])
-            continue
-        arrays, line = job.chunk(first, _rows(job.Y, job.path, first))
-        job.partial.write(first, {name: arrays[name] for name in job.headers}, line._asdict())
-        yield arrays, line
+        yield job.chunk(first, _rows(job.Y, job.path, first))
         now_and_then(f"{min(first + _CHUNK, n):,} of {n:,} signals")
-
-
-def _temporary(stack: ExitStack, output: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Temporary files next to the output, by name."""
-    folder = target(output).parent
-    return {name: stack.enter_context(tempfile.TemporaryFile(dir=folder)) for name in names}
-
-
-def _copy(part: BinaryIO, archive: zipfile.ZipFile, name: str, header: Any = None) -> None:
-    """Copy a temporary file, after a header if it has none, into an archive."""
-    part.seek(0)
-    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-        if header is not None:
-            np.lib.format.write_array_header_1_0(entry, header)
-        shutil.copyfileobj(part, entry, 2**20)
 
 
 def _rows(Y: np.ndarray, path: Path, first: int) -> np.ndarray:
@@ -508,58 +456,3 @@ def _check_output(output: Path, inputs: list[Path]) -> None:
             f"{output}: is read by this command; expected another file to write the codes into"
         )
     check_writable(output.absolute().parent)
-
-
-# Export
-
-_EXPORTED: dict[str, dict[str, Any]] = {
-    "weights": dict(type=Path, metavar="WEIGHTS"),
-    "--output": dict(type=Path, required=True, metavar="FILE"),
-    "--dictionary": dict(type=Path, action="append", metavar="FILE"),
-    "--platforms": dict(
-        default=",".join(export.PLATFORMS),
-        metavar="NAMES",
-        help="comma-separated platforms of the program (default %(default)s)",
-    ),
-}
-
-
-def add_export_parser(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    """The parser of `unrolled export`."""
-    return add_command(commands, "export", run_export, _EXPORTED)
-
-
-def run_export(arguments: argparse.Namespace) -> None:
-    """Write trained weights as a program that runs without this library.
-
-    Write the layer or network of a weights file, with its dictionary, as one StableHLO program for
-    any number of signals. To run the program, install only jax and flatbuffers.
-
-    Flags:
-        weights: a file of weights, or a run folder
-        --output: file to write
-        --dictionary: D, as .npy or .npz (entry D), for weights that were saved without D; for a
-            chain, give the option once for each layer
-
-    Example:
-        unrolled export weights.npz --output net.stablehlo
-    """
-    weights, given = _inputs.weights_of(arguments.weights), arguments.dictionary or []
-    check_not_read([arguments.output], [weights, *given])
-    model = _inputs.restore_model(weights, given)
-    path = export.save(
-        arguments.output,
-        model.layer,
-        model.params,
-        model.D,
-        platforms=arguments.platforms.split(","),
-    )
-    manifest = export.load(path).manifest
-    form, size = manifest["form"], path.stat().st_size
-    shape = ", ".join(map(str, ["n", *form["signals"]] if form else manifest["signals"]))
-    which = "complex signals" if form and form["complex"] else "signals"
-    text = (
-        f"{path}: {manifest['model']} for {which} ({shape}) in {manifest['dtype']}, "
-        f"{size / 1e6:.2g} MB, for {', '.join(manifest['platforms'])}"
-    )
-    show(arguments.json, {"path": str(path), "bytes": size, **manifest}, text)

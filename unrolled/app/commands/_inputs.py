@@ -26,8 +26,6 @@ from unrolled.networks import Network
 from unrolled.pursuit import CHAIN, PURSUITS, pursue
 from unrolled.vision import datasets
 
-WEIGHTS, CHECKPOINTS = "weights.npz", "checkpoints"  # in the folder of a run
-CODES = "codes.npz"  # codes that were computed for the run
 _APART = 10  # a larger ratio between norms of atoms gives a warning
 
 
@@ -156,14 +154,14 @@ def read_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray:
 
 
 def open_given(path: Path, D: Operator | tuple[Operator, ...]) -> np.ndarray | MappedRows:
-    """`read_given`, but the rows of a large or shared `.npy` file stay in the file.
+    """`read_given`, but the rows of a large `.npy` file stay in the file.
 
     Raises:
         ValueError: signals do not fit D, or float32 would lose a signal of a file that is read
             completely.
     """
     Y = open_signals(path, D)
-    if not isinstance(Y, np.memmap) or (Y.nbytes <= LARGEST_BYTES and jax.process_count() == 1):
+    if not isinstance(Y, np.memmap) or Y.nbytes <= LARGEST_BYTES:
         return read_given(path, D)
     check_length(path, Y, D)
     return MappedRows(Y, np.float32, f"{path}:")
@@ -215,12 +213,6 @@ def read_codes(path: Path, Y: np.ndarray | MappedRows, D: Operator | tuple[Opera
             raise ValueError(f"{path}: {what} shape {X.shape}; expected {expected}")
     Xs = tuple(in_float32(X, path) for X in Xs)
     return Xs if chained else Xs[0]
-
-
-def weights_of(path: Path) -> Path:
-    """The path of a weights file; for a run folder, the weights in it, or else the checkpoints."""
-    inside = (path / WEIGHTS, path / CHECKPOINTS)
-    return next((file for file in inside if file.exists()), path)
 
 
 def check_length(path: Path, Y: np.ndarray, D: Operator | tuple[Operator, ...]) -> None:
@@ -341,7 +333,9 @@ def restore_model(
     """
     saved = training.restore(weights)
     if saved.layer is None:
-        raise ValueError(f"{weights}: it names no layer, as the files of `unrolled train` do")
+        raise ValueError(
+            f"{weights}: it names no layer; expected weights that `ur.save(..., layer=layer)` wrote"
+        )
     if dictionaries:
         Ds: Any = tuple(map(read_dictionary, dictionaries))
         if isinstance(saved.layer, Layer):

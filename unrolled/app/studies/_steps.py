@@ -315,7 +315,7 @@ def layer_of(name: str, depth: int, lam: float | None, sparsity: int) -> Layer:
     if lacking := [n for n in needed if n not in options]:
         raise ValueError(
             f"compare: {name} needs {', '.join(lacking)}, which compare does not choose; train it "
-            "by `unrolled train` and pass its weights"
+            "in a script and pass its weights"
         )
     return family(depth, **options)
 

@@ -359,8 +359,7 @@ def _of_guarded(
         f"A layer with `guard={lam:.6g}` compares the codes of all steps and the zero code, and "
         "returns the code with the least objective, so no code is worse than the zero code. The "
         "guard needs no training, and costs one product per step. Set the guard by "
-        "`dataclasses.replace`, or by `--guard` of `unrolled train`. (F - F*) / F* with the guard: "
-        f"{listed}."
+        f"`dataclasses.replace`. (F - F*) / F* with the guard: {listed}."
     ]
 
 
