@@ -40,7 +40,7 @@ _GAMMA_SPAN = 1.1
 _RELATIVE_SPAN = math.log(50)
 # Other searches multiply the threshold of step k by t r^(k-1). They try the logarithms of t and of
 # rho = r^(K-1), on which no depth depends: first on few signals, then around the best pair on all.
-_FEW = 128
+_FEW = 100
 _PAIRS = 56  # at most so many pairs of one search
 # From a 64th of the largest entry up to twice the largest entry; rho from e^-9 up to 1.
 _TWO_NUMBERS = (-2.5 * math.log(2), 3.5 * math.log(2), 8), (-4.5, 4.5, 7)
