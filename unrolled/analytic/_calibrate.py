@@ -566,8 +566,8 @@ def _numbers(aim: Loss, model, params, D, Y, X) -> tuple[Array, ...]:
 
 
 def _is_worse(start: _Judged, best: _Judged, aim: Loss) -> bool:
-    """Warn and return True if the given params are better on the sample."""
-    if best.loss <= start.loss:
+    """Warn and return True if no candidate is better than the given params on the sample."""
+    if best.loss < start.loss:
         return False
     checks.warn(
         "calibrate: kept the start; the search found nothing better (on the sample: start "

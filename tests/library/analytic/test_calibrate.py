@@ -232,7 +232,7 @@ def test_params_follow_the_unit_of_the_codes(planted):
 
 @pytest.mark.slow
 def test_the_greedy_pass_is_short_sighted():
-    """At 12 steps the second pass gains 1 to 5 dB on other signals, by larger thresholds."""
+    """At 12 steps the result is 1 to 5 dB better on other signals; the best factor is above 1."""
     D = dictionaries.gaussian(jax.random.key(0), 40, 80)
     sample = problems.sampler(D, 128, probability=0.08)
     (Y, X), others = sample(jax.random.key(1)), sample(jax.random.key(2))
@@ -245,7 +245,8 @@ def test_the_greedy_pass_is_short_sighted():
         first = first_pass(layer, start, D, Y[:96], X[:96])
         found = calibrate(layer, start, D, Y, X)
         assert decibels(layer, found, D, *others) < decibels(layer, first, D, *others) - 1.0
-        assert (found.steps.theta > first.steps.theta).all()
+        longer = forms(layer, start, D, Y, X)["greedy search"]
+        assert (longer.steps.theta > first.steps.theta).all()
 
 
 def at_four_atoms_per_entry(m, batch, depth):
@@ -267,7 +268,7 @@ def check_scaled(found, W, D):
 
 @pytest.mark.slow
 def test_weights_that_expand_begin_with_a_step_size():
-    """Thresholds alone end far above zero codes on other signals; c W follows them."""
+    """Thresholds of a greedy search end far above zero codes on other signals; c W is tried."""
     D, W, theta, (Y, X), others = at_four_atoms_per_entry(20, 64, 12)
     layer = layers.lista_cp(12)
     start = layer.from_theory(W, theta)
@@ -275,7 +276,7 @@ def test_weights_that_expand_begin_with_a_step_size():
     greedy = first_pass(layer, start, D, Y[:48], X[:48])
     assert decibels(layer, greedy, D, *others) > 10
     assert decibels(layer, found, D, *others) < -6
-    check_scaled(found.shared.W, W, D)
+    check_scaled(_calibrate.scaled_weights(layer, start, D)[0].shared.W, W, D)
 
 
 @pytest.mark.slow
@@ -308,16 +309,15 @@ def test_weights_that_contract_stay_as_they_are(planted, calibrated):
     assert found.shared.W is start.shared.W or (found.shared.W == start.shared.W).all()
 
 
-def test_the_start_is_kept_where_it_is_better_on_held_back_signals(planted, calibrated):
-    """The held-back quarter has larger codes, and the start suits those alone."""
-    D, Y, X = planted
-    layer = FAMILIES["alista"]
-    factors = np.where(np.arange(len(Y)) < 30, 1e-3, 1.0)[:, None]
-    start = calibrated("alista")[1]
-    with pytest.warns(UserWarning, match="kept the start; .* \\(NMSE on 10 held-back") as told:
-        found = calibrate(layer, start, D, factors * Y, factors * X)
-    assert len(told) == 1
-    chex.assert_trees_all_equal(found, start)
+def test_the_start_is_kept_if_no_candidate_is_better(planted, start):
+    """The true codes are those of the start."""
+    D, Y, _ = planted
+    layer, given, said = FAMILIES["lista_cp"], start("lista_cp"), []
+    X = jax.vmap(layer.apply, (None, None, 0))(given, D, Y)
+    with pytest.warns(UserWarning, match="kept the start; .*: start NMSE -.*, best found") as told:
+        found = calibrate(layer, given, D, Y, X, report=said.append)
+    assert len(told) == 1 and "the given params" in said[0]
+    chex.assert_trees_all_equal(found, given)
 
 
 def test_codes_worse_than_zero_on_held_back_signals_are_reported(planted, start):
