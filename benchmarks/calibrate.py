@@ -14,6 +14,7 @@ import runpy
 import sys
 import time
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,10 +45,10 @@ def scores(layer, params, D, Y, X) -> dict[str, float]:
     errors = np.asarray(jnp.sum((jnp.concatenate(parts) - X) ** 2, axis=1), float)
     energies = np.asarray(jnp.sum(X**2, axis=1), float)
     ratios = errors / energies
-    decibels = 10 * np.log10([errors.sum() / energies.sum(), np.median(ratios)])
+    nmse, median = 10 * np.log10([errors.sum() / energies.sum(), np.median(ratios)])
     return dict(
-        nmse=round(decibels[0], 2),
-        median=round(decibels[1], 2),
+        nmse=round(float(nmse), 2),
+        median=round(float(median), 2),
         failures=float((ratios > 0.1).mean()),
     )
 
@@ -66,7 +67,8 @@ def choices() -> None:
             start = ur.analytic.alista(D, depth=DEPTH, sparsity=2, bound=1.0)
             said: list[str] = []
             chosen = ur.calibrate(layer, start, D, *sample, report=said.append)
-            candidates = _calibrate._candidates(layer, start, D, *sample, _calibrate.squared)
+            (Y, X), aim = sample, _calibrate.squared
+            candidates = _calibrate._candidates(layer, start, D, Y, X, aim)
             rows = [(scores(layer, p, D, *unseen)["nmse"], form) for form, p in candidates]
             best, form = min(rows)
             row = dict(seed=seed, probability=probability, said=said[0], best=best, best_form=form)
@@ -75,7 +77,7 @@ def choices() -> None:
 
 def families(calibrate, name: str) -> None:
     D, sample, unseen = drawn(0, 0.1)
-    theory = dict(depth=DEPTH, sparsity=2, bound=1.0)
+    theory: Any = dict(depth=DEPTH, sparsity=2, bound=1.0)
     starts = {
         "ista": (ur.layers.ista(DEPTH), ur.analytic.ista(D, 0.1, DEPTH)),
         "lista_cp": (ur.layers.lista_cp(DEPTH), ur.analytic.lista_cp(D, **theory)),

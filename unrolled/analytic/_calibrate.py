@@ -74,7 +74,8 @@ def smoothed(codes: Any, X: Array, D: Any, Y: Array) -> Array:
     A few failures among thousands of signals decide a sum of squared errors, and a sample has none
     or one of them. The tail is e = u q^{-a}, where u is the largest error outside of the tenth, q
     is uniform on (0, 1], and a is the mean of log(e_i / u) over the tenth (Hill); a failure costs
-    at most c, the energy of its signal or the largest error. Hence the mean of the tail is
+    at most c, the energy of its code or the largest error. Each error is relative to the energy of
+    its code. Hence the mean of the tail is
 
     .. math:: c q_0 + u \, \frac{1 - q_0^{1 - a}}{1 - a}, \qquad q_0 = (u / c)^{1 / a}.
 
@@ -85,7 +86,7 @@ def smoothed(codes: Any, X: Array, D: Any, Y: Array) -> Array:
     if len(X) < _TAIL_FROM:
         return jnp.sum(errors)
     energy = jnp.mean(energies)
-    e = jnp.sort(errors / jnp.maximum(energies, energy))
+    e = jnp.sort(errors / jnp.maximum(energies, energy / 10))  # a code may be zero
     u = e[-n - 1]
     a = jnp.mean(jnp.log(e[-n:] / u))
     decay = jnp.log(jnp.maximum(1, e[-1]) / u)  # q_0 = exp(-decay / a)
@@ -549,8 +550,8 @@ def _n_held_back(Y: Array) -> int:
 
 def _judged(aim: Loss, model, params, D, Y, X) -> _Judged:
     numbers = map(float, _numbers(aim, model, params, D, Y, X))
-    loss, error, zero, silent, *later = (np.inf if np.isnan(v) else v for v in numbers)
-    return _Judged(loss, error, zero, bool(silent), *later, _n_held_back(Y))
+    loss, error, zero, silent, later, later_zero = (np.inf if np.isnan(v) else v for v in numbers)
+    return _Judged(loss, error, zero, bool(silent), later, later_zero, _n_held_back(Y))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
