@@ -231,8 +231,8 @@ def _grid(axes) -> np.ndarray:
 
 def searched(layer, bases: Sequence[Unrolled], D, Y, X, judge: Loss, axes) -> Unrolled:
     """The base with the factors t r^(k-1) of least loss."""
-    few = jax.tree.map(lambda rows: rows[:_FEW], (Y, X))
-    tried = [_best(layer, base, D, *few, judge, _grid(axes)) for base in bases]
+    few: Any = jax.tree.map(lambda rows: rows[:_FEW], (Y, X))
+    tried = [_best(layer, base, D, few[0], few[1], judge, _grid(axes)) for base in bases]
     i = min(range(len(bases)), key=lambda i: tried[i][1])
     # The middle of the finer grid is the best pair so far.
     finer = [
@@ -253,7 +253,8 @@ def of_theorem(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any) 
         return []
     p = jax.tree.map(lambda rows: rows[0], params.steps)
     W = layer.weights(params.shared, p, D).W
-    mu_W, eta = coherence(W, D).mu_W, float(jnp.max(jnp.abs(1 - diagonal(W, D))))
+    mu_W: Any = coherence(W, D).mu_W
+    eta = float(jnp.max(jnp.abs(1 - diagonal(W, D))))
     largest, mu, size = max_sparsity(mu_W, D.shape[1]), float(mu_W), float(_unit(p, D, Y, X))
     rates = [(s, (2 * s - 1) * mu + eta) for s in (largest - 1, largest)]
     pairs = [
@@ -466,7 +467,7 @@ def _candidates(layer, start, D, Y, X, aim: Loss) -> list[tuple[str, Unrolled]]:
     """The forms of params that `calibrate` compares, each with its name."""
     judge = _judge(aim)
     seen = jax.tree.map(lambda rows: rows[: len(Y) - _n_held_back(Y) or len(Y)], (Y, X))
-    found = []
+    found: list[tuple[str, Unrolled]] = []
     for params in (start, *scaled_weights(layer, start, D)):
         greedy_params = _first_pass(layer, params, D, *seen, aim)
         bases = [params]
