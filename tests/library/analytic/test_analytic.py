@@ -620,3 +620,26 @@ def test_host_functions_take_known_arguments_inside_of_a_jit():
 
     outside = layer.apply(analytic.lista_cp(D, bound=1.0, **options), D, D[:, 3])
     np.testing.assert_allclose(coded(D[:, 3]), outside, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "sizes, bound, remark",
+    [
+        ([0.5, 4.1], 1.0, "bound 1.0, entries reach 4.1: Theorem 12 does not cover 50 % of these"),
+        ([2.0, 4.1], 1.0, "does not cover 100 %"),
+        ([0.5, 1.0], 1.0, ""),
+        ([0.5] * 1999 + [2.0], 1.0, "does not cover 0.05 %"),
+        ([2.0] * 1999 + [0.5], 1.0, "does not cover 99.9 %"),
+        ([0.5, 4.1], np.diag([0.0, -4.1]), ""),
+    ],
+)
+def test_a_remark_says_which_share_of_codes_exceeds_the_bound(sizes, bound, remark):
+    said = analytic.bound_remark(np.eye(2), -np.outer(sizes, [0, 1]), bound)
+    assert remark in said and bool(remark) == bool(said)
+
+
+def test_codes_as_a_bound_give_the_params_of_their_largest_entry():
+    D, X = dictionaries.identity_hadamard(16), np.zeros((3, 32))
+    X[1, 4] = -2.5
+    ours, expected = (analytic.lista_cp(D, depth=3, sparsity=1, bound=bound) for bound in (X, 2.5))
+    np.testing.assert_array_equal(ours.steps.theta, expected.steps.theta)

@@ -78,6 +78,9 @@ REFUSED = [
     (lambda: analytic.weights_table(2 * D), "normalize"),
     (lambda: analytic.weights_table(D, sparsity=33), "exceeds the number of atoms 32"),
     (lambda: analytic.weights_table(D * np.where(np.arange(32) == 3, math.nan, 1.0)), "NaN"),
+    (given(analytic.lista_cp, CLASS, bound=np.ones((2, 9))), "9|32"),
+    (lambda: analytic.bound_remark(D, np.full((2, 32), math.nan), 1.0), "NaN|finite"),
+    (lambda: analytic.bound_remark(D, np.ones((2, 32)), -1.0), "bound must be non-negative"),
     # Calibration.
     (blind(), r"there are no codes; .* try loss=training.lasso_loss\(lam\)"),
     (blind(loss=training.log_nmse), r"X = None; try training.lasso_loss\(lam\)"),
@@ -102,6 +105,7 @@ def test_what_does_not_fit_is_refused_in_words(call, words):
 OTHER_KINDS = [
     *((dsc(activations=[rho]), "constants of an Activation") for rho in (jnp.tanh,)),
     (blind(loss=0.1), "loss must be a function, got 0.1"),
+    (calibrate(report="stdout"), "report must be a function"),
     (calibrate(model=LIHT, params=blank(LIHT, GAUSSIAN)),
      "steps with a threshold.*this family has none"),
     (calibrate(params=Unrolled(None, (layers.Weights(GAUSSIAN),))), "another family"),
