@@ -407,7 +407,7 @@ def calibrate(
     Not claimed: that the thresholds are the best, or that the loss on the sample is the loss on
     other signals. In a test with Gaussian dictionaries, (250, 500), closed-form W, K = 16 and 512
     signals, the choice for ALISTA-SS was up to 3.3 dB worse than the best candidate on 4,000 other
-    signals if codes have 10 % nonzeros, and up to 9.7 dB worse with 5 % nonzeros. The NMSE at 10 %
+    signals if codes have 10 % nonzeros, and up to 12.5 dB worse with 5 % nonzeros. The NMSE at 10 %
     nonzeros was -11.3 dB for ISTA, -26.2 dB for LISTA-CP and ALISTA, and -54.1 dB for ALISTA-SS.
 
     Example:
