@@ -66,7 +66,7 @@ def of_known(result: Comparison, setting: str, covered: int) -> Overview:
         lines,
         _kinds(result),
         shown,
-        min(ends, key=ends.__getitem__, default=""),
+        min(shown, key=ends.__getitem__, default=""),
         "error of the code, dB",
         False,
         "Error of the code after each step: the energy of the error divided by the energy of the "
@@ -104,7 +104,7 @@ def of_unknown(result: Comparison, setting: str) -> Overview:
         lines,
         _kinds(result),
         shown,
-        min(ends, key=ends.__getitem__, default=""),
+        min(shown, key=ends.__getitem__, default=""),
         "(F - F*) / F*",
         True,
         "Gap to the optimum of the LASSO after each step, over all test signals.",
