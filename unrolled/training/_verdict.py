@@ -107,8 +107,10 @@ def _costs(rows: Sequence[Candidate], best: Candidate, gap: float) -> str:
             f"{gap:.3g}."
         )
     name, worst = best.text(), "" if math.isnan(best.worst) else f", {best.worst:.1e} at worst"
-    return f"{text} {name[0].upper()}{name[1:]} takes {_time(best, '')} and ends at a "
-        f"mean gap (F - F*) / F* of {best.mean:.1e}{worst}."
+    return (
+        f"{text} {name[0].upper()}{name[1:]} takes {_time(best, '')} and ends at a mean gap "
+        f"(F - F*) / F* of {best.mean:.1e}{worst}."
+    )
 
 
 def _predicted(training: Candidate, best: Candidate, signals: int) -> str:
