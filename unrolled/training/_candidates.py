@@ -147,8 +147,8 @@ def measured(
         fixed, each = line(sizes, (pair[0].seconds, pair[1].seconds))
         fixed += 0.0 if name[1] is None else starts[name[0]]
         of, spread = gaps[name], max(timing.spread for timing in pair)
-        numbers = (float(number) for number in (of.mean(), np.median(of), of.max()))
-        return Candidate(*name, 1e6 * each, *numbers, spread, fixed=fixed)
+        mean, median, worst = (float(number) for number in (of.mean(), np.median(of), of.max()))
+        return Candidate(*name, 1e6 * each, mean, median, worst, spread, fixed=fixed)
 
     return tuple(map(row, calls))
 

@@ -441,7 +441,7 @@ def test_the_seconds_of_training_count_all_steps_of_the_recipe(monkeypatch):
     monkeypatch.setattr(_unsupervised, "clock", lambda: lambda: float(next(ticks)))
     signals = ur.training.Signals.of(D, Y, 0)
     layer = _unsupervised.trained_layer("bcd", 2, 0.1)
-    assert _unsupervised.seconds_of_training(layer, signals, 0.1, 300) == 1 + 3 * 300 / 5
+    assert _unsupervised.seconds_of_training(layer, signals, 0.1, 300) == 1 + (3 * 100 + 300) / 5
 
 
 @pytest.mark.parametrize("kind", ["mask", "Conv", "Complex", "Joint"])
