@@ -411,7 +411,7 @@ def _of_unknown(
     """The recommendation for the LASSO, by the costs and gaps of a sample."""
     D, lam, m = sample.D, sample.lam, sample.D.shape[0]
     rows = measured(sample, gap)
-    best, training = cheapest(rows, gap), training_of(sample, rows, gap, n)
+    best, training = cheapest(rows, gap, n), training_of(sample, rows, gap, n)
     why = f"Measured on {len(sample.Y)} of your signals. {verdict(rows, gap, n, training)}"
     layer, method, options = None, best.method, exact_options(gap)
     if best.method == LASSO_BATCH:

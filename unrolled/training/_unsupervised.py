@@ -103,7 +103,8 @@ def unsupervised(
             like `bcd`, from `init` at the rates `without_codes` of its `Recipe`.
         steps: number of training steps of the last run; no earlier run takes more steps.
         relative: False minimises the mean of F instead, to which large signals contribute most. If
-            signals have unequal sizes, more of them then become worse.
+            signals have unequal sizes, a run then makes more of them worse, and is more often
+            refused.
         validation, mask: as in `fit`.
         run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
             last training: a resumed run repeats the trials, which take seconds.
@@ -366,7 +367,7 @@ def _trained(
     start = starts[name]
     training, rates = problem.training(layer, start), layer.recipe.without_codes
     short = min(_TRIAL, steps)
-    loop, runs = _trials(training, rates if len(rates) > 1 else (), (short, 0), how, name)
+    loop, runs = _trials(training, rates if steps and len(rates) > 1 else (), (short, 0), how, name)
     rate = _least(runs).tried.rate if runs else rates[0]
     seen = how.checkpoint is not None or how.log is not None or len(tuple(how.callbacks)) > 1
     if runs and steps <= _TRIAL and (state := _least(runs).state) is not None and not seen:
