@@ -14,8 +14,8 @@ of every family of layers with 16 steps, seed 0. `liht` keeps as many entries as
 have nonzeros in the mean.
 
 With `--relative`, a row is one kind of signal and seed, with the gaps before training, after
-training with `relative=False` and after training with `relative=True`, and the share of the test signals whose objective
-is above the objective before training.
+training with `relative=False` and after training with `relative=True`, and the share of the test
+signals whose objective is above the objective before training.
 
     T="taskset -c 0 env OPENBLAS_NUM_THREADS=1 XLA_FLAGS='--xla_cpu_multi_thread_eigen=false"
     eval "$T intra_op_parallelism_threads=1' python benchmarks/recipe.py"       adds missing rows
