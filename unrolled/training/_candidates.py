@@ -157,6 +157,7 @@ def line(signals: tuple[int, int], seconds: tuple[float, float]) -> tuple[float,
     """The seconds of a call and of each signal, from two calls; neither is negative.
 
     Example:
+        >>> from unrolled.training._candidates import line
         >>> line((100, 400), (2.0, 5.0))
         (1.0, 0.01)
         >>> line((100, 400), (1.0, 5.0))  # more than 4 times as much: no fixed part
