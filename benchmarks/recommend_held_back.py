@@ -9,7 +9,8 @@ training, compilation included, and N times its CPU seconds per signal. A row ha
 gaps. The table judges them: for 1e4, 1e6 and 1e7 signals it has the method that `recommend`
 advises, the cheapest method within the gap if it is another one, and the ratio of their costs (inf
 if the gap of the advised method is above the wanted gap). Where `recommend` predicts a training,
-the table has the predicted and the measured gap, seconds, and number of signals that repay it.
+the table has the measured gap, and the predicted and measured seconds and number of signals that
+repay the training.
 
 With --gap 1e-4, `recommend` predicts a training on kmers.
 
@@ -119,7 +120,7 @@ def judged(row: dict[str, Any], n: int) -> tuple[str, str, float]:
     def cost(name: str) -> float:
         return row["trainings"].get(name, 0.0) + 1e-6 * n * row["microseconds"][name]
 
-    (told, best), gap = advised(row), row["gap"]
+    (told, best), gap = advised(row, n), row["gap"]
     chosen = f"{best.method} {best.K or ''}".strip()
     if told is not None and n > told.repaid(best):
         chosen = f"{told.method} {told.K} trained"
@@ -128,18 +129,20 @@ def judged(row: dict[str, Any], n: int) -> tuple[str, str, float]:
     return chosen, least, cost(chosen) / cost(least) if within else math.inf
 
 
-def advised(row: dict[str, Any]) -> tuple[Any, Any]:
-    """The predicted training, and the cheapest method without training, as `recommend` saw them."""
+def advised(row: dict[str, Any], n: int) -> tuple[Any, Any]:
+    """The predicted training, and the cheapest method without training for n signals, as
+    `recommend` saw them.
+    """
     rows = [ur.training.Candidate(**each) for each in row["advice"]]
     told = row["training"] and ur.training.Candidate(**row["training"])
     own = [of for of in rows if of.K is not None or of.method == "lasso_batch"]
     within = [of for of in own if of.mean <= row["gap"]] or own[:1]
-    return told, min(within, key=lambda of: of.microseconds)
+    return told, min(within, key=lambda of: of.seconds(n))
 
 
 def predicted(row: dict[str, Any]) -> str:
-    """The predicted and the measured gap, seconds, and signals that repay the training."""
-    told, best = advised(row)
+    """The measured gap, and the predicted and measured seconds and signals that repay."""
+    told, best = advised(row, max(SIGNALS))
     if told is None:
         return "no gain"
     name, spent = f"{told.method} {told.K} trained", row["microseconds"]
@@ -147,7 +150,7 @@ def predicted(row: dict[str, Any]) -> str:
     seconds = row["trainings"][name]
     repaid = 1e6 * seconds / (own - spent[name]) if own > spent[name] else math.inf
     return (
-        f"{told.method} {told.K}: {told.mean:.1e}, {row['gaps'][name]:.1e}; "
+        f"{told.method} {told.K}: {row['gaps'][name]:.1e}; "
         f"{told.training:.0f} s, {seconds:.0f} s; {told.repaid(best):.2g}, {repaid:.2g}"
     )
 
@@ -166,7 +169,7 @@ def table() -> str:
             chosen, least, ratio = judged(row, n)
             cell = chosen if chosen == least else f"{chosen}; {least}"
             line[f"{n:.0e} signals".replace("+0", "")] = f"{cell}, {ratio:.2f}"
-        line["training: predicted, measured"] = predicted(row)
+        line["training: gap; seconds; signals"] = predicted(row)
         lines.append(line | {"CPU seconds of the call": f"{row['seconds']:.0f}"})
     return markdown(lines)
 

@@ -57,10 +57,7 @@ def _of_raised(raised: float) -> str:
     """A sentence if training has raised the objectives of many signals."""
     if raised <= _RAISED:
         return ""
-    return (
-        f" Training raised the objective of {100 * raised:.0f} % of the signals: if "
-        "every signal counts, train with relative=True, which gives all signals the same weight."
-    )
+    return f" Training raised the objective of {100 * raised:.0f} % of the signals."
 
 
 def microseconds(of: MethodResult, signals: int) -> float | None:

@@ -128,10 +128,10 @@ class _Lasso:
 @program("relative")
 def _lasso(codes, D, Y, lam, relative):
     blocks = zip(D, (Y, *codes), codes) if isinstance(D, tuple) else [(D, Y, codes[-1])]
-    return sum(jnp.mean(_values(D, Y, x, lam, relative)) for D, Y, x in blocks)
+    return sum(jnp.mean(objectives_of(D, Y, x, lam, relative)) for D, Y, x in blocks)
 
 
-def _values(D, Y, x, lam, relative):
+def objectives_of(D, Y, x, lam, relative):
     """The objectives of codes, or their shares of the objectives of zero codes."""
     values = _objective(D)(D, Y, x, jnp.asarray(lam, x.dtype))
     zero = jnp.sum(jnp.square(Y), axis=-1) / 2

@@ -23,6 +23,7 @@ from unrolled.dictionaries import (
     block_of,
     check_batch,
     column_norms,
+    cuts_atoms,
     dense,
     flat_batch,
     refuse_parts,
@@ -82,7 +83,8 @@ class Recommendation:
         layer: the layer to run without training; None for a pursuit or a network to train.
         rows: the costs and gaps of all methods that were measured; none if codes are known.
         gap: the wanted mean gap (F - F*) / F*.
-        training: the predicted costs and gaps of a trained network; None if it could gain nothing.
+        training: the predicted costs of a trained network, without gaps; None if it could gain
+            nothing.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -170,15 +172,16 @@ def recommend(
     """Recommend a method for signals in a dictionary: exact codes, or a network.
 
     If the codes of 1,000 signals or more are known, `recommend` chooses a network: training can aim
-    at the known codes, but an exact solver returns LASSO codes. Otherwise `recommend` measures the
-    time per signal, and the gaps (F - F*) / F* of the LASSO, on at most 256 of the signals: of
-    `lasso_batch`, of SPAMS if it is installed, and of the untrained layers `fista` and `bcd` with
-    8, 16, 32, 64 and 128 steps, up to the first number of steps whose mean gap is below gap / 10,
-    or that takes more time than exact codes. The cheapest method whose mean gap is at most `gap` is
-    the untrained choice. It then predicts whether training pays: a trained layer with K steps
-    should end at the gap of the untrained layer with 2 K steps, and the time of training follows
-    from one compiled step. `recommend` advises to train only if the training is repaid by the
-    number of signals to code.
+    at the known codes, but an exact solver returns LASSO codes. Otherwise `recommend` measures
+    costs, and the gaps (F - F*) / F* of the LASSO, on at most 256 of the signals: of `lasso_batch`,
+    of SPAMS if it is installed, and of the untrained layers `fista` and `bcd` with 8, 16, 32, 64
+    and 128 steps, up to the first number of steps whose mean gap is below gap / 10, or that takes
+    more time than exact codes. A cost is the fixed time of a call and the time of each further
+    signal, from calls with two numbers of signals. The untrained choice is the method that costs
+    least for `signals` signals, of those whose mean gap is at most `gap`. `recommend` then predicts
+    whether training pays: a trained layer with K steps should come within the gap if the untrained
+    layer with 2 K steps does, and the time of training follows from one compiled step. `recommend`
+    advises to train only if the training is repaid by the number of signals to code.
 
     With a mask, or if D is structured, `fista` is the only layer. On a CPU a time is the CPU time
     of this process, in all threads, and no other thread should compute meanwhile; on other devices
@@ -225,8 +228,11 @@ def recommend(
             signals is negative, gap is not positive, all signals are zero, or `unsupervised` does
             not train the family, or not with codes in parts.
 
-    Not claimed: that a trained network reaches the gap that `recommend` expects. The times contain
-    neither compilation nor the initial params of a layer, which `bcd` computes once for each D.
+    Zero atoms are never chosen: `case` names them, and the coherence and a lam that `recommend`
+    computes are those of the other atoms.
+
+    Not claimed: that a trained network reaches the gap that `recommend` expects. The times do not
+    contain compilation.
 
     Example:
         >>> D = ur.dictionaries.gaussian(jax.random.key(0), 20, 40)
@@ -291,24 +297,39 @@ def _lam(D: Operator, Y: Any, noise: float | None, known: np.ndarray | None) -> 
     """The universal threshold of the noise, or `default_lam` if the noise is not known or 0."""
     if not noise:
         return default_lam(D, Y)
-    g = block_of(D)
-    threshold = math.sqrt(2 * math.log(max(2, D.shape[1] // g))) + (math.sqrt(g) if g > 1 else 0)
+    g, d = block_of(D), int(_nonzero(D).sum())
+    threshold = math.sqrt(2 * math.log(max(2, d // g))) + (math.sqrt(g) if g > 1 else 0)
     return noise * threshold * _mean_norm(D, known)
 
 
 def _mean_norm(D: Operator, known: np.ndarray | None) -> float:
-    """The mean norm of an atom on the known entries of a signal."""
+    """The mean norm of an atom on the known entries of a signal; zero atoms do not count."""
     if known is None:
-        return float(np.mean(column_norms(D)))
-    atoms = np.asarray(dense(D), float)
+        return float(np.mean(np.asarray(column_norms(D))[_nonzero(D)]))
+    atoms = np.asarray(dense(D), float)[:, _nonzero(D)]
     unit = float(np.abs(atoms).max()) or 1.0  # squares may leave the range
     return unit * float(np.mean(np.sqrt(known @ np.square(atoms / unit))))
 
 
 def _coherence(D: Operator) -> tuple[float, float]:
-    """The coherence of the dictionary, and the expected coherence of a random dictionary."""
-    m, d = D.shape
-    return float(mutual_coherence(D)), min(1.0, math.sqrt(4 * math.log(max(d, 2)) / m))
+    """The coherence of the nonzero atoms, and the expected coherence of a random dictionary."""
+    (m, d), some = D.shape, _nonzero(D)
+    atoms = D if some.all() and not cuts_atoms(D) else np.asarray(dense(D))[:, some]
+    return float(mutual_coherence(atoms)), min(1.0, math.sqrt(4 * math.log(max(d, 2)) / m))
+
+
+def _nonzero(D: Operator) -> np.ndarray:
+    """Which atoms are not zero, (d,)."""
+    return np.asarray(column_norms(D)) > 0
+
+
+def _of_zero_atoms(D: Operator) -> str:
+    """A sentence that names zero atoms."""
+    zero = np.flatnonzero(~_nonzero(D))
+    if not len(zero):
+        return ""
+    more = f" and {len(zero) - 8:,} more" if len(zero) > 8 else ""
+    return f" Atoms {zero[:8].tolist()}{more} are zero, and no method chooses them."
 
 
 def _nonzeros(D: Operator, codes: np.ndarray) -> float:
@@ -324,7 +345,7 @@ def _case(
         return (
             f"{preface} A code has {d // g} parts of {g} real numbers, and {nonzeros:.1f} parts "
             f"are not 0 on average. A signal has {m} real numbers{missing}. {noise} There are "
-            f"{n:,} signals to code."
+            f"{n:,} signals to code.{_of_zero_atoms(D)}"
         )
     mu, random = _coherence(D)
     signs = "no negative entries" if (codes >= 0).all() else "entries of both signs"
@@ -332,7 +353,7 @@ def _case(
         f"{preface} A code has {nonzeros:.1f} nonzeros on average, and a signal has {m} entries"
         f"{missing}. The codes have {signs}. {noise} D is {m} x {d} and has coherence {mu:.2f}; a "
         f"random matrix of this size has a coherence of about {random:.2f}. There are {n:,} "
-        "signals to code."
+        f"signals to code.{_of_zero_atoms(D)}"
     )
 
 
@@ -411,7 +432,7 @@ def _of_unknown(
     """The recommendation for the LASSO, by the costs and gaps of a sample."""
     D, lam, m = sample.D, sample.lam, sample.D.shape[0]
     rows = measured(sample, gap)
-    best, training = cheapest(rows, gap), training_of(sample, rows, gap, n)
+    best, training = cheapest(rows, gap, n), training_of(sample, rows, gap, n)
     why = f"Measured on {len(sample.Y)} of your signals. {verdict(rows, gap, n, training)}"
     layer, method, options = None, best.method, exact_options(gap)
     if best.method == LASSO_BATCH:

@@ -73,6 +73,9 @@ class Fit(Result):
     model: Model  # the trained model
     tried: tuple[Tried, ...] = ()  # the runs of `unsupervised`; the last run is the chosen run
     seconds: float = 0.0  # of the clock, with compilation; of all runs of a recipe together
+    # Share of the signals held back whose objective is above that of the untrained layer by more
+    # than 1e-3 of the objective of the zero code; None if no recipe measured it.
+    raised: float | None = None
 
     def __repr__(self) -> str:
         """The model, the number of steps, and the validation losses."""
@@ -88,6 +91,7 @@ class Fit(Result):
             f"Fit of {name}: {last.step} steps, "
             f"validation loss {first.validation:.6g} at first, {last.validation:.6g} at the end, "
             f"{best:.6g} at best{''.join(beside)}"
+            + ("" if self.raised is None else f"; {100 * self.raised:.1f} % of the signals worse")
         )
 
     @property

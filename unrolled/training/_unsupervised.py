@@ -23,16 +23,16 @@ from unrolled.dictionaries import (
     column_norms,
     refuse_parts,
 )
-from unrolled.layers import FAMILIES, Layer, Unrolled, fista, lfista_cp
-from unrolled.pursuit import clock
+from unrolled.layers import FAMILIES, Layer, Unrolled, codes_of, fista, lfista_cp
+from unrolled.pursuit import clock, lasso_batch
 from unrolled.training._loop import Loop, make_loop
-from unrolled.training._losses import lasso_loss
+from unrolled.training._losses import lasso_loss, objectives_of
 from unrolled.training._mesh import computing_on
 from unrolled.training._objective import Data, Objective, split
 from unrolled.training._options import Run, RunOptions
-from unrolled.training._signals import Signals
+from unrolled.training._signals import Signals, is_masked
 from unrolled.training._stages import Stage, run_stages
-from unrolled.training._types import Fit, NonFiniteError, Progress, Record, Sample, Trained, Tried
+from unrolled.training._types import Fit, NonFiniteError, Progress, Sample, Trained, Tried
 from unrolled.training._watch import bar, warn_of
 
 __all__ = ["unsupervised"]
@@ -42,8 +42,15 @@ _NAME = "unsupervised"
 # We chose the rates of our families, these numbers of training steps and the largest gradient norm
 # on some problems and tested them on others (benchmarks/recipe.py). They are for signals and atoms
 # of mean norm 1.
-_TRIAL, _LONG = 300, 1500  # steps of a trial, and of the last training of `fista`
+_TRIAL, _LONG = 100, 500  # steps of a trial, and of the last training of `fista`
 _CLIP = 0.01
+# Differences of objectives, in units of F(0), the objective of the zero code: a signal is worse if
+# its objective rises by more than _WORSE; a mean gap below _NOTHING leaves nothing to gain. A run
+# is accepted if at most a share of _MOST of the signals held back is worse, or one signal: with at
+# most 100 signals held back, a run with a true share of 1 % then passes with probability 0.73 or
+# more. If no signal could be worse, this probability would be 0.37 for 99 signals.
+_WORSE, _NOTHING, _MOST = 1e-3, 1e-5, 0.01
+_JUDGED = 512  # the most signals held back whose optimum is computed
 _TIMED = 5  # timed steps, from which the seconds of all steps are predicted
 
 
@@ -57,29 +64,32 @@ def unsupervised(
     *,
     key: Key,
     family: str | None = None,
-    steps: int = 2000,
-    relative: bool = False,
+    steps: int = 1000,
+    relative: bool = True,
     validation: tuple | Any = None,
     mask: ArrayLike | None = None,
     **run: Unpack[RunOptions],
 ) -> Fit:
-    r"""Train a layer on signals without codes: minimise the mean objective of the LASSO.
+    r"""Train a layer on signals without codes: minimise the mean of F(x_K(y)) / F(0), where
 
-    .. math:: 1/2 \; \|y - D x_K(y)\|_2^2 + \lambda \|x_K(y)\|_1
+    .. math:: F(x) = 1/2 \; \|y - D x\|_2^2 + \lambda \|x\|_1
 
-    For a matrix D the recipe trains `layers.bcd`: for 300 steps at each of three rates, and for
-    `steps` steps at the best rate. If `steps` is at most 300, the best trial is the result, unless
+    For a matrix D the recipe trains `layers.bcd`: for 100 steps at each of three rates, and for
+    `steps` steps at the best rate. If `steps` is at most 100, the best trial is the result, unless
     callbacks, a log or a checkpoint must see a last run. For a structured dictionary, or with a
     mask, the recipe trains `layers.lfista_cp`. It first trains the 2 K numbers of a guarded `fista`
-    for 300 steps at each of four rates, and for 1,500 steps at the best rate; then `lfista_cp` for
-    300 steps from the best `fista` (`from_fista`) and for 300 steps from `init`. The last run
-    trains `lfista_cp` for `steps` steps from the start whose 300 steps gave the smaller loss. By
-    default these are 2,900 training steps for `bcd` and 5,300 for `lfista_cp`; the progress bar
-    counts the steps of all runs, and shows the time that is left.
+    for 100 steps at each of four rates, and for 500 steps at the best rate; then it trains
+    `lfista_cp` for `steps` steps from the best `fista` (`from_fista`), or from `init` if that start
+    has the smaller loss. By default these are 1,300 training steps for `bcd` and 1,900 for
+    `lfista_cp`; the progress bar counts the steps of all runs, and shows the time that is left.
 
-    Every run begins at its initial params, and all choices use the validation loss on held-back
-    signals. Rates are in units of the mean norms of signals and atoms: if you scale D, or scale the
-    signals and `lam` by the same factor, the params scale accordingly.
+    Every run begins at its initial params, and all choices use signals that are held back. No run
+    takes a step if the untrained layer is within 1e-5 of F(0) of the optimum in the mean. A run is
+    accepted only if the objectives of at most 1 % of these signals (of one signal, if there are
+    fewer than 100) rise by more than 1e-3 of F(0) from their values before training, and neither
+    the mean, nor the median, nor the 90 % quantile of (F - F*) / F(0) rises. If no run is accepted,
+    the result is the untrained layer. Rates are in units of the mean norms of signals and atoms: if
+    you scale D, or scale the signals and `lam` by the same factor, the params scale accordingly.
 
     Args:
         D: (m, d), a matrix or a structured dictionary.
@@ -92,10 +102,9 @@ def unsupervised(
             trains only 2 K numbers, in less time than "lfista_cp". A family of your own is trained
             like `bcd`, from `init` at the rates `without_codes` of its `Recipe`.
         steps: number of training steps of the last run; no earlier run takes more steps.
-        relative: whether each signal counts relative to its energy: the recipe then minimises the
-            mean of F(x_K) / F(0), where F is the objective above, instead of the mean of F. If
-            signals have unequal sizes, fewer signals end worse than at the start, and the mean of F
-            may be larger (benchmarks/recipe.py --relative).
+        relative: False minimises the mean of F instead, to which large signals contribute most. If
+            signals have unequal sizes, a run then makes more of them worse, and is more often
+            refused.
         validation, mask: as in `fit`.
         run: the options of `training.Run`, by name. Callbacks, log and checkpoints belong to the
             last training: a resumed run repeats the trials, which take seconds.
@@ -103,11 +112,12 @@ def unsupervised(
     Returns:
         A Fit, as returned by `fit`. `model` is the layer, `seconds` counts all runs, and `tried`
         has every run with its rate, start and least validation loss. The run that comes last in
-        `tried` gives `best`, `judged` and `history`: for `lfista_cp` the last run; for other
-        families the run with the least loss, which is almost always the longest run.
+        `tried` gives `best`, `judged` and `history`: the accepted run with the least loss, which is
+        almost always the longest run. `raised` is the share of the signals held back that became
+        worse by more than 1e-3 of F(0).
 
     Warns:
-        UserWarning: in the same cases as `fit`.
+        UserWarning: in the same cases as `fit`, or training gains nothing.
 
     Raises:
         NonFiniteError: a loss or a gradient is not finite.
@@ -115,7 +125,8 @@ def unsupervised(
             number, the depth is below 1, the family is unknown or has no rates, or the family does
             not take codes in parts and D has such codes.
 
-    Not claimed: that a trained network repays the cost of its training. If codes have few nonzeros,
+    Not claimed: that a trained network repays the cost of its training, or that the share of worse
+    signals is as small for signals of another distribution. If codes have few nonzeros,
     or every code must be exact, use `pursuit.lasso_batch`; `recommend` chooses between these
     methods.
 
@@ -164,7 +175,7 @@ def run_lengths(layer: Layer, steps: int) -> list[int]:
     if not isinstance(layer, lfista_cp):
         return [short] * len(layer.recipe.without_codes) + [steps]
     trials = [short] * len(fista.recipe.without_codes) + [long] * (long > short)
-    return [*trials, short, short, steps]
+    return [*trials, steps]
 
 
 def seconds_of_training(layer: Layer, signals: Signals, lam: float, steps: int) -> float:
@@ -174,7 +185,7 @@ def seconds_of_training(layer: Layer, signals: Signals, lam: float, steps: int) 
     mean of a few steps.
     """
     now, how = clock(), Run(progress=False)
-    began, problem = now(), _Problem.of(signals, lam, False)
+    began, problem = now(), _Problem.of(signals, lam, True)
     objective, data, optimizer = problem.training(layer, layer.init(None, problem.signals.D))
     loop = make_loop(objective, data, optimizer, how.shared)
     rate = layer.recipe.without_codes[0]
@@ -253,6 +264,29 @@ class _Problem(NamedTuple):
         energy = 1.0 if self.relative else self.units.signal**2
         return objective, data, _optimizer(units, energy)
 
+    def shares(self, layer: Layer, params: Unrolled) -> np.ndarray:
+        """F(x_K) / F(0) of the signals held back, signal by signal."""
+        Y, _, *own = self.signals.validation
+        D = own[0] if own else self.signals.D
+        return np.asarray(objectives_of(D, Y, codes_of(layer, params, D, Y), self.lam, True))
+
+    def optima(self) -> np.ndarray:
+        """F* / F(0) of at most _JUDGED signals held back, NaN for the others or if not certified.
+
+        Signals with dictionaries of their own have no batch solver.
+        """
+        Y, _, *own = self.signals.validation
+        best = np.full(len(Y), np.nan)
+        if own and not is_masked(own[0]):
+            return best
+        some = slice(_JUDGED)
+        mask = None if not own else np.asarray(own[0].mask[some]) > 0
+        found = lasso_batch(self.signals.D, np.asarray(Y[some]), self.lam, mask=mask)
+        D = jax.tree.map(lambda leaf: leaf[some], own[0]) if own else self.signals.D
+        values = np.asarray(objectives_of(D, Y[some], found.x, self.lam, True))
+        best[some] = np.where(np.asarray(found.converged), values, np.nan)
+        return best
+
 
 class _Run(NamedTuple):
     """One run, its result, and its last state; None if a loss or a gradient was not finite."""
@@ -266,46 +300,97 @@ def _least(runs: Sequence[_Run]) -> _Run:
     return min(runs, key=lambda run: run.tried.validation)
 
 
+class _Judge(NamedTuple):
+    """What training must not make worse: objectives of the signals held back, over F(0)."""
+
+    before: np.ndarray  # of the untrained layer
+    best: np.ndarray  # of optimal codes; NaN if not known
+
+    def gaps(self, shares: np.ndarray) -> np.ndarray:
+        """The mean, the median and the 90 % quantile of (F - F*) / F(0)."""
+        known = np.isfinite(self.best)
+        of = (shares - self.best)[known] if known.any() else shares
+        return np.array([of.mean(), *np.quantile(of, (0.5, 0.9))])
+
+    def raised(self, shares: np.ndarray) -> float:
+        """The share of the signals that are worse."""
+        return float(np.mean(shares - self.before > _WORSE))
+
+    def accepts(self, shares: np.ndarray) -> bool:
+        rises = self.gaps(shares) - self.gaps(self.before)
+        most = max(_MOST, 1 / len(shares))
+        return self.raised(shares) <= most and bool((rises <= _NOTHING).all())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the untrained layer leaves nothing to gain."""
+        return bool(np.isfinite(self.best).any()) and self.gaps(self.before)[0] <= _NOTHING
+
+
 def _by_family(problem: _Problem, layer: Layer, steps: int, how: Run) -> Fit:
-    key, lam, atoms = problem.signals.key, problem.lam, problem.signals.D
-    few = trained_layer("fista", layer.depth, lam)
+    key, atoms = problem.signals.key, problem.signals.D
+    few = trained_layer("fista", layer.depth, problem.lam)
+    layer = few if isinstance(layer, fista) else layer
+    start = layer.init(key, atoms)
+    judge = _Judge(problem.shares(layer, start), problem.optima())
+    if steps and judge.is_done:
+        checks.warn(
+            f"{_NAME}: training gains nothing: on the signals held back, the untrained {layer!r} "
+            f"is within {_NOTHING:g} F(0) of the optimum in the mean"
+        )
+        steps = 0
     if not isinstance(layer, lfista_cp):
-        layer = few if isinstance(layer, fista) else layer
-        return _few_numbers(problem, layer, layer.init(key, atoms), steps, how)
-    short, plain = min(_TRIAL, steps), few.init(None, atoms)
-    lengths = short, min(_LONG, steps)
-    _, runs = _trials(problem.training(few, plain), few.recipe.without_codes, lengths, how)
-    best = _least(runs).fit.best
-    starts = {"fista": layer.from_fista(best, atoms), "init": layer.init(None, atoms)}
-    fit = _many_numbers(problem, layer, starts, short, steps, how)
+        return _trained(problem, layer, {"init": start}, steps, how, judge)
+    lengths = min(_TRIAL, steps), min(_LONG, steps)
+    training = problem.training(few, few.init(None, atoms))
+    _, runs = _trials(training, few.recipe.without_codes, lengths, how)
+    starts = {"fista": layer.from_fista(_least(runs).fit.best, atoms), "init": start}
+    fit = _trained(problem, layer, starts, steps, how, judge)
     seconds = fit.seconds + sum(run.fit.seconds for run in runs)
     return fit.replace(tried=(*(run.tried for run in runs), *fit.tried), seconds=seconds)
 
 
-def _few_numbers(
+def _trained(
     problem: _Problem,
     layer: Layer,
-    start: Unrolled,
+    starts: dict[str, Unrolled],
     steps: int,
     how: Run,
+    judge: _Judge,
 ) -> Fit:
-    """Train a layer of few numbers: short runs at its rates, and a run at the best rate.
+    """Train a layer from the best start: short runs at its rates, and a run at the best rate.
 
-    The result is that of the run with the least loss, which comes last in `tried`.
+    The result is the accepted run with the least loss, which comes last in `tried`.
     """
-    training = problem.training(layer, start)
-    rates = layer.recipe.without_codes
-    loop, runs = _trials(training, rates, (min(_TRIAL, steps), 0), how)
-    best, rate = _least(runs), _least(runs).tried.rate
+    losses = {name: problem.shares(layer, start).mean() for name, start in starts.items()}
+    name = min(losses, key=lambda name: losses[name])
+    start = starts[name]
+    training, rates = problem.training(layer, start), layer.recipe.without_codes
+    short = min(_TRIAL, steps)
+    loop, runs = _trials(training, rates if steps and len(rates) > 1 else (), (short, 0), how, name)
+    rate = _least(runs).tried.rate if runs else rates[0]
     seen = how.checkpoint is not None or how.log is not None or len(tuple(how.callbacks)) > 1
-    if steps <= _TRIAL and best.state is not None and not seen:  # the last run is the best trial
-        warn_of(loop, best.state)
-        return _chosen(best, runs)
-    enter = partial(_entered, start=split(start, problem.signals.D)[0], rate=rate, steps=steps)
-    config = {"lam": problem.lam, "steps": steps}
-    fit = run_stages(*training, how, steps, [Stage(enter=enter)], config, loop)
-    last = _Run(Tried(layer.family, "init", rate, steps, fit.judged["best"]), fit)
-    return _chosen(_least([last, *runs]), [*runs, last])  # `last` if another has the same loss
+    if runs and steps <= _TRIAL and (state := _least(runs).state) is not None and not seen:
+        warn_of(loop, state)  # the last run is the best trial
+    else:
+        enter = partial(_entered, start=split(start, problem.signals.D)[0], rate=rate, steps=steps)
+        config = {"lam": problem.lam, "steps": steps}
+        fit = run_stages(*training, how, steps, [Stage(enter=enter)], config, loop)
+        last = _Run(Tried(layer.family, name, rate, steps, fit.judged["best"]), fit)
+        runs = [last, *runs]  # `last` if another has the same loss
+    accepted = [run for run in runs if judge.accepts(problem.shares(layer, run.fit.best))]
+    if not accepted:
+        checks.warn(
+            f"{_NAME}: training gains nothing: each run makes more than {100 * _MOST:g} % of the "
+            "signals held back worse, or raises a quantile of their gaps; the result is the "
+            f"untrained {layer!r}"
+        )
+        whole = problem.training(layer, layer.init(problem.signals.key, problem.signals.D))
+        accepted = _trials(whole, rates[:1], (0, 0), how)[1]
+        runs = [*runs, *accepted]
+    best = _least(accepted)
+    raised = judge.raised(problem.shares(layer, best.fit.best))
+    return _chosen(best, runs).replace(raised=raised)
 
 
 def _chosen(best: _Run, runs: list[_Run]) -> Fit:
@@ -323,6 +408,7 @@ def _trials(
     rates: tuple[float, ...],
     lengths: tuple[int, int],
     how: Run,
+    name: str = "init",
 ) -> tuple[Loop, list[_Run]]:
     """The compiled loop; short runs at all rates, and a long run at the best rate."""
     objective, data, _ = training
@@ -342,52 +428,13 @@ def _trials(
                 fit = error.fit
             arrays = {name: getattr(fit, name) for name in ("params", "best", "D")}
             fit = fit.replace(**loop.processes.local(arrays))
-            runs.append(_Run(Tried(family, "init", rate, steps, fit.judged["best"]), fit, state))
+            runs.append(_Run(Tried(family, name, rate, steps, fit.judged["best"]), fit, state))
 
         for rate in rates:
             train(rate, short)
         if long > short:  # otherwise the run repeats an earlier run
             train(_least(runs).tried.rate, long)
     return loop, runs
-
-
-def _many_numbers(
-    problem: _Problem,
-    layer: Layer,
-    starts: dict[str, Unrolled],
-    short: int,
-    steps: int,
-    how: Run,
-) -> Fit:
-    """Train a layer: one stage from each start, and a last stage from the best start."""
-    (rate,) = layer.recipe.without_codes
-    wholes = {name: split(start, problem.signals.D)[0] for name, start in starts.items()}
-
-    def trials(records: Sequence[Record]) -> list[Tried]:
-        return [
-            Tried(layer.family, name, rate, short, _least_of(records, stage))
-            for stage, name in enumerate(starts)
-        ]
-
-    def enter(loop: Loop, state: Progress) -> Progress:
-        best = min(trials(state.records), key=lambda trial: trial.validation)
-        return _entered(loop, state, wholes[best.start], rate, steps)
-
-    stages = [
-        Stage(enter=partial(_entered, start=start, rate=rate, steps=short), steps=short)
-        for start in wholes.values()
-    ]
-    training = problem.training(layer, next(iter(starts.values())))
-    config = {"lam": problem.lam, "steps": steps}
-    fit = run_stages(*training, how, steps, [*stages, Stage(enter=enter)], config)
-    tried = trials(fit.history.records)
-    best = min(tried, key=lambda trial: trial.validation)
-    last = best.replace(steps=steps, validation=fit.judged["best"])
-    return fit.replace(tried=(*tried, last))
-
-
-def _least_of(records: Sequence[Record], stage: int) -> float:
-    return min(record.validation for record in records if record.stage == stage)
 
 
 class Falling(NamedTuple):

@@ -17,12 +17,13 @@ class Candidate(Result):
 
     method: str  # the name of the method, or the family of an untrained layer
     K: int | None  # number of steps of a layer
-    microseconds: float  # per signal: CPU time of this process, or on an accelerator by the clock
+    microseconds: float  # per further signal: CPU time of this process, or the clock's if no CPU
     mean: float  # the mean gap
     median: float  # the median gap
     worst: float  # the largest gap
     spread: float  # the longest of the repeated timings divided by the shortest
     training: float = 0.0  # seconds of the training
+    fixed: float = 0.0  # seconds of a call for any number of signals, initial params included
 
     def text(self) -> str:
         """The method in words.
@@ -35,22 +36,32 @@ class Candidate(Result):
             return self.method
         return f"{'' if self.training else 'untrained '}{self.method} with {self.K} steps"
 
+    def seconds(self, signals: float) -> float:
+        """The seconds of one call for this number of signals, without training.
+
+        Example:
+            >>> ur.training.Candidate("fista", 8, 2.0, 0.1, 0.1, 0.2, 1.0, fixed=0.5).seconds(10**6)
+            2.5
+        """
+        return self.fixed + 1e-6 * self.microseconds * signals
+
     def repaid(self, other: "Candidate") -> float:
         """The number of signals after which the training has saved the time that it took, next to
         a method without training.
         """
-        return repaid_after(1e6 * self.training, other.microseconds, self.microseconds)
+        spent = max(0.0, self.training + self.fixed - other.fixed)
+        return repaid_after(1e6 * spent, other.microseconds, self.microseconds)
 
 
-def cheapest(rows: Sequence[Candidate], gap: float) -> Candidate:
+def cheapest(rows: Sequence[Candidate], gap: float, signals: int | None = None) -> Candidate:
     """The cheapest method without training within a mean gap, or else the exact solver.
 
-    Solvers of other packages do not count.
+    Solvers of other packages do not count. If `signals` is None, only the time per signal counts.
     """
     own = [row for row in rows if row.K is not None or row.method == LASSO_BATCH]
     own = [row for row in own if not row.training]
     within = [row for row in own if row.mean <= gap] or own[:1]
-    return min(within, key=lambda row: row.microseconds)
+    return min(within, key=lambda of: of.seconds(signals) if signals else of.microseconds)
 
 
 def verdict(
@@ -67,7 +78,7 @@ def verdict(
         signals: number of signals to code; None if no training is planned.
         predicted: what training could reach; None if training could gain nothing.
     """
-    best = cheapest(rows, gap)
+    best = cheapest(rows, gap, signals)
     trained = [row for row in rows if row.training and row.mean <= gap]
     if trained:
         gain = _measured(min(trained, key=lambda row: row.microseconds), best)
@@ -76,13 +87,20 @@ def verdict(
     else:
         gain = "We expect no gain from training: no network within this gap would take less time."
         gain *= signals is not None
-    return " ".join(filter(None, [_costs(rows, best, gap), gain, _doubt(rows)]))
+    whole = f"{signals:,} signals should take {short(best.seconds(signals))} s." if signals else ""
+    return " ".join(filter(None, [_costs(rows, best, gap), whole, gain, _doubt(rows)]))
+
+
+def _time(row: Candidate, unit: str = " per signal") -> str:
+    """The fixed time and the time per signal in words."""
+    fixed = f"{short(row.fixed)} s + " if row.fixed else ""
+    return f"{fixed}{short(row.microseconds)} microseconds{unit}"
 
 
 def _costs(rows: Sequence[Candidate], best: Candidate, gap: float) -> str:
     """The costs of the best method without training and of exact codes."""
     exact = rows[0]
-    text = f"Exact codes ({exact.method}) take {short(exact.microseconds)} microseconds per signal."
+    text = f"Exact codes ({exact.method}) take {_time(exact)}."
     if best is exact:
         return (
             f"{text} No untrained layer that costs less has a mean gap (F - F*) / F* within "
@@ -90,8 +108,8 @@ def _costs(rows: Sequence[Candidate], best: Candidate, gap: float) -> str:
         )
     name, worst = best.text(), "" if math.isnan(best.worst) else f", {best.worst:.1e} at worst"
     return (
-        f"{text} {name[0].upper()}{name[1:]} takes {short(best.microseconds)} microseconds and "
-        f"ends at a mean gap (F - F*) / F* of {best.mean:.1e}{worst}."
+        f"{text} {name[0].upper()}{name[1:]} takes {_time(best, '')} and ends at a mean gap "
+        f"(F - F*) / F* of {best.mean:.1e}{worst}."
     )
 
 
@@ -100,9 +118,10 @@ def _predicted(training: Candidate, best: Candidate, signals: int) -> str:
     repaid = training.repaid(best)
     about = "about" if signals > repaid else "at least"
     return (
-        f"Trained, {training.method} with {training.K} steps should be as near as it is with "
-        f"{2 * (training.K or 0)} steps untrained, and take {short(training.microseconds)} "
-        f"microseconds instead of {short(best.microseconds)}. The training would take {about} "
+        f"Untrained, {training.method} with {2 * (training.K or 0)} steps is within this gap. We "
+        f"expect that training brings {training.K} steps within it, too, but measured no trained "
+        f"network. They would take {short(training.microseconds)} microseconds instead of "
+        f"{short(best.microseconds)}. The training would take {about} "
         f"{short(training.training)} s, and be repaid after {_count(repaid)} signals"
         f"{'' if signals > repaid else ' or more'}; there are {signals:,} signals to code."
     )

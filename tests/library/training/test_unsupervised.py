@@ -29,7 +29,7 @@ M, N, K, LAM = 12, 20, 3, 0.1
 rng = np.random.default_rng(0)
 D = rng.normal(size=(M, N)).astype("f")
 D /= np.linalg.norm(D, axis=0)
-X = (rng.normal(size=(640, N)) * (rng.random((640, N)) < 0.1)).astype("f")
+X = (rng.normal(size=(640, N)) * (rng.random((640, N)) < 0.3)).astype("f")
 Y = X @ D.T + 0.02 * rng.normal(size=(640, M)).astype("f")
 Y, UNSEEN = Y[:600], Y[600:]
 
@@ -37,6 +37,11 @@ Y, UNSEEN = Y[:600], Y[600:]
 def objectives(layer, params, D=D, Y=UNSEEN, lam=LAM):
     codes = jax.jit(jax.vmap(layer.apply, (None, None, 0)))(params, D, Y)
     return np.asarray(jax.vmap(ur.pursuit.lasso_objective, (None, 0, 0, None))(D, Y, codes, lam))
+
+
+def relative(layer, params, Y=Y[-60:]):
+    """F / F(0) of the signals held back."""
+    return objectives(layer, params, Y=Y) / (Y**2).sum(1) * 2
 
 
 # From the numbers of FISTA to weights
@@ -89,23 +94,53 @@ def test_the_recipe_chooses_by_signals_held_back(trained, family):
     guard = LAM if family == "fista" else None
     assert fit.model == ur.layers.FAMILIES[family](K, lam=LAM, guard=guard)
     *trials, last = fit.tried
+    assert (last.family, last.steps) == (family, 120)
+    assert last.validation == fit.judged["best"] == min(each.validation for each in fit.tried)
     if family == "lfista_cp":
-        *few, of_fista, of_init = trials
-        assert {each.family for each in few} == {"fista"} and last.validation <= few[-1].validation
-        trials = of_fista, of_init
-        assert [each.start for each in trials] == ["fista", "init"]
-    assert {each.family for each in (*trials, last)} == {family}
-    if family == "lfista_cp":
-        best = min(trials, key=lambda trial: trial.validation)
-        assert (last.start, last.rate, last.steps) == (best.start, best.rate, 120)
-        assert last.validation <= best.validation
-    else:  # with at most 300 steps the best trial is the last run
-        assert len({each.rate for each in fit.tried}) == len(fit.tried)
-        assert last.validation == min(each.validation for each in fit.tried)
-    assert last.validation == fit.judged["best"]
-    held_back = objectives(fit.model, fit.best, Y=Y[-60:]).mean()
+        assert {each.family for each in trials} == {"fista"} and last.start == "fista"
+    else:
+        assert {(each.family, each.start) for each in fit.tried} == {(family, "init")}
+        assert last.rate == min(trials, key=lambda trial: trial.validation).rate
+    held_back = relative(fit.model, fit.best).mean()
     assert held_back == pytest.approx(fit.judged["best"], rel=1e-5)
     assert fit.judged["best"] < fit.judged["first"]
+    rise = relative(fit.model, fit.best) - relative(fit.model, fit.model.init(None, D))
+    assert fit.raised == np.mean(rise > 1e-3) and "of the signals worse" in repr(fit)
+
+
+@pytest.mark.parametrize(
+    ("signals", "worse", "rise", "accepted"),
+    [(99, 1, 0.1, True), (99, 2, 0.1, False), (300, 3, 0.1, True), (300, 4, 0.1, False)]
+    + [(300, 300, 9e-4, False), (2, 1, 0.2, False)],  # the mean rises
+)
+def test_a_run_may_make_one_signal_in_a_hundred_worse_and_raise_no_quantile(
+    signals, worse, rise, accepted
+):
+    """All other signals gain 0.01 F(0)."""
+    before = np.full(signals, 0.5)
+    after = before + np.where(np.arange(signals) < worse, rise, -0.01)
+    judge = _unsupervised._Judge(before, np.full(signals, 0.1))
+    assert judge.accepts(after) == accepted
+    assert judge.raised(after) == (worse / signals if rise > 1e-3 else 0)
+
+
+FEWER = X * (np.random.default_rng(1).random(X.shape) < 0.3)  # 2 nonzeros in a code instead of 6
+FEWER = (FEWER[FEWER.any(1)] @ D.T).astype("f")
+
+
+@pytest.mark.parametrize(
+    ("D", "Y", "reason", "runs"),
+    [(D, FEWER, "each run makes more", 5), (np.eye(M, dtype="f"), Y, "is within 1e-05", 1)],
+    ids=["worse", "at the optimum"],
+)
+def test_training_that_gains_nothing_returns_the_untrained_layer_and_says_so(D, Y, reason, runs):
+    """Of 53 signals held back, each of four runs makes 2 to 4 worse; the mean gap falls."""
+    with pytest.warns(UserWarning, match=f"training gains nothing: .*{reason}") as told:
+        fit = unsupervised(D, Y, LAM, K, family="fista", **(QUICK | {"steps": 100}))
+    assert len(told) == 1 and len(fit.tried) == runs
+    assert (fit.tried[-1].steps, fit.raised) == (0, 0)
+    assert all(each.validation < fit.judged["first"] for each in fit.tried[:-1])
+    chex.assert_trees_all_equal(fit.best, fit.model.init(None, D))
 
 
 @pytest.mark.few(1)
@@ -120,7 +155,7 @@ def test_the_recipe_comes_nearer_on_unseen_signals_than_fista_and_never_above_ze
 
 def test_a_trial_with_a_smaller_loss_than_the_last_run_is_the_result(trained, monkeypatch):
     """The last run stays at its start: it takes no step, as if all of its steps had gone wrong."""
-    run_stages, (*trials, best) = _unsupervised.run_stages, trained().tried
+    run_stages, (*trials, _) = _unsupervised.run_stages, trained().tried
 
     def without_steps(*arguments):
         *others, steps, stages, config, loop = arguments
@@ -129,17 +164,19 @@ def test_a_trial_with_a_smaller_loss_than_the_last_run_is_the_result(trained, mo
     monkeypatch.setattr(_unsupervised, "run_stages", without_steps)
     fit = unsupervised(D, Y, LAM, K, callbacks=[lambda record, params: None], **QUICK)
     *others, last = fit.tried
-    assert last == best and set(trials) <= set(others)
+    assert last == min(trials, key=lambda trial: trial.validation) and {*trials} == {
+        *others[1:],
+        last,
+    }
     assert last.validation == fit.judged["best"] < min(each.validation for each in others)
-    assert others[-1].validation == trained().judged["first"]
-    assert fit.history.records[-1].step == 120
-    held_back = objectives(fit.model, fit.best, Y=Y[-60:]).mean()
-    assert held_back == pytest.approx(fit.judged["best"], rel=1e-5)
+    assert others[0].validation == trained().judged["first"]
+    assert fit.history.records[-1].step == 100
 
 
 def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(trained, monkeypatch):
     """Bit for bit; `seconds` has the time of all runs, and one bar counts their steps."""
-    once, shown, bar = trained(), [], _unsupervised.bar
+    quick, shown, bar = QUICK | {"steps": 80}, [], _unsupervised.bar
+    once = unsupervised(D, Y, LAM, K, **quick)
 
     @contextlib.contextmanager
     def counted(steps, progress):
@@ -149,31 +186,29 @@ def test_the_best_trial_is_the_last_run_unless_something_must_see_that_run(train
 
     monkeypatch.setattr(_unsupervised, "bar", counted)
     records = []
-    again = unsupervised(D, Y, LAM, K, callbacks=[lambda r, _: records.append(r)], **QUICK)
+    again = unsupervised(D, Y, LAM, K, callbacks=[lambda r, _: records.append(r)], **quick)
     chex.assert_trees_all_equal(again.best, once.best)
     assert again.tried == once.tried and len(once.tried) == 3  # the last run repeats a trial
-    assert [record.step for record in records] == [0, 50, 100, 120]
-    assert shown == [4 * 120] + 4 * [0, 50, 100, 120]
-    assert _unsupervised.run_lengths(ur.lfista_cp(K), 2000) == [300] * 4 + [1500, 300, 300, 2000]
+    assert [record.step for record in records] == [0, 50, 80]
+    assert shown == [4 * 80] + 4 * [0, 50, 80]
+    assert _unsupervised.run_lengths(ur.lfista_cp(K), 2000) == [100] * 4 + [500, 2000]
+    assert _unsupervised.run_lengths(ur.layers.bcd(K), 2000) == [100] * 3 + [2000]
     assert again.seconds > again.history.records[-1].seconds > 0
 
 
 @pytest.mark.slow
 def test_signals_of_unequal_size_count_alike_if_the_loss_is_relative():
-    """Each loss is smaller for the run that minimises it; fewer signals become worse."""
+    """Each loss is smaller for the run that minimises it."""
     sizes, lam = np.where(np.arange(600) % 2, 8, 0.5)[:, None].astype("f"), 0.05
     large, unseen = sizes * Y, sizes[:40] * UNSEEN
-    layer, zero = ur.layers.bcd(K, lam=lam), np.sum(unseen**2, 1) / 2
-    start = objectives(layer, layer.init(None, D), Y=unseen, lam=lam)
-    values, shares, worse = {}, {}, {}
+    zero = np.sum(unseen**2, 1) / 2
+    values, shares = {}, {}
     for relative in (False, True):
         fit = unsupervised(D, large, lam, K, key=0, steps=200, relative=relative)
         found = objectives(fit.model, fit.best, Y=unseen, lam=lam)
         values[relative], shares[relative] = found.mean(), (found / zero).mean()
-        worse[relative] = np.mean(found > start * (1 + 1e-5))
         assert relative == (fit.judged["zero"] == pytest.approx(1))
     assert values[False] < values[True] and shares[True] < shares[False]
-    assert worse[True] < worse[False]
 
 
 @pytest.mark.few(1)
@@ -195,11 +230,11 @@ def test_units_scale_the_params_and_nothing_else(trained, family):
         theta = signal / atom
     np.testing.assert_allclose(params.steps.theta / theta, expected.steps.theta, atol=1e-6)
     np.testing.assert_allclose(params.steps.beta, expected.steps.beta, atol=1e-6)
-    assert again.judged["best"] == pytest.approx(whole.judged["best"] * signal**2, rel=1e-5)
+    assert again.judged["best"] == pytest.approx(whole.judged["best"], rel=1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "at"), [("bcd", (0, 20)), ("lfista_cp", (2, 100))])
+@pytest.mark.parametrize(("family", "at"), [("bcd", (0, 20)), ("lfista_cp", (0, 20))])
 def test_a_run_that_was_stopped_resumes_bit_for_bit(family, at, tmp_path):
     options = dict(key=0, steps=40, family=family, evaluate_every=10, progress=False)
     whole = unsupervised(D, Y, LAM, K, checkpoint=tmp_path / "whole", **options)
@@ -243,7 +278,8 @@ def test_a_mask_trains_on_the_known_entries_alone(family):
     each = known[-60:, :, None] * D, (known * Y)[-60:]
     codes = jax.jit(jax.vmap(fit.model.apply, (None, 0, 0)))(fit.best, *each)
     F = jax.vmap(ur.pursuit.lasso_objective, (0, 0, 0, None))(*each, codes, LAM)
-    assert np.mean(F) == pytest.approx(fit.judged["best"], rel=1e-5)
+    zero = np.sum(each[1] ** 2, 1) / 2
+    assert np.mean(F / zero) == pytest.approx(fit.judged["best"], rel=1e-5)
     assert fit.judged["best"] < min(fit.judged["ista"], fit.judged["zero"])
 
 
@@ -339,6 +375,36 @@ def test_the_cheapest_method_within_the_gap_is_chosen_training_included(
     assert why in advice.why and advice.rows == ROWS and "not sure" not in advice.why
 
 
+@pytest.mark.parametrize(
+    ("signals", "method", "seconds"), [(10_000, "fista", "0.1 s"), (40_000, "lasso_batch", "0.34")]
+)
+def test_the_choice_is_made_at_the_number_of_signals(priced, signals, method, seconds):
+    """A fixed cost of 0.3 s is repaid after 0.3 s / (10 - 1) us = 33,333 signals."""
+    exact = EXACT.replace(microseconds=1.0, fixed=0.3)
+    priced((exact, candidate("fista", 8, 10.0, 1e-4)))
+    advice = recommend(D, Y[:20], lam=0.1, signals=signals)
+    assert advice.method == method and "take 0.3 s + 1 microseconds per signal" in advice.why
+    assert f"{signals:,} signals should take {seconds}" in advice.why
+
+
+def test_a_cost_is_that_of_a_call_and_that_of_each_signal(monkeypatch):
+    """Timings of 0.25 s and 10 us for each signal give these numbers back; initial params add."""
+
+    def timed(calls):
+        sizes = {name: len(call()) for name, call in calls.items()}
+        return {
+            name: types.SimpleNamespace(seconds=0.25 + 1e-5 * n, spread=1.0)
+            for name, n in sizes.items()
+        }
+
+    monkeypatch.setattr(_candidates, "in_turns", timed)
+    sample = _candidates.Sample.of(jnp.asarray(D), Y[:40], LAM, None)
+    exact, *layers = _candidates.measured(sample, 1e-2)
+    assert [row.microseconds for row in (exact, *layers)] == pytest.approx([10] * (1 + len(layers)))
+    assert exact.fixed == pytest.approx(0.25) and exact.seconds(10**6) == pytest.approx(10.25)
+    assert len(layers) > 1 and all(row.fixed > exact.fixed for row in layers)
+
+
 def test_a_gap_that_the_dtype_cannot_prove_is_told(priced):
     """`tol` is compared with 4 eps: 5e-7 in float32, 4e-3 in float16, 9e-16 in float64."""
     assert "converged" not in recommend(D, Y[:20], lam=0.1, gap=1e-5).why
@@ -402,7 +468,7 @@ def test_the_recommended_row_is_the_cheapest_within_the_gap():
     """By the rows that the advice returns; its gaps are those of an independent computation."""
     advice = measured_advice()
     within = [row for row in advice.rows if row.mean <= 1e-2]
-    best = min(within, key=lambda row: row.microseconds)
+    best = min(within, key=lambda row: row.seconds(10))
     assert (advice.method, getattr(advice.layer, "depth", None)) == (best.method, best.K)
     exact = np.asarray(ur.pursuit.lasso_batch(D.astype(float), Y[:40].astype(float), 0.1).x, float)
 
@@ -441,7 +507,7 @@ def test_the_seconds_of_training_count_all_steps_of_the_recipe(monkeypatch):
     monkeypatch.setattr(_unsupervised, "clock", lambda: lambda: float(next(ticks)))
     signals = ur.training.Signals.of(D, Y, 0)
     layer = _unsupervised.trained_layer("bcd", 2, 0.1)
-    assert _unsupervised.seconds_of_training(layer, signals, 0.1, 300) == 1 + 3 * 300 / 5
+    assert _unsupervised.seconds_of_training(layer, signals, 0.1, 300) == 1 + (3 * 100 + 300) / 5
 
 
 @pytest.mark.parametrize("kind", ["mask", "Conv", "Complex", "Joint"])
@@ -530,6 +596,26 @@ def test_with_known_codes_a_lam_gives_the_error_of_the_lasso_that_they_compete_w
     assert "12,345 signals to code" in recommend(D, signals, KNOWN, signals=12_345).case
     tiny = [1e-150 * np.float64(array) for array in (signals, KNOWN)]
     assert f"have an NMSE of {nmse:.1f} dB" in recommend(np.float64(D), *tiny, lam=2e-151).why
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["signals", "codes"])
+def test_zero_atoms_are_named_once_and_change_nothing_else(priced, known):
+    """lam of the noise, coherence and method are those of the dictionary without these atoms."""
+    priced((EXACT,))
+    dead = np.insert(D, [3, 7], 0, axis=1)
+    codes = (KNOWN, np.insert(KNOWN, [3, 7], 0, axis=1)) if known else (None, None)
+    signals = KNOWN[: None if known else 20] @ D.T
+    whole, advice = (
+        recommend(A, signals, Z, noise=0.1) for A, Z in zip((D, dead), codes, strict=True)
+    )
+    told = " Atoms [3, 8] are zero, and no method chooses them."
+    assert advice.case.count(told) == 1 and "are zero" not in whole.case
+    coherence = f"coherence {_coherence(D)[0]:.2f};"
+    assert coherence in advice.case and coherence in whole.case
+    assert (advice.method, advice.lam) == (whole.method, whole.lam)
+    if not known:
+        masked = recommend(dead, signals, noise=0.1, mask=np.ones(M, bool))
+        assert masked.lam == advice.lam and not np.asarray(advice.fit().x)[:, [3, 8]].any()
 
 
 def test_codes_of_few_signals_are_not_enough_to_train_for(priced):
