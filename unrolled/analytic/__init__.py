@@ -12,6 +12,7 @@ from unrolled.analytic._params import *
 from unrolled.analytic._params import stored_thresholds
 from unrolled.analytic._sample import *
 from unrolled.analytic._schedules import *
+from unrolled.analytic._schedules import bound_remark
 from unrolled.theory import frobenius_weights as frobenius_weights
 from unrolled.theory import minimax_weights as minimax_weights
 

@@ -23,7 +23,6 @@ __all__ = [
     "WeightsRow",
     "WeightsTable",
     "block_schedule",
-    "bound_remark",
     "certified_weights",
     "chain_schedules",
     "plan",
