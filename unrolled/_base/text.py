@@ -139,6 +139,9 @@ def latex(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+_HEAD = 8  # characters that a line of a head may always have
+
+
 def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table for a terminal: words begin, and numbers end, at one place of a column.
 
@@ -147,10 +150,9 @@ def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     Example:
         >>> from unrolled._base.text import aligned
         >>> print(aligned(["method", "NMSE dB"], [["ISTA", "-9.5"], ["FISTA", "-10.5"]]))
-                 NMSE
-        method     dB
-        ISTA     -9.5
-        FISTA   -10.5
+        method  NMSE dB
+        ISTA       -9.5
+        FISTA     -10.5
     """
     rows = [list(row) for row in rows]
     heads = [_broken(name, [row[i] for row in rows]) for i, name in enumerate(columns)]
@@ -171,7 +173,7 @@ def aligned(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _broken(name: str, cells: Sequence[str]) -> list[str]:
     """The lines of a head, as wide as its longest word or the cells below it."""
     widest = max(map(len, [*name.split(), *cells]), default=1)
-    return textwrap.wrap(name, widest) or [""]
+    return textwrap.wrap(name, max(widest, _HEAD)) or [""]
 
 
 def comma_separated(columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
