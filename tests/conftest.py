@@ -74,7 +74,9 @@ def pytest_configure(config):
     Other processes, and later runs, load what one process has compiled; the cache of the user's own
     commands is left alone. `UNROLLED_CACHE` names a folder that several clones share.
     """
-    config.addinivalue_line("filterwarnings", "ignore:fit. training made nothing better")
+    config.addinivalue_line(
+        "filterwarnings", "ignore:(fit|unsupervised). training made nothing better"
+    )
     if not config.pluginmanager.hasplugin("cacheprovider"):
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of commands in other processes
         jax.config.update("jax_enable_compilation_cache", False)

@@ -316,5 +316,6 @@ CHAINS = {f"networks.{name}.init": len(Ds) for name, (_, Ds) in NETWORKS.items()
 CHAINS |= {"networks.mixed_scale": 2}
 MOST_OF = {f"products, {name}": 4 for name in STRUCTURED}  # of four products
 # Of functions of the library: the optimum, ISTA, the codes and the guarantees of a method; the
-# minimax weights and what a table says of each kind.
-CHAINS |= {"comparison.compare": 6, "analytic.weights_table": 2}
+# minimax weights and what a table says of each kind; the greedy search, searches on few and on all
+# signals, the schedule of theory, and what compares them.
+CHAINS |= {"comparison.compare": 6, "analytic.weights_table": 2, "analytic.calibrate": 3}

@@ -430,8 +430,8 @@ LAYOUTS = {
 }
 REFUSED = "masked", "object"
 FEW = "Fortran order", "big-endian", "masked"  # for calls that take longer than a second
-# Of functions that change an argument in place, a second call differs.
-IN_PLACE = ("nnx.fit",)
+# A second call differs if the function changes an argument in place; `like` has the saved dtypes.
+IN_PLACE = "nnx.fit", "training.restore_tree"
 
 
 def in_layout(value, layout):

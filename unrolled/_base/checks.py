@@ -460,7 +460,7 @@ def common_dtype(*trees: Any) -> np.dtype:
     Python numbers take the dtype of the arrays.
     """
     arrays = (leaf for leaf in jax.tree.leaves(trees) if hasattr(leaf, "dtype"))
-    leaves = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    leaves = [as_array(leaf) for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*(leaves or [float]))
 

@@ -174,6 +174,9 @@ def _unit(p, D: Dictionary, Y: Array, X: Any) -> Array:
     return _largest_entry(D, Y, X)
 
 
+_unit_of = jax.jit(_unit)
+
+
 def _largest_entry(D: Dictionary, Y: Array, X: Any) -> Array:
     """The largest entry of X or, if X is None, of the best codes with one nonzero."""
     if X is not None:
@@ -207,6 +210,9 @@ def scaled(params: Unrolled, pair: Array) -> Unrolled:
     names = threshold_names(params.steps)
     thetas = {name: times(jnp.asarray(getattr(params.steps, name))) for name in names}
     return params._replace(steps=params.steps._replace(**thetas))
+
+
+_scaled_by = jax.jit(scaled)
 
 
 def _best(layer, params, D, Y, X, judge: Loss, pairs) -> tuple[np.ndarray, float]:
@@ -244,7 +250,7 @@ def searched(layer, bases: Sequence[Unrolled], D, Y, X, judge: Loss, axes) -> Un
         for at, (_, width, n) in zip(tried[i][0], axes)
     ]
     pair, _ = _best(layer, bases[i], D, Y, X, judge, _grid(finer))
-    return scaled(bases[i], jnp.asarray(pair))
+    return _scaled_by(bases[i], pair)
 
 
 def of_theorem(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any) -> list[Unrolled]:
@@ -255,11 +261,8 @@ def of_theorem(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any) 
     layer = dataclasses.replace(layer, guard=None)  # a guard does not change the step
     if layer.from_theory is None or not layer.is_coupled or dictionaries.block_of(D) > 1:
         return []
-    p = jax.tree.map(lambda rows: rows[0], params.steps)
-    W = layer.weights(params.shared, p, D).W
-    mu_W: Any = coherence(W, D).mu_W
-    eta = float(jnp.max(jnp.abs(1 - diagonal(W, D))))
-    largest, mu, size = max_sparsity(mu_W, D.shape[1]), float(mu_W), float(_unit(p, D, Y, X))
+    mu, eta, size = map(float, _of_schedule(layer, params, D, Y, X))
+    largest = max_sparsity(mu, D.shape[1])
     rates = [(s, (2 * s - 1) * mu + eta) for s in (largest - 1, largest)]
     pairs = [
         (math.log(mu * s * bound * size), (layer.depth - 1) * math.log(r))
@@ -267,8 +270,23 @@ def of_theorem(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any) 
         for bound in _BOUNDS
         if s > 0 and mu * size > 0 and r < 1
     ]
-    base = params._replace(steps=_with(params.steps, 1, 1))
-    return [scaled(base, jnp.asarray(pair, Y.dtype)) for pair in pairs]
+    base = _at_unit(params, np.ones((), Y.dtype), True)
+    return [_scaled_by(base, np.asarray(pair, Y.dtype)) for pair in pairs]
+
+
+@partial(jax.jit, static_argnums=0)
+def _of_schedule(layer: Layer, params: Unrolled, D: Dictionary, Y: Array, X: Any) -> Any:
+    """mu_W, eta and the largest entry."""
+    p = jax.tree.map(lambda rows: rows[0], params.steps)
+    W = layer.weights(params.shared, p, D).W
+    eta = jnp.max(jnp.abs(1 - diagonal(W, D)))
+    return coherence(W, D).mu_W, eta, _unit(p, D, Y, X)
+
+
+@partial(jax.jit, static_argnums=2)
+def _at_unit(params: Unrolled, unit: Any, sizes_too: bool = False) -> Unrolled:
+    """Stacked params whose thresholds are `unit`, and whose step sizes are 1 if asked for."""
+    return params._replace(steps=_with(params.steps, unit, 1 if sizes_too else None))
 
 
 def scaled_weights(layer: Layer, params: Unrolled, D: Dictionary) -> list[Unrolled]:
@@ -476,8 +494,8 @@ def _candidates(layer, start, D, Y, X, aim: Loss) -> list[tuple[str, Unrolled]]:
         bases = [params]
         if names_with_role(params.steps, "step size"):
             bases.append(greedy_params)
-        unit = _unit(params.steps, D, Y, X)
-        bases = [base._replace(steps=_with(base.steps, unit)) for base in bases]
+        unit = _unit_of(params.steps, D, Y, X)
+        bases = [_at_unit(base, unit) for base in bases]
         found += [
             (_GREEDY, searched(layer, [greedy_params], D, Y, X, judge, _FACTOR)),
             (

@@ -85,7 +85,7 @@ def _text(name: str, ends: Mapping[str, float], result: Any) -> str:
     if not result.known:
         return f"{ends[name]:.2g}"
     share = float(result[name].curve.failure_rate[-1])
-    return f"{ends[name]:.1f} dB" + (f" ({100 * share:.2g} % failures)" if share > 0 else "")
+    return f"{ends[name]:.1f} dB" + (f" ({100 * share:.3g} % failures)" if share > 0 else "")
 
 
 def _subject(about: About) -> str:

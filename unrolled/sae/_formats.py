@@ -79,7 +79,7 @@ def _saelens(config: Mapping[str, Any], weights: Mapping[str, Any]) -> Read:
         raise ValueError(f"activation_fn_kwargs is {kwargs!r}; expected an object")
     if "scaling_factor" in weights and not np.all(np.asarray(weights["scaling_factor"]) == 1):
         raise ValueError("scaling_factor differs from 1; expected a factor that is folded")
-    # A batchtopk folder is of a training; its threshold is in units of the norms if these count.
+    # A batchtopk folder is of a run; its threshold is in units of the norms if these count.
     norms = "rescale_acts_by_decoder_norm"
     by_norms = flag(config, norms, None if kind == "batchtopk" else False)
     by_norms = by_norms and kind in ("topk", "batchtopk")

@@ -40,14 +40,11 @@ def test_the_correction_of_message_passing_is_worth_many_decibels():
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_users_compile")
 def test_calibrated_it_goes_further_without_a_gradient():
-    """On 256 signals: ratios of sums of -72.9 to -80.1 dB and means of -102 to -116, where a few
-    hard signals of the sample decide. (With 512 signals, -84.8 and -103.7 for the first.)
-    """
+    """By the ratio of sums, which `calibrate` lowers: -61 dB is what learned ALISTA-SS reaches."""
     D, Y, X = bench(0)
     layer = layers.alista_at(DEPTH, onsager=True)
     params = analytic.calibrate(layer, layer.init(None, D), D, *problems.sampler(D, 256)(100))
-    ratio, mean = decibels(layer, params, D, Y, X)
-    assert ratio < -68 and mean < -95
+    assert decibels(layer, params, D, Y, X)[0] < -75
 
 
 def bench(seed, snr=np.inf, kappa=None, signals=500):

@@ -230,7 +230,9 @@ def test_codes_that_are_all_zero_have_no_precision():
     methods = {"ISTA": (ur.layers.ista(K), ur.analytic.ista(D, 0.1, K)), "silent": (layer, silent)}
     result = ur.compare(methods, D, D.T, np.eye(16))
     assert np.isnan(result["silent"].curve.precision).all()
-    titles, _, *rows = ([c.strip() for c in r.split("|")] for r in result.table().splitlines())
+    titles, _, *rows = (
+        [c.strip() for c in r.split("|")] for r in result.table(all=True).splitlines()
+    )
     (row,) = [dict(zip(titles, row)) for row in rows if "silent" in row]
     assert row["precision"] == "" and row["recall"] == "0.000"
     held = json.loads(result.to_json())["methods"]["silent"]["curve"]
